@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 
-from octavo import LLM, SamplingParams
-from octavo.errors import ConfigError
-from octavo.observe.events import BlockCopied
-from tests.company import ENGINE, Company, prompt_of
-from tests.conftest import TinyFolder
+torch = pytest.importorskip("torch")
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+from octavo import LLM, SamplingParams  # noqa: E402
+from octavo.errors import ConfigError  # noqa: E402
+from octavo.observe.events import BlockCopied  # noqa: E402
+from tests.company import ENGINE, Company, prompt_of  # noqa: E402
+from tests.conftest import TinyFolder  # noqa: E402
 
 Scaled = Callable[[str], Path]
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, detokenize=False)

@@ -26,7 +26,7 @@ from octavo.kernels.triton.experts.room import Room
 from octavo.kernels.triton.experts.routing import route
 from octavo.testing.made_parameters import linear
 
-ROUTING = Routing(num_experts=128, top_k=8)
+ROUTING = Routing(num_experts=128, num_chosen=8)
 HIDDEN, INNER, LAYERS = 2048, 768, 3
 Call = Callable[[], None]
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 2048, 8192)
@@ -65,10 +65,10 @@ def experts(layer: Mixture) -> list[Experts]:
 
 def grouped(x: torch.Tensor, one: Experts, room: Room, is_gated: bool, tile: Tile | None = None) -> Call:
     """The first or the second product, on the lists that `route` has left."""
-    pairs = len(x) * ROUTING.top_k
+    pairs = len(x) * ROUTING.num_chosen
     gated, results = room.gated[: pairs * INNER].view(pairs, -1), room.results[: pairs * HIDDEN].view(pairs, -1)
     source, weight, target = (x, one.gate_up, gated) if is_gated else (gated, one.down, results)
-    gate, rows_of = (one.layer.gate, ROUTING.top_k) if is_gated else (None, 1)
+    gate, rows_of = (one.layer.gate, ROUTING.num_chosen) if is_gated else (None, 1)
     return lambda: grouped_linear(
         source, weight, None, target, room, num_pairs=pairs, rows_of=rows_of, gate=gate, tile=tile, chained=True
     )
@@ -77,10 +77,12 @@ def grouped(x: torch.Tensor, one: Experts, room: Room, is_gated: bool, tile: Til
 def launch(x: torch.Tensor, one: Experts, room: Room, is_gated: bool) -> Call:
     if len(x) > 1:
         return grouped(x, one, room, is_gated)
-    gate, out, top_k = one.layer.gate, torch.empty_like(x), ROUTING.top_k
+    gate, out, num_chosen = one.layer.gate, torch.empty_like(x), ROUTING.num_chosen
     if is_gated:
-        return lambda: one_row_gate_up(x, one.gate_up, None, room, gate, top_k=top_k, first_expert=0, chained=True)
-    return lambda: one_row_down(one.down, None, None, out, room, top_k=top_k, first_expert=0, chained=True)
+        return lambda: one_row_gate_up(
+            x, one.gate_up, None, room, gate, num_chosen=num_chosen, first_expert=0, chained=True
+        )
+    return lambda: one_row_down(one.down, None, None, out, room, num_chosen=num_chosen, first_expert=0, chained=True)
 
 
 def measure(rows: int, layers: list[Experts], room: Room) -> None:
@@ -92,9 +94,9 @@ def measure(rows: int, layers: list[Experts], room: Room) -> None:
 
     us = graph_time_us([whole(one) for one in layers])
     fill(x, layers[0], room)
-    chosen = len(torch.unique(room.ids[: rows * ROUTING.top_k]))
+    chosen = len(torch.unique(room.ids[: rows * ROUTING.num_chosen]))
     each = 3 * HIDDEN * INNER
-    speeds = f"{chosen * each * 2 / us / 1e6:5.2f} TB/s {rows * ROUTING.top_k * each * 2 / us / 1e6:6.1f} TFLOP/s"
+    speeds = f"{chosen * each * 2 / us / 1e6:5.2f} TB/s {rows * ROUTING.num_chosen * each * 2 / us / 1e6:6.1f} TFLOP/s"
     parts = [graph_time_us([launch(x, one, room, is_gated) for one in layers]) for is_gated in (True, False)]
     times = f"gate_up {parts[0]:8.1f}  down {parts[1]:8.1f}"
     print(f"{rows:6} rows, {chosen:3} experts: {us:8.1f} us  {speeds}  {times}", flush=True)
@@ -106,7 +108,7 @@ def sweep(rows: int, layers: list[Experts], room: Room) -> None:
     fill(x, layers[0], room)
     for is_gated in (True, False):
         times = {}
-        chosen = choose_tile(rows * ROUTING.top_k, ROUTING.num_experts, is_gated=is_gated)
+        chosen = choose_tile(rows * ROUTING.num_chosen, ROUTING.num_experts, is_gated=is_gated)
         for tile in (chosen, *TILES):
             try:
                 times[tile] = graph_time_us([grouped(x, one, room, is_gated, tile) for one in layers])
@@ -123,7 +125,7 @@ def fill(x: torch.Tensor, one: Experts, room: Room) -> None:
 
 
 def empty(out: torch.Tensor, room: Room) -> None:
-    combine(None, out, room, top_k=ROUTING.top_k, first_expert=0, num_own=ROUTING.num_experts, chained=False)
+    combine(None, out, room, num_chosen=ROUTING.num_chosen, first_expert=0, num_own=ROUTING.num_experts, chained=False)
 
 
 def main() -> None:

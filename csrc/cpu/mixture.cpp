@@ -58,14 +58,14 @@ void choose(const MixtureSpec& spec, float* logits, int32_t* ids, float* weights
   std::vector<char> taken(spec.num_experts, 0);
   if (spec.top_groups < spec.num_groups) keep_groups(spec, ranked.data(), taken);
   float total = 0;
-  for (int64_t k = 0; k < spec.top_k; ++k) {
+  for (int64_t k = 0; k < spec.num_chosen; ++k) {
     const int64_t expert = best(ranked.data(), taken, 0, spec.num_experts);
     taken[expert] = 1;
     ids[k] = int32_t(expert);
     total += weights[k] = logits[expert];
   }
   const float factor = spec.renormalises ? spec.scale / (total + 1e-20f) : spec.scale;
-  for (int64_t k = 0; k < spec.top_k; ++k) weights[k] *= factor;
+  for (int64_t k = 0; k < spec.num_chosen; ++k) weights[k] *= factor;
 }
 
 // act(gate) * up, over the gate.
@@ -92,7 +92,7 @@ int64_t padded(int64_t floats) { return (floats + 15) / 16 * 16; }
 }  // namespace
 
 int64_t mixture_row_bytes(const MixtureSpec& spec, int64_t num_tokens) {
-  const int64_t tokens = std::min(num_tokens, kMostTokens), rows = tokens * spec.top_k;
+  const int64_t tokens = std::min(num_tokens, kMostTokens), rows = tokens * spec.num_chosen;
   return 4 * (padded(tokens * spec.num_experts) + padded(rows * spec.hidden_size) + padded(rows * 2 * spec.inner_size)) +
          12 * rows;
 }
@@ -123,7 +123,7 @@ void Mixture::run(ThreadPool& pool, Rows x, Rows out, int64_t num_tokens, Mixtur
 }
 
 void Mixture::run_some(ThreadPool& pool, Rows x, Rows out, int64_t num_tokens, MixtureScratch& scratch) const {
-  const int64_t k = spec_.top_k, num_rows = num_tokens * k, hidden = spec_.hidden_size, inner = spec_.inner_size;
+  const int64_t k = spec_.num_chosen, num_rows = num_tokens * k, hidden = spec_.hidden_size, inner = spec_.inner_size;
   const int64_t logits_floats = padded(num_tokens * spec_.num_experts);
   scratch.rows.reserve(logits_floats + padded(num_rows * hidden) + padded(num_rows * 2 * inner));
   route(pool, x, num_tokens, scratch);
@@ -151,8 +151,8 @@ void Mixture::run_some(ThreadPool& pool, Rows x, Rows out, int64_t num_tokens, M
 
 void Mixture::route(ThreadPool& pool, Rows x, int64_t num_tokens, MixtureScratch& scratch) const {
   const int64_t count = spec_.num_experts;
-  scratch.ids.resize(num_tokens * spec_.top_k);
-  scratch.weights.resize(num_tokens * spec_.top_k);
+  scratch.ids.resize(num_tokens * spec_.num_chosen);
+  scratch.weights.resize(num_tokens * spec_.num_chosen);
   scratch.products.clear();
   float* logits = scratch.rows.data();
   for (int64_t first = 0; const Part& part : router_) {
@@ -161,15 +161,15 @@ void Mixture::route(ThreadPool& pool, Rows x, int64_t num_tokens, MixtureScratch
     first += part.matrix->rows();
   }
   multiply_all(pool, scratch);
-  for_each_token(pool, num_tokens, (8 + spec_.top_k) * count, [&](int64_t t) {
-    choose(spec_, logits + t * count, &scratch.ids[t * spec_.top_k], &scratch.weights[t * spec_.top_k]);
+  for_each_token(pool, num_tokens, (8 + spec_.num_chosen) * count, [&](int64_t t) {
+    choose(spec_, logits + t * count, &scratch.ids[t * spec_.num_chosen], &scratch.weights[t * spec_.num_chosen]);
   });
 }
 
 // Rows by expert, and each expert's by token.
 void Mixture::sort(int64_t num_tokens, MixtureScratch& scratch) const {
   const auto own = [&](int32_t id) { return uint64_t(id - spec_.first_expert) < uint64_t(spec_.num_own); };
-  scratch.places.assign(num_tokens * spec_.top_k, -1);
+  scratch.places.assign(num_tokens * spec_.num_chosen, -1);
   scratch.ends.assign(spec_.num_own, 0);
   for (const int32_t id : scratch.ids) {
     if (own(id)) ++scratch.ends[id - spec_.first_expert];

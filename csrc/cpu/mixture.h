@@ -22,7 +22,7 @@ enum class Gate : int32_t { silu, gelu, gelu_tanh, relu, clamped };
 
 // The fields of Routing, Gate and Mixture in octavo/kernels/mixture.py.
 struct MixtureSpec {
-  int64_t num_experts, top_k, num_groups, top_groups;
+  int64_t num_experts, num_chosen, num_groups, top_groups;
   Scoring scoring;
   GroupScore group_score;
   int32_t renormalises;

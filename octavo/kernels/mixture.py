@@ -2,7 +2,7 @@
 
     logits = router(x)                       one for each expert
     scores = softmax(logits), or sigmoid
-    chosen = the top_k experts by score + bias, of the top_groups best groups
+    chosen = the num_chosen experts by score + bias, of the top_groups best groups
     y = sum over the chosen of weight * down(gate(gate_up(x)))
 
 Weights are the chosen scores (without bias), divided by their sum if `renormalises`, times `scale`. Softmax before the
@@ -33,7 +33,7 @@ class Routing:
     the top_groups best are chosen among."""
 
     num_experts: int
-    top_k: int
+    num_chosen: int
     scoring: Scoring = "softmax"
     renormalises: bool = True
     scale: float = 1.0

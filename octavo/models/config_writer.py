@@ -106,7 +106,7 @@ def _experts(a: Architecture) -> dict[str, Any]:
     routing = a.experts.routing
     return {
         "num_experts": routing.num_experts,
-        "num_experts_per_tok": routing.top_k,
+        "num_experts_per_tok": routing.num_chosen,
         "moe_intermediate_size": a.experts.intermediate_size,
         "norm_topk_prob": routing.renormalises,
         "mlp_only_layers": sorted(a.experts.dense_layers),

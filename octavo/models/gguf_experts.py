@@ -27,7 +27,7 @@ def experts_config(
             raise ModelLoadError(f"{config.file.path}: {config.architecture}.{key} is {value}; allowed: 1 to {most}")
     shared = config.size("expert_shared_feed_forward_length", config.size("feed_forward_length")) if has_shared else 0
     return ExpertsConfig(
-        routing=Routing(num_experts=count, top_k=chosen, renormalises=renormalises),
+        routing=Routing(num_experts=count, num_chosen=chosen, renormalises=renormalises),
         intermediate_size=config.size(inner_key),
         shared_size=shared,
         has_shared_gate=has_shared,

@@ -95,7 +95,7 @@ def routing_of(
         raise config.wrong("n_group", f"up to {count // 2}: a group's score is that of its two best experts")
     return Routing(
         num_experts=count,
-        top_k=config.size("num_experts_per_tok", largest=count // groups * top_groups),
+        num_chosen=config.size("num_experts_per_tok", largest=count // groups * top_groups),
         scoring=scoring,
         renormalises=renormalises,
         scale=scale,

@@ -17,7 +17,7 @@ from octavo.testing.op_trials import elementwise_arguments
 
 LAYERS = 8
 TABLE_ROWS = 64  # of the tables that inputs are looked up in
-_ROUTING = Routing(num_experts=8, top_k=2)
+_ROUTING = Routing(num_experts=8, num_chosen=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ def _work(name: str, tokens: int, width: int) -> tuple[float, int]:
     if name == "linear":
         return 2.0 * tokens * width * width, width * width
     if name == "mixture":
-        each, chosen = 3 * width * _inner(width), tokens * _ROUTING.top_k
+        each, chosen = 3 * width * _inner(width), tokens * _ROUTING.num_chosen
         return 2.0 * chosen * each, min(chosen, _ROUTING.num_experts) * each
     return 0.0, 0
 

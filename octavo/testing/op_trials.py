@@ -159,7 +159,7 @@ def _mixture() -> Iterator[Trial]:
     """All experts are chosen: a choice between nearly equal scores is another with other rounding."""
     kinds: tuple[tuple[int, GateKind], ...] = ((1, "silu"), (4, "gelu"), (6, "clamped"))
     for count, gate in kinds:
-        layer = mixture(Routing(num_experts=count, top_k=count, scale=1.5), 64, 96, gate=Gate(gate))
+        layer = mixture(Routing(num_experts=count, num_chosen=count, scale=1.5), 64, 96, gate=Gate(gate))
         yield Trial(f"{count} experts, {gate}, 64 -> 96 -> 64", _call("mixture", (random_table(64),), layer), 64)
 
 

@@ -9,16 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers
 
-from octavo.bench.quality import windows
-from octavo.bench.questions import read_questions
-from octavo.bench.scoring_model import ScoringModel
-from octavo.cli.main import main
-from octavo.errors import ConfigError
-from tests.tiny_models import make_tiny_model
+torch = pytest.importorskip("torch")
+import transformers  # noqa: E402
+from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
+
+from octavo.bench.quality import windows  # noqa: E402
+from octavo.bench.questions import read_questions  # noqa: E402
+from octavo.bench.scoring_model import ScoringModel  # noqa: E402
+from octavo.cli.main import main  # noqa: E402
+from octavo.errors import ConfigError  # noqa: E402
+from tests.tiny_models import make_tiny_model  # noqa: E402
 
 TEXT = "the cat sat on the mat and the dog ran to the tree " * 12
 WORDS = ["<unk>", *dict.fromkeys(TEXT.split())]

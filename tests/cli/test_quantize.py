@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("gguf")
+pytest.importorskip("torch")
+
 from octavo.cli.main import main
 from tests.models.gguf_files import TINY_LLAMA, tiny_llama_tensors, write_gguf
 from tests.quantization.folders import dense_model, folder_of, opened

@@ -18,9 +18,9 @@ from octavo.kernels.triton.experts.room import Room  # isort: skip
 from octavo.testing import made_parameters  # isort: skip
 
 HIDDEN, INNER = (512, 384) if ON_GPU else (64, 48)
-TOP_TWO = Routing(num_experts=6, top_k=2)
+TOP_TWO = Routing(num_experts=6, num_chosen=2)
 DEEPSEEK = Routing(
-    num_experts=12, top_k=4, scoring="sigmoid", scale=2.5, num_groups=3, top_groups=2, group_score="sum_of_two"
+    num_experts=12, num_chosen=4, scoring="sigmoid", scale=2.5, num_groups=3, top_groups=2, group_score="sum_of_two"
 )
 DTYPES = [torch.float32, torch.bfloat16] if ON_GPU else [torch.float32]
 NUM_ROWS = [1, 2, 7, 32, 33, 300, 2000] if ON_GPU else [1, 5, 40]
@@ -39,7 +39,7 @@ CASES = {
     "deepseek v3": Case(DEEPSEEK, has_bias=True),
     "deepseek v2": Case(replace(DEEPSEEK, scoring="softmax", renormalises=False, group_score="largest", top_groups=1)),
     "gpt-oss": Case(gate=Gate("clamped", limit=1.0), has_biases=True),
-    "one expert": Case(Routing(num_experts=1, top_k=1), Gate("gelu_tanh")),
+    "one expert": Case(Routing(num_experts=1, num_chosen=1), Gate("gelu_tanh")),
 }
 
 
@@ -77,7 +77,7 @@ def test_fixed_sums_do_not_depend_on_the_other_rows(name: str, dtype: torch.dtyp
 
 def in_torch(x: torch.Tensor, experts: Experts, room: Room) -> torch.Tensor:
     """With our own choices, which must be as good as torch's: of nearly equal scores it may take others."""
-    layer, num_pairs = experts.layer, len(x) * experts.layer.routing.top_k
+    layer, num_pairs = experts.layer, len(x) * experts.layer.routing.num_chosen
     logits = x.float() @ experts.router.float().T
     if experts.router_bias is not None:
         logits += experts.router_bias.float()

@@ -6,15 +6,16 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-import torch
 
-from octavo.kernels.cpu.device import CpuDevice
-from octavo.kernels.device import Device, StepBatch
-from octavo.kernels.kv_layout import LARGEST_CODE, KVDType, KVGroup, KVLayout, calibrated_code, kv_scales
-from octavo.kernels.ops import AttentionLayer, FloatArray, KVScales, Ops, Tensor
-from octavo.kernels.reference.device import ReferenceDevice
-from octavo.testing.made_parameters import parameter
-from octavo.testing.op_harness import Harness, Pool
+torch = pytest.importorskip("torch")
+
+from octavo.kernels.cpu.device import CpuDevice  # noqa: E402
+from octavo.kernels.device import Device, StepBatch  # noqa: E402
+from octavo.kernels.kv_layout import LARGEST_CODE, KVDType, KVGroup, KVLayout, calibrated_code, kv_scales  # noqa: E402
+from octavo.kernels.ops import AttentionLayer, FloatArray, KVScales, Ops, Tensor  # noqa: E402
+from octavo.kernels.reference.device import ReferenceDevice  # noqa: E402
+from octavo.testing.made_parameters import parameter  # noqa: E402
+from octavo.testing.op_harness import Harness, Pool  # noqa: E402
 
 DEVICES: list[Callable[[], Device]] = [lambda: CpuDevice(1), ReferenceDevice]
 DTYPES: list[KVDType] = ["fp8", "int8"]

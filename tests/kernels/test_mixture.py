@@ -7,25 +7,26 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
-import torch
 
-from octavo.kernels.cpu.device import CpuDevice
-from octavo.kernels.mixture import ExpertStack, Gate, Mixture, Routing
-from octavo.kernels.ops import OPS, FloatArray, Ops, Tensor
-from octavo.kernels.reference.activations import gated
-from octavo.kernels.reference.device import ReferenceDevice
-from octavo.kernels.reference.routing import choose
-from octavo.kernels.tensor import DType, HostTensor, num_bytes
-from octavo.testing.made_parameters import linear, parameter
-from octavo.testing.op_harness import Harness, random_table, run_once
+torch = pytest.importorskip("torch")
+
+from octavo.kernels.cpu.device import CpuDevice  # noqa: E402
+from octavo.kernels.mixture import ExpertStack, Gate, Mixture, Routing  # noqa: E402
+from octavo.kernels.ops import OPS, FloatArray, Ops, Tensor  # noqa: E402
+from octavo.kernels.reference.activations import gated  # noqa: E402
+from octavo.kernels.reference.device import ReferenceDevice  # noqa: E402
+from octavo.kernels.reference.routing import choose  # noqa: E402
+from octavo.kernels.tensor import DType, HostTensor, num_bytes  # noqa: E402
+from octavo.testing.made_parameters import linear, parameter  # noqa: E402
+from octavo.testing.op_harness import Harness, random_table, run_once  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 HIDDEN, INNER = 64, 96
-TOP_TWO = Routing(num_experts=6, top_k=2)
+TOP_TWO = Routing(num_experts=6, num_chosen=2)
 #: DeepSeek V3's choice: two of three groups, by their two best experts
 GROUPED = Routing(
-    num_experts=12, top_k=4, scoring="sigmoid", scale=2.5, num_groups=3, top_groups=2, group_score="sum_of_two"
+    num_experts=12, num_chosen=4, scoring="sigmoid", scale=2.5, num_groups=3, top_groups=2, group_score="sum_of_two"
 )
 
 
@@ -41,8 +42,8 @@ class Case:
 CASES = {
     "mixtral": Case(),
     "not renormalised": Case(replace(TOP_TWO, renormalises=False, scale=0.5)),
-    "all experts": Case(replace(TOP_TWO, top_k=6)),
-    "one expert": Case(Routing(num_experts=1, top_k=1)),
+    "all experts": Case(replace(TOP_TWO, num_chosen=6)),
+    "one expert": Case(Routing(num_experts=1, num_chosen=1)),
     "deepseek v3": Case(GROUPED, has_bias=True),
     "deepseek v2": Case(replace(GROUPED, scoring="softmax", renormalises=False, group_score="largest", top_groups=1)),
     "gpt-oss": Case(gate=Gate("clamped", limit=1.0), has_biases=True),
@@ -154,7 +155,7 @@ def test_a_choice_is_what_a_loop_makes(routing: Routing) -> None:
         ranked, size = scores + bias, routing.num_experts // routing.num_groups
         groups = sorted(range(routing.num_groups), key=lambda g: -sum(sorted(ranked[g * size : (g + 1) * size])[-2:]))
         allowed = [e for e in range(routing.num_experts) if e // size in groups[: routing.top_groups]]
-        expected = sorted(allowed, key=lambda e: -ranked[e])[: routing.top_k]
+        expected = sorted(allowed, key=lambda e: -ranked[e])[: routing.num_chosen]
         assert ids == expected
         total = scores[ids].sum() if routing.renormalises else 1.0
         np.testing.assert_allclose(got, scores[ids] / total * routing.scale, rtol=1e-5)

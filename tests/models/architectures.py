@@ -39,7 +39,7 @@ GEMMA = replace(
     rope=RopeConfig(theta=1e6),
     attention_scale=0.2,
 )
-EXPERTS = ExpertsConfig(routing=Routing(num_experts=5, top_k=2), intermediate_size=32)
+EXPERTS = ExpertsConfig(routing=Routing(num_experts=5, num_chosen=2), intermediate_size=32)
 #: the middle layer has one MLP, and the others an expert for every token
 SHARED_EXPERT = replace(EXPERTS, dense_layers=frozenset({1}), shared_size=160, has_shared_gate=True)
 

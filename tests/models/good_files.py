@@ -95,7 +95,7 @@ def gguf_file(kind: str = "llama") -> bytes:
         "rope.scaling.original_context_length": 32,
     }
     if experts is not None:
-        keys |= {"expert_count": experts.routing.num_experts, "expert_used_count": experts.routing.top_k}
+        keys |= {"expert_count": experts.routing.num_experts, "expert_used_count": experts.routing.num_chosen}
         keys["expert_feed_forward_length"] = experts.intermediate_size
         keys["expert_shared_feed_forward_length"] = max(1, experts.shared_size)
     extra: dict[str, Any] = {"general.sampling.temp": 0.5, "general.sampling.top_k": 5}

@@ -257,18 +257,18 @@ def test_layer_types_must_name_every_layer() -> None:
 
 def test_experts_of_each_family() -> None:
     mixtral = read("MixtralForCausalLM").experts
-    assert mixtral == ExpertsConfig(routing=Routing(num_experts=8, top_k=2), intermediate_size=96)
+    assert mixtral == ExpertsConfig(routing=Routing(num_experts=8, num_chosen=2), intermediate_size=96)
     shared = {"shared_expert_intermediate_size": 56, "mlp_only_layers": [0], "decoder_sparse_step": 2}
     qwen2 = read("Qwen2MoeForCausalLM", **shared).experts
     assert qwen2 == ExpertsConfig(
-        routing=Routing(num_experts=8, top_k=2, renormalises=False),
+        routing=Routing(num_experts=8, num_chosen=2, renormalises=False),
         intermediate_size=40,
         dense_layers=frozenset({0, 2}),
         shared_size=56,
         has_shared_gate=True,
     )
     qwen3 = read("Qwen3MoeForCausalLM", norm_topk_prob=True, hidden_act="gelu").experts
-    assert qwen3 == ExpertsConfig(routing=Routing(num_experts=8, top_k=2), intermediate_size=40, gate=Gate("gelu"))
+    assert qwen3 == ExpertsConfig(routing=Routing(num_experts=8, num_chosen=2), intermediate_size=40, gate=Gate("gelu"))
 
 
 @pytest.mark.parametrize(

@@ -5,21 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
-from octavo.config import ModelConfig
-from octavo.errors import ModelLoadError, UnsupportedModelError
-from octavo.kernels.cpu.device import CpuDevice
-from octavo.kernels.reference.device import ReferenceDevice
-from octavo.kernels.tensor import StoredTensor
-from octavo.models.checkpoint import Checkpoint
-from octavo.models.loader import open_checkpoint
-from tests.models.drive import Driver, DriverSetting, greedy
-from tests.models.gguf_files import TINY_LLAMA, Tensor, tiny_llama_tensors, write_gguf
-from tests.tiny_models import make_tiny_model
+gguf = pytest.importorskip("gguf")
+
+from safetensors.numpy import load_file  # noqa: E402
+
+from octavo.config import ModelConfig  # noqa: E402
+from octavo.errors import ModelLoadError, UnsupportedModelError  # noqa: E402
+from octavo.kernels.cpu.device import CpuDevice  # noqa: E402
+from octavo.kernels.reference.device import ReferenceDevice  # noqa: E402
+from octavo.kernels.tensor import StoredTensor  # noqa: E402
+from octavo.models.checkpoint import Checkpoint  # noqa: E402
+from octavo.models.loader import open_checkpoint  # noqa: E402
+from tests.models.drive import Driver, DriverSetting, greedy  # noqa: E402
+from tests.models.gguf_files import TINY_LLAMA, Tensor, tiny_llama_tensors, write_gguf  # noqa: E402
+from tests.tiny_models import make_tiny_model  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -51,7 +53,7 @@ def metadata(checkpoint: Checkpoint, kind: str) -> dict[str, Any]:
         "attention.layer_norm_rms_epsilon": a.norm_eps,
         "rope.freq_base": a.rope.theta,
         "expert_count": a.experts.routing.num_experts,
-        "expert_used_count": a.experts.routing.top_k,
+        "expert_used_count": a.experts.routing.num_chosen,
         "expert_feed_forward_length": a.experts.intermediate_size,
     }
     if a.experts.shared_size:

@@ -8,23 +8,24 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 
-from octavo.cli.main import main
-from octavo.config import ModelConfig
-from octavo.kernels.reference.dequantize import dequantize
-from octavo.kernels.reference.scaled import dequantize_scaled
-from octavo.kernels.scaled import ScaledTensor
-from octavo.models.config_writer import config_of
-from octavo.models.loader import open_checkpoint
-from octavo.models.registry import build_model
-from octavo.models.safetensors_writer import SafetensorsWriter
-from octavo.models.weight_files import read_folder
-from octavo.quantization.at_load import quantised
-from tests.models.gguf_files import TINY_LLAMA, tiny_llama_tensors, write_gguf
-from tests.quantization.folders import dense_model, folder_of, matrices, opened
-from tests.tiny_models import TINY, make_tiny_model
+torch = pytest.importorskip("torch")
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+from octavo.cli.main import main  # noqa: E402
+from octavo.config import ModelConfig  # noqa: E402
+from octavo.kernels.reference.dequantize import dequantize  # noqa: E402
+from octavo.kernels.reference.scaled import dequantize_scaled  # noqa: E402
+from octavo.kernels.scaled import ScaledTensor  # noqa: E402
+from octavo.models.config_writer import config_of  # noqa: E402
+from octavo.models.loader import open_checkpoint  # noqa: E402
+from octavo.models.registry import build_model  # noqa: E402
+from octavo.models.safetensors_writer import SafetensorsWriter  # noqa: E402
+from octavo.models.weight_files import read_folder  # noqa: E402
+from octavo.quantization.at_load import quantised  # noqa: E402
+from tests.models.gguf_files import TINY_LLAMA, tiny_llama_tensors, write_gguf  # noqa: E402
+from tests.quantization.folders import dense_model, folder_of, matrices, opened  # noqa: E402
+from tests.tiny_models import TINY, make_tiny_model  # noqa: E402
 
 KINDS = ("fp8", "int8", "int4")
 WRITTEN = sorted(set(TINY) - {"gpt2"})

@@ -10,7 +10,7 @@ from octavo.config import EngineConfig
 from octavo.server.app import OPTIONAL_ROUTES, ROUTES
 from octavo.server.bodies import INSTEAD, NEUTRAL
 from octavo.server.settings import ServerSettings
-from octavo.server_config import AdmissionConfig, ServerConfig
+from octavo.server_config import AdmissionConfig, ServerConfig, TransferConfig
 from tests import compatibility_page as compatibility
 from tests.compatibility_page import DIFFERENT, OURS, ROUTES_NOT_HERE
 
@@ -18,7 +18,11 @@ PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
 
 THERE = {
     "options": {field.name for section in fields(EngineConfig) for field in fields(section.default_factory)},
-    "flags": {field.name for section in (ServerConfig, AdmissionConfig, ServerSettings) for field in fields(section)},
+    "flags": {
+        field.name
+        for section in (ServerConfig, TransferConfig, AdmissionConfig, ServerSettings)
+        for field in fields(section)
+    },
     "parameters": {field.name for field in fields(SamplingParams)},
     "routes": {path for _, path, _ in (*ROUTES, *OPTIONAL_ROUTES)},
     "fields": set(compatibility._fields()),

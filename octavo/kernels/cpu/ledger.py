@@ -70,7 +70,7 @@ class CpuLedger:
 
     def _tiles(self, layer: Mixture, num_tokens: int) -> int:
         """At most one tile that is not full for each expert with rows."""
-        num_rows = num_tokens * layer.routing.top_k
+        num_rows = num_tokens * layer.routing.num_chosen
         linears = layer.gate_up.experts[0], layer.down.experts[0]
         most = 0
         for linear in linears:

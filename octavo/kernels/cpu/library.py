@@ -64,7 +64,7 @@ class LayerSpec(Structure):
 
 class MixtureSpec(Structure):
     _fields_ = (
-        *((name, c_int64) for name in ("num_experts", "top_k", "num_groups", "top_groups")),
+        *((name, c_int64) for name in ("num_experts", "num_chosen", "num_groups", "top_groups")),
         *((name, c_int32) for name in ("scoring", "group_score", "renormalises")),
         ("scale", c_float),
         ("bias", c_void_p),

@@ -19,7 +19,7 @@ def mixture_spec(layer: Mixture, bias: int | None = None) -> MixtureSpec:
     """bias: its address."""
     routing, gate = layer.routing, layer.gate
     return MixtureSpec(
-        *(routing.num_experts, routing.top_k, routing.num_groups, routing.top_groups),
+        *(routing.num_experts, routing.num_chosen, routing.num_groups, routing.top_groups),
         *(SCORINGS.index(routing.scoring), GROUP_SCORES.index(routing.group_score), int(routing.renormalises)),
         *(routing.scale, bias, GATE_KINDS.index(gate.kind), gate.alpha, gate.limit),
         *(layer.down.out_features, layer.down.in_features, layer.first_expert, layer.num_own),

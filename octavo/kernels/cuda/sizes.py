@@ -59,7 +59,7 @@ def partial_sums(instructions: Sequence[Instruction], max_num_seqs: int) -> Shap
 def mixture_lists(layers: Sequence[Mixture], max_rows: int) -> dict[str, Shape]:
     """Of the largest mixture, for the choices of max_rows rows."""
     experts = max((layer.routing.num_experts for layer in layers), default=0)
-    pairs = max_rows * max((layer.routing.top_k for layer in layers), default=0)
+    pairs = max_rows * max((layer.routing.num_chosen for layer in layers), default=0)
     own = max((layer.num_own for layer in layers), default=0)
     padded = max(16, 1 << (experts - 1).bit_length())
     return {
@@ -75,8 +75,8 @@ def mixture_lists(layers: Sequence[Mixture], max_rows: int) -> dict[str, Shape]:
 def mixture_pairs(layers: Sequence[Mixture], max_rows: int) -> dict[str, int]:
     """Elements, in the model's type, of what a mixture computes for each choice."""
     return {
-        "gated": max_rows * max((layer.routing.top_k * layer.down.in_features for layer in layers), default=0),
-        "results": max_rows * max((layer.routing.top_k * layer.down.out_features for layer in layers), default=0),
+        "gated": max_rows * max((layer.routing.num_chosen * layer.down.in_features for layer in layers), default=0),
+        "results": max_rows * max((layer.routing.num_chosen * layer.down.out_features for layer in layers), default=0),
     }
 
 

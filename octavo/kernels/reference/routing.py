@@ -16,7 +16,7 @@ def choose(logits_TE: torch.Tensor, bias_E: torch.Tensor | None, routing: Routin
     ranked_TE = scores_TE if bias_E is None else scores_TE + bias_E
     if routing.top_groups < routing.num_groups:
         ranked_TE = ranked_TE.where(_in_best_groups(ranked_TE, routing), -torch.inf)
-    chosen_TK = _best(ranked_TE, routing.top_k)
+    chosen_TK = _best(ranked_TE, routing.num_chosen)
     weights_TK = scores_TE.gather(-1, chosen_TK)
     if routing.renormalises:
         weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20)

@@ -13,7 +13,7 @@ _TILE = 1024
 
 
 def combine(
-    residual: torch.Tensor | None, out: torch.Tensor, room: Room, *, top_k: int, first_expert: int, num_own: int,
+    residual: torch.Tensor | None, out: torch.Tensor, room: Room, *, num_chosen: int, first_expert: int, num_own: int,
     chained: bool,
 ) -> None:  # fmt: skip
     """out [T, H] = the weighted sum of room.results (+ residual, which may be out)."""
@@ -21,7 +21,7 @@ def combine(
     _combine_kernel[(num_rows, triton.cdiv(width, _TILE))](
         room.results, room.ids, room.weights, room.counts, out if residual is None else residual, out,
         out.stride(0) if residual is None else residual.stride(0), out.stride(0), first_expert, num_own,
-        COUNTS=triton.next_power_of_2(len(room.counts)), NUM_COUNTS=len(room.counts), TOP_K=top_k, WIDTH=width,
+        COUNTS=triton.next_power_of_2(len(room.counts)), NUM_COUNTS=len(room.counts), TOP_K=num_chosen, WIDTH=width,
         TILE=_TILE, HAS_RESIDUAL=residual is not None, CHAINED=chained, launch_pdl=chained, num_warps=4,
     )  # fmt: skip
 

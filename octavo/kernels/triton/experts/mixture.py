@@ -57,29 +57,43 @@ def mixture(
     kernels for any number of rows, so that a row's result does not depend on the others."""
     layer, num_rows = experts.layer, len(x)
     assert num_rows <= room.max_rows, f"{num_rows} rows in room for {room.max_rows}"
-    top_k, first, is_alone = layer.routing.top_k, layer.first_expert, num_rows == 1 and not is_fixed
+    num_chosen, first, is_alone = layer.routing.num_chosen, layer.first_expert, num_rows == 1 and not is_fixed
     route(
         x, experts.router, experts.router_bias, experts.bias, layer, room, has_lists=not is_alone, is_fixed=is_fixed,
         chained=chained,
     )  # fmt: skip
     if is_alone:
         one_row_gate_up(
-            x, experts.gate_up, experts.gate_up_bias, room, layer.gate, top_k=top_k, first_expert=first, chained=chained
+            x,
+            experts.gate_up,
+            experts.gate_up_bias,
+            room,
+            layer.gate,
+            num_chosen=num_chosen,
+            first_expert=first,
+            chained=chained,
         )
         one_row_down(
-            experts.down, experts.down_bias, residual, out, room, top_k=top_k, first_expert=first, chained=chained
+            experts.down,
+            experts.down_bias,
+            residual,
+            out,
+            room,
+            num_chosen=num_chosen,
+            first_expert=first,
+            chained=chained,
         )
         return
-    num_pairs, inner, hidden = num_rows * top_k, layer.down.in_features, x.shape[1]
+    num_pairs, inner, hidden = num_rows * num_chosen, layer.down.in_features, x.shape[1]
     gated = room.gated[: num_pairs * inner].view(num_pairs, inner)
     results = room.results[: num_pairs * hidden].view(num_pairs, hidden)
     tile = FIXED if is_fixed else None
     grouped_linear(
-        x, experts.gate_up, experts.gate_up_bias, gated, room, num_pairs=num_pairs, rows_of=top_k, gate=layer.gate,
+        x, experts.gate_up, experts.gate_up_bias, gated, room, num_pairs=num_pairs, rows_of=num_chosen, gate=layer.gate,
         tile=tile, chained=chained,
     )  # fmt: skip
     grouped_linear(
         gated, experts.down, experts.down_bias, results, room, num_pairs=num_pairs, rows_of=1, tile=tile,
         chained=chained,
     )  # fmt: skip
-    combine(residual, out, room, top_k=top_k, first_expert=first, num_own=layer.num_own, chained=chained)
+    combine(residual, out, room, num_chosen=num_chosen, first_expert=first, num_own=layer.num_own, chained=chained)

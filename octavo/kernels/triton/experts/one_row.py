@@ -20,13 +20,13 @@ _TILE = 8192  # weights of a program, of one matrix
 
 def one_row_gate_up(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, room: Room, gate: Gate, *,
-    top_k: int, first_expert: int, chained: bool,
+    num_chosen: int, first_expert: int, chained: bool,
 ) -> None:  # fmt: skip
     """room.gated[place] for each chosen expert, from x [1, H] and weight [experts, 2F, H]."""
     num_own, outputs, depth = weight.shape
     pad, columns = triton.next_power_of_2(depth), outputs // 2
     block = max(1, _TILE // pad)
-    _gate_up_kernel[(triton.cdiv(columns, block), top_k)](
+    _gate_up_kernel[(triton.cdiv(columns, block), num_chosen)](
         x, weight, weight if bias is None else bias, room.ids, room.gated, first_expert, num_own,
         gate.alpha, gate.limit,
         K=depth, BK=pad, N=columns, BN=block, GATE=gate.kind, HAS_BIAS=bias is not None,
@@ -36,7 +36,7 @@ def one_row_gate_up(
 
 def one_row_down(
     weight: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None, out: torch.Tensor, room: Room, *,
-    top_k: int, first_expert: int, chained: bool,
+    num_chosen: int, first_expert: int, chained: bool,
 ) -> None:  # fmt: skip
     """out [1, H] = the weighted sum of room.gated [K, F] times weight [experts, H, F] (+ residual)."""
     num_own, columns, depth = weight.shape
@@ -45,8 +45,8 @@ def one_row_down(
     _down_kernel[(triton.cdiv(columns, block),)](
         weight, weight if bias is None else bias, out if residual is None else residual, room.gated, room.ids,
         room.weights, out, first_expert, num_own,
-        TOP_K=top_k, K=depth, BK=pad, N=columns, BN=block, HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None,
-        CHAINED=chained, launch_pdl=chained, num_warps=8 if pad > _TILE else 4,
+        TOP_K=num_chosen, K=depth, BK=pad, N=columns, BN=block, HAS_BIAS=bias is not None,
+        HAS_RESIDUAL=residual is not None, CHAINED=chained, launch_pdl=chained, num_warps=8 if pad > _TILE else 4,
     )  # fmt: skip
 
 

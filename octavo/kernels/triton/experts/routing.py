@@ -40,7 +40,7 @@ def route(
         x, router, router if router_bias is None else router_bias, router if bias is None else bias,
         room.logits, room.arrived, room.ids, room.weights, room.counts, room.order,
         num_rows, room.max_rows, routing.scale, x.stride(0), layer.first_expert, layer.num_own,
-        H=hidden, E=routing.num_experts, EPAD=max(16, experts), TOP_K=routing.top_k,
+        H=hidden, E=routing.num_experts, EPAD=max(16, experts), TOP_K=routing.num_chosen,
         SIGMOID=routing.scoring == "sigmoid", RENORMALISES=routing.renormalises, GROUPS=routing.num_groups,
         TOP_GROUPS=routing.top_groups, SUMS_TWO=routing.group_score == "sum_of_two", HAS_BIAS=bias is not None,
         HAS_ROUTER_BIAS=router_bias is not None, IS_FEW=is_few, LISTS=has_lists, **shape,
