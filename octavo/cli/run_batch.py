@@ -31,7 +31,10 @@ from octavo.server.settings import LIMITS, ServerSettings
 _NOT_FLAGS = frozenset({"model"})  # required here
 
 #: server settings that apply to batch calls
-_SETTINGS = ("trust_request_chat_template", "return_tokens_as_token_ids", *LIMITS)
+_SETTINGS = (
+    *("trust_request_chat_template", "return_tokens_as_token_ids", "tool_call_parser", "enable_auto_tool_choice"),
+    *LIMITS,
+)
 
 
 COMMON = (

@@ -44,11 +44,12 @@ class AnswerReader:
         """None: the text is the answer. text_begun: the message that the answer continues. Raises ApiError."""
         tools = asked_tools(asked.tools, asked.tool_choice, asked.parallel_tool_calls)
         calls = None if tools is None or tools.choice == "none" else self._format(tools)
-        if calls is None and self._style.thoughts is None and not self._style.is_harmony:
+        state = self._state(prompt, text_begun)
+        if calls is None and state == "ended" and not self._style.is_harmony:
             return None
         return Reading(
             style=self._style,
-            state=self._state(prompt, text_begun),
+            state=state,
             tools=None if calls is None else tools,
             calls=calls,
             has_reasoning=asked.include_reasoning is not False,
@@ -59,6 +60,10 @@ class AnswerReader:
         if reading is None:
             return params
         tools = reading.tools
+        # harmony's content and calls follow different marks: its grammars of calls begin at once
+        may_think = reading.state != "ended" and not (
+            reading.style.is_harmony and tools is not None and tools.must_call
+        )
         if tools is not None and tools.must_call:
             if params.structured_outputs is not None:
                 problem = "asks for a call and the answer's form is set, allowed is one of the two"
@@ -67,9 +72,8 @@ class AnswerReader:
         elif tools is not None and tools.strict and params.structured_outputs is None and not params.use_beam_search:
             grammar = strict_grammar(self._style.calls, tools.functions, tools.strict, self._special)
             params = params if grammar is None else params.replace(structured_outputs={"grammar": grammar})
-        if params.structured_outputs is not None and (tools is None or not reading.style.is_harmony):
-            form = replace(params.structured_outputs, after_thoughts=reading.state != "ended")
-            params = params.replace(structured_outputs=form)
+        if params.structured_outputs is not None:
+            params = params.replace(structured_outputs=replace(params.structured_outputs, after_thoughts=may_think))
         marks = reading.style.marks(reading.calls is not None)
         return params.replace(skip_special_tokens=False) if self._special.keys() & set(marks) else params
 

@@ -82,8 +82,9 @@ class OpenAIEvents:
         self._opening = b"data: " + _encode(self._constant)[:-1] + b',"choices":['
         self._choices: dict[int, Choice] = {}
         self._tail = shape.after + (b'],"usage":null}\n\n' if call.has_usage else b"]}\n\n")
-        is_bare = call.num_top is None and not call.has_token_ids and not call.has_usage_always
-        self._is_plain = shape.is_text and is_bare and call.stream_interval == 1
+        has_more = call.num_top is not None or call.has_token_ids or call.has_usage_always
+        self._is_bare = not has_more and call.stream_interval == 1
+        self._is_plain = self._is_bare and shape.is_text
         self._last: RequestOutput | None = None
         self._prompts: dict[int, tuple[int, int]] = {}  # place -> prompt tokens, cached ones
 
@@ -155,6 +156,9 @@ class OpenAIEvents:
         choice.text, choice.token_ids, choice.logprobs, choice.has_sent = "", [], [], True
         content = self._shape.fields(choice, text, is_end)
         if content == _NOTHING and not (is_end or rows or self._call.has_token_ids):
+            return
+        if self._is_bare and not is_end and len(delta := content["delta"]) == 1 and "content" in delta:
+            parts += (choice.head, _encode(delta["content"]), self._tail)
             return
         fields: dict[str, Any] = {"index": choice.index, **content}
         fields["logprobs"] = None if self._call.num_top is None else self._shape.logprobs(choice, token_ids, rows)

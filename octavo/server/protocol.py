@@ -207,6 +207,7 @@ class TokenizeRequest(ModelRequest, kw_only=True, forbid_unknown_fields=True):
     continue_final_message: bool | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
     documents: list[dict[str, Any]] | None = None
 
 

@@ -11,11 +11,12 @@ from octavo.server.prompts import encode_conversation, encode_texts
 from octavo.server.protocol import ChatCompletionRequest, DetokenizeRequest, TokenizeRequest
 from octavo.server.responses import DetokenizeResponse, TokenizeResponse
 from octavo.server.serving import Serving, json_response
+from octavo.server.tools import asked_tools
 from octavo.text.tokenizer import Tokenizer
 
 _OF_CONVERSATIONS = (
     *("add_generation_prompt", "continue_final_message"),
-    *("chat_template", "chat_template_kwargs", "documents"),
+    *("chat_template", "chat_template_kwargs", "documents", "tools"),
 )
 
 
@@ -39,6 +40,7 @@ async def _tokens(request: Request, asked: TokenizeRequest, serving: Serving) ->
     template_fields = {name: getattr(asked, name) for name in _OF_CONVERSATIONS}
     if asked.messages is not None:
         special = asked.add_special_tokens
+        asked_tools(asked.tools, None, None)  # before a template sees them
         chat = ChatCompletionRequest(messages=asked.messages, add_special_tokens=special, **template_fields)
         return await encode_conversation(request, serving, chat, None)
     assert asked.prompt is not None, "one of the two is given"

@@ -249,6 +249,29 @@ def test_strict_functions_have_a_grammar_also_where_the_model_decides() -> None:
     assert chat(engine, tools=[strict], response_format=form).status == 200
 
 
+def test_a_conversation_with_tools_can_be_counted() -> None:
+    app = app_of(SpeakingEngine("", HERMES))
+    counts = [post(app, "/tokenize", {"messages": HI, "tools": tools}).json()["count"] for tools in (None, TOOLS)]
+    assert counts[0] < counts[1]
+    assert post(app, "/tokenize", {"messages": HI, "tools": [{}]}).status == 400
+
+
+def test_harmonys_forced_calls_begin_at_once_and_its_forms_in_the_final_message() -> None:
+    template = "{# <|channel|>analysis functions #}" + TOOL_TEMPLATE
+    says = "<|channel|>commentary to=functions.clock <|constrain|>json<|message|>{}"
+    engine = SpeakingEngine(says, template)
+    answer = chat(engine, tool_choice="required").json()["choices"][0]
+    assert answer["message"]["tool_calls"][0]["function"] == {"name": "clock", "arguments": "{}"}
+    assert (engine.requests[-1].grammar is None, engine.requests[-1].thoughts) == (False, None)
+    engine.says = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>{}"
+    message = chat(engine, response_format={"type": "json_object"}).json()["choices"][0]["message"]
+    assert (message["reasoning"], message["content"]) == ("Hm.", "{}")
+    thoughts = engine.requests[-1].thoughts
+    assert engine.tokenizer is not None
+    assert thoughts is not None
+    assert engine.tokenizer.decode(thoughts.end) == "<|channel|>final<|message|>"
+
+
 # Forced calls, by a real engine
 
 

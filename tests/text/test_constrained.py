@@ -55,7 +55,7 @@ def test_strict_calls_may_stand_in_text(compiler: GrammarCompiler, name: str) ->
 
 
 def test_other_formats_have_no_grammar_of_text_with_calls() -> None:
-    for name in ("llama3_json", "qwen3_coder", "pythonic", None):
+    for name in ("llama3_json", "qwen3_coder", "pythonic", "openai", None):
         assert strict_grammar(name, FUNCTIONS, STRICT, {}) is None
 
 

@@ -78,7 +78,7 @@ def strict_grammar(
     them, or no JSON."""
     frame = _FRAMES.get(parser or "")
     mark = _FIRST_MARK.match("" if frame is None else frame.begin or frame.before)
-    if frame is None or mark is None:
+    if frame is None or mark is None or parser == "openai":  # there, content begins with the same mark
         return None
     rest = replace(frame, **{"begin" if frame.begin else "before": (frame.begin or frame.before)[mark.end() :]})
     more = f" ({_written(rest.between, special)} call)*" if frame.begin else ""
