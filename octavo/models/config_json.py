@@ -1,9 +1,8 @@
 """Hugging Face's config.json to Architecture.
 
-Each family has one function that reads its own keys; keys that all families share are read once. A key that
-would change the model's computation and is not implemented raises an error that names it; keys that only
-matter in training (dropout, initialisation) are ignored. Both spellings of rotary settings are read:
-rope_theta with rope_scaling, and the newer rope_parameters.
+Each family has one function that reads its own keys; keys that all families share are read once. A key that would
+change the model's computation and is not implemented is an error that names it; keys that only matter in training are
+ignored. Rotary settings may be spelled rope_theta and rope_scaling, or rope_parameters.
 """
 
 from __future__ import annotations
@@ -28,9 +27,8 @@ from octavo.shown import shown
 def architecture_from_config(path: Path, values: dict[str, Any], generation: ConfigFile | None = None) -> Architecture:
     """values: the file's content. generation: generation_config.json, whose token ids take precedence."""
     config = ConfigFile(path, values)
-    quantization = _quantization(config)
     name, read = _family(config)
-    found: dict[str, Any] = {"quantization": quantization, **read(config)}
+    found: dict[str, Any] = {"quantization": _quantization(config), **read(config)}
     return checked(path, Architecture(family=name, **_ends(config, generation, found["vocab_size"]), **found))
 
 

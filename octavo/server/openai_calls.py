@@ -29,9 +29,8 @@ _MAX_REPEATED = 2**18  # token ids and characters that are sent with each prompt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One checked call of OpenAI's API. num_top: alternatives to each logprob; None for no logprobs. token_text: the
-    text of a token without a logprob. token_bytes, text_stream: the tokenizer's, None without one. has_usage_always:
-    in every chunk of a stream. num_logprobs: how many the answer may hold."""
+    """A checked call of OpenAI's API. num_top: alternatives to each logprob, if any. token_text: of a token without
+    one. token_bytes, text_stream: the tokenizer's, if any. has_usage_always: in all chunks. num_logprobs: at most."""
 
     id: str
     model: str

@@ -108,7 +108,7 @@ def test_what_asks_for_nothing_is_taken_with_a_note(words: list[str], capsys: py
         (["-dcp=4"], "-dcp 4 is not supported yet"),
         (["--enable-lora"], "--enable-lora is not supported yet: adapters cannot be loaded"),
         (["--quantization-config", "awq"], "--quantization-config awq is not supported yet"),
-        (["--tool-call-parser", "hermes"], "--tool-call-parser hermes is not supported yet"),
+        (["--logits-processor-pattern", "x"], "--logits-processor-pattern x is not supported yet"),
         (["--quantization-config"], "--quantization-config has no value"),
     ],
 )
