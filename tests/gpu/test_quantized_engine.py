@@ -36,7 +36,7 @@ def test_logprobs_are_those_of_the_same_numbers(
     rng = np.random.default_rng(num_prompts)
     prompts = [rng.integers(3, 160, 20).tolist() for _ in range(num_prompts)]
     with LLM(folder, backend="triton", dtype="bfloat16", **options) as own:
-        assert "multiplied as they are" in dict(own.card)["quantization"]
+        assert "multiplied as they are" in dict(own.card)["quantised"]
         outputs = own.generate(prompts, TOLD, use_tqdm=False)
         held = own.stats()
     assert held.num_used_blocks == 0

@@ -31,6 +31,7 @@ class SpeakingEngine(ScriptedEngine):
         self.says, self.reason = says, reason
         self.limits = replace(LIMITS, max_model_len=2048)
         self.tokenizer = copy.copy(packaged("smollm2"))
+        self.tokenizer.__dict__.pop("thought_marks", None)  # of the copied one's template
         self.tokenizer._chat_templates = {"default": template}
         self.inputs = InputProcessor(self.tokenizer, self.limits, seed=0)
 

@@ -262,7 +262,7 @@ def test_docs_load_nothing_from_elsewhere_and_can_be_off() -> None:
 
 
 def test_unknown_routes_and_methods_answer_as_the_others_do() -> None:
-    assert get(app_of(), "/v1/embeddings").error["type"] == "not_found_error"
+    assert get(app_of(), "/v1/no-such-route").error["type"] == "not_found_error"
     assert get(app_of(), "/v1/completions").status == 405
     assert get(app_of(), "/v1/messages").json()["type"] == "error"
 
