@@ -341,7 +341,7 @@ struct Computer {
                                             const uint8_t* stage, int tile, int inside) const {
     if constexpr (kIsPacked) {
       const uint32_t low = part ? words[0].z : words[0].x, high = part ? words[0].w : words[0].y;
-      uint32_t zero_low = Numbers<ELEMENT>::kMinusEight, zero_high = zero_low;
+      uint32_t zero_low = Numbers<ELEMENT>::kMinusIntegersAnd8, zero_high = zero_low;
       if (kZeroBytes > 0 && launch.zeros != nullptr) {
         const uint8_t* zeros = stage + kTiles * (kTileBytes + kScaleBytes) + tile * kZeroBytes;
         const uint32_t pair = reinterpret_cast<const uint32_t*>(zeros)[(inside >> launch.group_bits) * 8 + lane / 4];

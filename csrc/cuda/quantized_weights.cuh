@@ -19,12 +19,11 @@ struct Numbers;  // how integers and e4m3 look in a 16-bit type; pairs, low half
 
 template <>
 struct Numbers<Bf16> {
-  static constexpr uint32_t kIntegers = 0x43004300;     // 128: the last bit is worth 1
-  static constexpr uint32_t kMinus128 = 0xc300c300;     // -128
-  static constexpr uint32_t kMinus136 = 0xc308c308;     // -136
+  static constexpr uint32_t kIntegers = 0x43004300;  // 128: the last bit is worth 1
+  static constexpr uint32_t kMinusIntegers = 0xc300c300;  // -128
+  static constexpr uint32_t kMinusIntegersAnd8 = 0xc308c308;  // -136; also less the zero point of symmetric int4
   static constexpr uint32_t kSixteen = 0x41804180;
   static constexpr uint32_t kOne = 0x3f803f80;
-  static constexpr uint32_t kMinusEight = 0xc308c308;   // -(128 + 8), the zero point of symmetric int4
   static constexpr uint32_t kFp8Mask = 0x07f007f0, kFp8Scale = 0x7b807b80;  // 2^120
   static constexpr int kFp8Shift = 4;
   static __device__ __forceinline__ uint32_t fma(uint32_t a, uint32_t b, uint32_t c) {
@@ -36,12 +35,11 @@ struct Numbers<Bf16> {
 
 template <>
 struct Numbers<Fp16> {
-  static constexpr uint32_t kIntegers = 0x64006400;     // 1024
-  static constexpr uint32_t kMinus128 = 0xe400e400;     // -1024
-  static constexpr uint32_t kMinus136 = 0xe408e408;     // -1032
+  static constexpr uint32_t kIntegers = 0x64006400;  // 1024
+  static constexpr uint32_t kMinusIntegers = 0xe400e400;  // -1024
+  static constexpr uint32_t kMinusIntegersAnd8 = 0xe408e408;  // -1032; also less the zero point of symmetric int4
   static constexpr uint32_t kSixteen = 0x4c004c00;
   static constexpr uint32_t kOne = 0x3c003c00;
-  static constexpr uint32_t kMinusEight = 0xe408e408;   // -(1024 + 8)
   static constexpr uint32_t kFp8Mask = 0x3f803f80, kFp8Scale = 0x5c005c00;  // 2^8
   static constexpr int kFp8Shift = 1;
   static __device__ __forceinline__ uint32_t fma(uint32_t a, uint32_t b, uint32_t c) {
@@ -65,8 +63,8 @@ __device__ __forceinline__ uint32_t int8_pair(uint32_t word, bool is_odd) {
   using N = Numbers<Element>;
   const uint32_t low = (word >> (is_odd ? 8 : 0) & 0x000f000f) | N::kIntegers;
   const uint32_t high = (word >> (is_odd ? 12 : 4) & 0x000f000f) | N::kIntegers;
-  const uint32_t rest = N::fma(low, N::kOne, N::kMinus128);
-  return N::fma(N::fma(high, N::kOne, N::kMinus136), N::kSixteen, rest);
+  const uint32_t rest = N::fma(low, N::kOne, N::kMinusIntegers);
+  return N::fma(N::fma(high, N::kOne, N::kMinusIntegersAnd8), N::kSixteen, rest);
 }
 
 template <typename Element>
