@@ -72,7 +72,7 @@ def _weights(
         labels = ", ".join(dict.fromkeys(form.label for _, form in formats.values()))
         yield Entry("weights", codes, f"{len(formats):,} products as {labels}")
         rows = max(limits.max_num_tokens, limits.max_num_seqs)
-        scratch = sizes.scratch_shapes([linear for linear, _ in formats.values()], rows, gpu)
+        scratch = sizes.scratch_shapes([linear for linear, _ in formats.values()], rows, dtype, gpu)
         num_bytes = element_bytes * scratch["dense"] + scratch["codes"] + 4 * scratch["scales"]
         yield Entry("workspace", num_bytes, "quantised products of many rows")
     vectors = 4 * sum(prod(vector.shape) for vector in contents.vectors.values())

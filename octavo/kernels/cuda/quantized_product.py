@@ -1,6 +1,6 @@
 """Products with matrices that stay quantised on the device.
 
-rows        fp8 with scales of outputs          int8, int4, fp8 in blocks
+rows        fp8 with scales of outputs, bf16    all others
 up to 16    csrc/cuda/quantized_linear.cu, if shared memory holds the rows; it adds what is fused
 more        rows become fp8, too; cuBLAS        made dense in the scratch; cuBLAS
 """
@@ -49,11 +49,11 @@ class QuantizedProducts:
         *,
         is_fixed: bool,
     ) -> None:
-        self._gpu = gpu
+        self._gpu, self._dtype = gpu, dtype
         formats = {linear.name: format_of(linear, dtype, gpu, is_fixed=is_fixed) for linear in linears}
         self._formats = {name: form for name, form in formats.items() if form is not None}
         quantized = [linear for linear in linears if linear.name in self._formats]
-        shapes = scratch_shapes(quantized, max_rows, gpu)
+        shapes = scratch_shapes(quantized, max_rows, dtype, gpu)
         self._dense = torch.empty(shapes["dense"], dtype=TORCH_DTYPE[dtype], device=device)
         self._codes = torch.empty(shapes["codes"], dtype=torch.uint8, device=device)
         self._scales = torch.empty(shapes["scales"], dtype=torch.float32, device=device)
@@ -82,7 +82,7 @@ class QuantizedProducts:
         if form is None:
             return None
         bias = weights.stacked(*weight.biases) if weight.biases else None
-        dense = None if multiplies_fp8(form, self._gpu.capability) else self._dense
+        dense = None if multiplies_fp8(form, self._dtype, self._gpu) else self._dense
         matrix = weights.quantized(weight.parts, form)
         return QuantizedProduct(matrix, bias, dense, self._codes, self._scales, self._gpu)
 

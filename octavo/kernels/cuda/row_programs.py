@@ -1,6 +1,7 @@
 """The programs of one pass with a row per sequence, by the number of rows; a step takes the first that has room.
 
 1          as much fused as the products' tilings allow, down to five kernels a layer; off Hopper also 2 and 4
+up to 8    on Hopper, if matrices are quantised: what their kernel takes is fused, too
 up to 256  on Hopper: products in tiles, with the gate; the next norm sums their parts
 up to 64   off Hopper: the product adds the residual
 more       cuBLAS products, and kernels between them

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 
 from octavo.kernels.cuda.driver import GPU
+from octavo.kernels.kv_layout import KVDType
 from octavo.kernels.mixture import Mixture
 from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.parameters import Linear, Shape
@@ -80,7 +81,7 @@ def mixture_pairs(layers: Sequence[Mixture], max_rows: int) -> dict[str, int]:
     }
 
 
-def scratch_shapes(quantized: Sequence[Linear], max_rows: int, gpu: GPU) -> dict[str, int]:
+def scratch_shapes(quantized: Sequence[Linear], max_rows: int, dtype: KVDType, gpu: GPU) -> dict[str, int]:
     """Elements of the scratch of quantised products of many rows. dense: of the model's type, for the largest matrix
     that is made dense. codes, scales: bytes and float32, for rows that become fp8."""
     own: list[Linear] = []
@@ -88,7 +89,7 @@ def scratch_shapes(quantized: Sequence[Linear], max_rows: int, gpu: GPU) -> dict
     for linear in quantized:
         form = linear.parts[0].scheme.format
         assert form is not None, "a quantised matrix has a format"
-        if multiplies_fp8(form, gpu.capability):
+        if multiplies_fp8(form, dtype, gpu):
             own.append(linear)
         else:
             made_dense.append(linear.out_features * linear.in_features)
@@ -96,9 +97,11 @@ def scratch_shapes(quantized: Sequence[Linear], max_rows: int, gpu: GPU) -> dict
     return {"dense": max(made_dense, default=0), "codes": codes, "scales": max_rows if own else 0}
 
 
-def multiplies_fp8(form: ScaledFormat, capability: tuple[int, int]) -> bool:
-    """Whether a library multiplies such a matrix by rows that are fp8, too."""
-    return form.code == "F8_E4M3" and form.block in ((0, 0), (1, 0)) and capability >= (8, 9)
+def multiplies_fp8(form: ScaledFormat, dtype: KVDType, gpu: GPU) -> bool:
+    """Whether a library multiplies such a matrix by rows that are fp8, too. With scales of rows, cuBLAS promises
+    results in bfloat16 only."""
+    is_of_outputs = form.code == "F8_E4M3" and form.block in ((0, 0), (1, 0))
+    return is_of_outputs and dtype == "bfloat16" and gpu.capability >= (8, 9)
 
 
 def attention_plan(max_num_seqs: int, max_num_tokens: int) -> Shapes:

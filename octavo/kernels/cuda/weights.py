@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from octavo.kernels.ops import RotaryTable
 from octavo.kernels.parameters import Parameter
 from octavo.kernels.scaled import ScaledFormat, ScaledTensor
-from octavo.kernels.tensor import HostTensor, RandomTensor
+from octavo.kernels.tensor import HostTensor, RandomTensor, StoredTensor
 
 if TYPE_CHECKING:
     from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight
@@ -52,18 +52,23 @@ class DeviceWeights:
         names = tuple(part.name for part in parts)
         if names not in self._quantized:
             if all(len(part.sources) == 1 and part.sources[0].dtype in _DENSE for part in parts):
-                drawn = [torch.empty(part.shape, dtype=self.dtype, device=self.device) for part in parts]
-                for part, matrix in zip(parts, drawn, strict=True):
-                    self._fill(matrix, part.sources[0].read())
-                weight = QuantizedWeight.quantise(drawn, form, self.dtype)
+                dense = [self._as_stored(part.sources[0]) for part in parts]
+                weight = QuantizedWeight.quantise(dense, form, self.dtype)
             else:
                 tensors = [part.compact() for part in parts]
                 scaled = [each for each in tensors if isinstance(each, ScaledTensor)]
+                assert len(scaled) == len(parts), "a scheme with a format gives codes and scales"
                 weight = QuantizedWeight.of(scaled, self.dtype, self.device)
             self._quantized[names] = weight
             rows = [part.shape[0] * len(weight.data) // weight.columns for part in parts]
             self.parameters |= dict(zip(names, weight.data.split(rows), strict=True))
         return self._quantized[names]
+
+    def _as_stored(self, source: StoredTensor) -> torch.Tensor:
+        """A dense matrix in its own type: its codes are those of the file's numbers."""
+        matrix = torch.empty(source.shape, dtype=_DENSE[source.dtype], device=self.device)
+        self._fill(matrix, source.read())
+        return matrix
 
     def vector(self, parameter: Parameter) -> torch.Tensor:
         """A norm."""
