@@ -20,6 +20,7 @@ from octavo.engine.calls import (
     priority_list,
     prompt_list,
     refuse_unknown,
+    requests_of,
     template_options,
 )
 from octavo.engine.core import EngineStats
@@ -29,7 +30,7 @@ from octavo.engine.llm_engine import LLMEngine
 from octavo.engine.pooling_calls import PoolingCalls
 from octavo.engine.progress import Progress
 from octavo.engine.turns import EngineTurns, OutputStream
-from octavo.errors import ConfigError, InvalidRequestError, TokenizerError
+from octavo.errors import ConfigError, TokenizerError
 from octavo.observe.event_log import EventLog
 from octavo.observe.exposition import Metric, Metrics
 from octavo.observe.metrics import EngineMetrics
@@ -259,16 +260,9 @@ class LLM(PoolingCalls):
         call = next(self._counter)
         params_each = params_list(params, len(many), self.get_default_sampling_params)
         priorities = priority_list(priority, len(many))
-        requests = []
-        for index, (prompt, one, level) in enumerate(zip(many, params_each, priorities, strict=True)):
-            try:
-                chosen = one if output_kind is None else one.clone(output_kind)
-                requests.append(self._engine.make_request(f"{call}-{index}", prompt, chosen, level))
-            except InvalidRequestError as refusal:
-                if len(many) == 1:
-                    raise
-                raise InvalidRequestError(f"prompts[{index}]: {refusal}") from None
-        return requests
+        if output_kind is not None:
+            params_each = [one.clone(output_kind) for one in params_each]
+        return requests_of(self._engine.make_request, call, many, params_each, priorities)
 
 
 def _several(config: EngineConfig) -> LLMEngine:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from octavo.engine.input import Prompt
 from octavo.errors import InvalidRequestError
+from octavo.request import Request
 from octavo.sampling_params import SamplingParams
 from octavo.shown import shown, suggestion
 from octavo.vllm_options import CALL_ARGUMENTS, METHODS, why_not
@@ -144,6 +145,25 @@ def priority_list(priority: object, count: int) -> list[int]:
         if not _is_whole(one):
             raise InvalidRequestError(f"priority is {shown(one)}, allowed are a whole number, and a list of one each")
     return _one_each("priority", [operator.index(one) for one in many], count)
+
+
+def requests_of(
+    make: Callable[[str, Prompt, Any, int], Request],
+    call: int,
+    prompts: Sequence[Prompt],
+    params_each: Sequence[Any],
+    priorities: Sequence[int],
+) -> list[Request]:
+    """A call's requests. An error names the prompt that it is about, if there are several."""
+    requests = []
+    for index, (prompt, params, priority) in enumerate(zip(prompts, params_each, priorities, strict=True)):
+        try:
+            requests.append(make(f"{call}-{index}", prompt, params, priority))
+        except InvalidRequestError as refusal:
+            if len(prompts) == 1:
+                raise
+            raise InvalidRequestError(f"prompts[{index}]: {refusal}") from None
+    return requests
 
 
 def _one_each(name: str, values: list[Value], count: int) -> list[Value]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from octavo.engine.calls import listed_or_one, priority_list, prompt_list, refuse_unknown
+from octavo.engine.calls import listed_or_one, priority_list, prompt_list, refuse_unknown, requests_of
 from octavo.engine.input import Prompt
 from octavo.engine.llm_engine import LLMEngine
 from octavo.engine.pooled import embedding
@@ -89,15 +89,7 @@ class PoolingCalls:
         many = prompt_list(prompts)
         call = next(self._counter)
         params_each, priorities = _params_list(params, len(many)), priority_list(priority, len(many))
-        requests = []
-        for index, (prompt, one, level) in enumerate(zip(many, params_each, priorities, strict=True)):
-            try:
-                requests.append(self._engine.make_request(f"{call}-{index}", prompt, one, level))
-            except InvalidRequestError as refusal:
-                if len(many) == 1:
-                    raise
-                raise InvalidRequestError(f"prompts[{index}]: {refusal}") from None
-        return requests
+        return requests_of(self._engine.make_request, call, many, params_each, priorities)
 
     def _pooled(self, requests: list[Request], use_tqdm: bool | Callable[..., Any]) -> list[RequestOutput]:
         done: dict[str, RequestOutput] = {}
@@ -128,9 +120,8 @@ def _compared(one: EmbeddingRequestOutput, other: EmbeddingRequestOutput) -> Sco
 
 def _params_list(params: object, count: int) -> list[PoolingParams]:
     """One for all, one each, or None for what the model's files say."""
-    many: list[Any] = [params or PoolingParams()] * count if params is None else listed_or_one(params)
-    if isinstance(params, PoolingParams):
-        many = [params] * count
+    params = PoolingParams() if params is None else params
+    many: list[Any] = [params] * count if isinstance(params, PoolingParams) else listed_or_one(params)
     for one in many:
         if not isinstance(one, PoolingParams):
             raise InvalidRequestError(
