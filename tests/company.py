@@ -29,13 +29,13 @@ KINDS: list[dict[str, Any]] = [
 class Company:
     """What a request is asked beside. budgets: token budgets, which cut its prompt. kept: how many of its tokens are
     part of a later prompt. few_blocks: a pool in which another prompt leaves it just enough, until that one's answer
-    begins. kinds: the parameters of the others, in turn."""
+    begins; None for a model whose layers differ in what they keep. kinds: the parameters of the others, in turn."""
 
     length: int  # of its prompt
     batches: tuple[int, ...]
     budgets: tuple[int, ...]
     kept: tuple[int, ...]
-    few_blocks: int
+    few_blocks: int | None
     kinds: tuple[dict[str, Any], ...] = tuple(KINDS)
 
     def check(self, make: MakeEngine, told: SamplingParams = ALL_LOGITS) -> None:
@@ -57,6 +57,8 @@ class Company:
             with make(enable_prefix_caching=False, max_num_batched_tokens=budget) as llm:
                 outputs = llm.generate(*self._beside(prompt, 3, told), use_tqdm=False)
                 assert answer(outputs[1]) == alone, f"in chunks of up to {budget} tokens"
+        if self.few_blocks is None:
+            return
         tight = {"num_gpu_blocks_override": self.few_blocks, "schedule_conservativeness": 0.0}
         other = prompt_of(5, 16 * (self.few_blocks - 1 - (self.length + len(tokens) + 15) // 16))
         with make(enable_prefix_caching=False, **tight) as llm:

@@ -46,14 +46,20 @@ def test_an_interpreted_answer_does_not_depend_on_its_company(tmp_path: Path) ->
 
 
 @needs_gpu
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-@pytest.mark.parametrize("name", ["qwen3", "gemma2", "gpt2"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((name, dtype) for name in ("qwen3", "gemma2") for dtype in ("bfloat16", "float16", "float32")),
+        ("gpt2", "float32"),  # its heads are too small for a GPU in 16 bits
+    ],
+)
 def test_an_answer_does_not_depend_on_its_company(name: str, dtype: str, tiny_folder: TinyFolder) -> None:
     def make(**more: Any) -> LLM:
         sizes = {"max_model_len": 256, "max_num_seqs": 40, "num_gpu_blocks_override": 600}
         return engine(tiny_folder(name, 0, dtype), dtype=dtype, **sizes | more)
 
-    Company(length=150, batches=(2, 7, 33), budgets=(7, 64), kept=(0, 3, 5), few_blocks=17).check(make)
+    few_blocks = None if name == "gemma2" else 17
+    Company(length=150, batches=(2, 7, 33), budgets=(7, 64), kept=(0, 3, 5), few_blocks=few_blocks).check(make)
 
 
 @needs_gpu

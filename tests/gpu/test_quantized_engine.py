@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(find_nvcc() is None, reason="there is no nvcc")
 def test_logprobs_are_those_of_the_same_numbers(
     quantization: str, num_prompts: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    folder = str(make_tiny_model("llama", tmp_path_factory.mktemp("wide") / "llama", **SIZES))
+    folder = str(make_tiny_model("llama", tmp_path_factory.mktemp("wide") / "llama", std=0.06, **SIZES))
     options = {"quantization": quantization, "skip_tokenizer_init": True, "max_model_len": 96, "max_num_seqs": 32}
     rng = np.random.default_rng(num_prompts)
     prompts = [rng.integers(3, 160, 20).tolist() for _ in range(num_prompts)]
@@ -51,4 +51,4 @@ def test_logprobs_are_those_of_the_same_numbers(
             assert other is not None
             errors += [entry.logprob - other[token].logprob for token, entry in row.items() if token in other]
     assert len(errors) > 20 * num_prompts
-    assert np.sqrt(np.mean(np.square(errors))) < 0.15  # rows above 8 are rounded to fp8, too
+    assert np.sqrt(np.mean(np.square(errors))) < 0.1  # rows above 8 are rounded to fp8, too

@@ -127,6 +127,7 @@ def _attend_kernel(
     table = block_table + tl.load(rows + s).to(tl.int64) * table_stride
     head_pool = pool + kv_head * BLOCK_SIZE * D
     scale_log2 *= unit(scales, kv_head, HAS_CODES, IS_FLOAT)
+    value_unit = unit(scales, tl.num_programs(0) + kv_head, HAS_CODES, IS_FLOAT)
     m = tl.full([ROWS], -float("inf"), tl.float32)
     l = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, D_PAD], tl.float32)
@@ -137,10 +138,10 @@ def _attend_kernel(
             q, start, tl.minimum(_first_token(part + 1), end), end, position, table, head_pool, block_stride,
             value_offset, scale_log2, softcap, D, D_PAD, BLOCK_SIZE, KEYS, ROWS, WINDOW, SOFTCAP,
         )  # fmt: skip
+        if HAS_CODES:  # before the fold, as parts of other programs are
+            part_acc *= value_unit
         m, l, acc = _fold(m, l, acc, part_m, part_l, part_acc)
 
-    if HAS_CODES:
-        acc *= unit(scales, tl.num_programs(0) + kv_head, HAS_CODES, IS_FLOAT)
     if is_cut:
         at = ((tl.program_id(1) * shares + share) * tl.num_programs(0) + kv_head).to(tl.int64) * part_rows + r
         tl.store(part_values + at[:, None] * D + d[None, :], acc, mask=mask)
