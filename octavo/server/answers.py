@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from octavo.sampling_params import SamplingParams
+from octavo.server.answer_bodies import ChatMessage, FunctionCalled, ToolCall
 from octavo.server.api_errors import bad_field
 from octavo.server.protocol import ConversationRequest
-from octavo.server.responses import ChatMessage, FunctionCalled, ToolCall
 from octavo.server.settings import ServerSettings
 from octavo.server.tools import Tools, asked_tools
 from octavo.text.answers.constrained import calls_grammar, forced_format, strict_grammar

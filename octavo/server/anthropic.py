@@ -7,6 +7,7 @@ from starlette.responses import Response
 
 from octavo.request import ModelInfo
 from octavo.sampling_params import SamplingParams, known_to
+from octavo.server.answer_bodies import CountTokensResponse
 from octavo.server.anthropic_answer import Message
 from octavo.server.anthropic_input import conversation_of, thought_budget
 from octavo.server.api_errors import ApiError, bad_field
@@ -15,7 +16,6 @@ from octavo.server.generation import Generation, checked_params, complete, from_
 from octavo.server.prompts import encode_conversation, room_for_output
 from octavo.server.protocol import ChatCompletionRequest, CountTokensRequest, MessagesRequest
 from octavo.server.response_format import asked_of_anthropic
-from octavo.server.responses import CountTokensResponse
 from octavo.server.serving import Serving, json_response, request_id
 from octavo.server.streaming import CLIENT_CLOSED_REQUEST, cancelled_on_disconnect
 from octavo.shown import shown

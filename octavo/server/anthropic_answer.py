@@ -15,11 +15,7 @@ from typing import Any
 import msgspec
 
 from octavo.outputs import CompletionOutput, RequestOutput
-from octavo.server.answers import Reading
-from octavo.server.api_errors import ApiError
-from octavo.server.generation import ended_by_server, raise_failure
-from octavo.server.protocol import MessagesRequest
-from octavo.server.responses import (
+from octavo.server.answer_bodies import (
     AnthropicBlock,
     AnthropicUsage,
     MessagesResponse,
@@ -27,6 +23,10 @@ from octavo.server.responses import (
     ThinkingBlock,
     ToolUseBlock,
 )
+from octavo.server.answers import Reading
+from octavo.server.api_errors import ApiError
+from octavo.server.generation import ended_by_server, raise_failure
+from octavo.server.protocol import MessagesRequest
 from octavo.text.answers.events import CallBegun, CallBroken, CallEnded, CallGrown, Event, Said, Thought
 from octavo.text.answers.parser import answer_of
 

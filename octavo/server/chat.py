@@ -12,6 +12,7 @@ from starlette.responses import Response
 from octavo.errors import OctavoError
 from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.sampling_params import SamplingParams
+from octavo.server.answer_bodies import ChatChoice, ChatCompletionResponse, ChatLogprobs, ChatMessage, request_times
 from octavo.server.answers import Reading
 from octavo.server.api_errors import ApiError, as_api_error, bad_field
 from octavo.server.chunks import ChatChunks, stream_answer
@@ -29,7 +30,6 @@ from octavo.server.openai_calls import (
 )
 from octavo.server.prompts import cut, encode_conversation, room_for_output
 from octavo.server.protocol import BatchChatCompletionRequest, ChatCompletionRequest, ConversationRequest
-from octavo.server.responses import ChatChoice, ChatCompletionResponse, ChatLogprobs, ChatMessage, request_times
 from octavo.server.serving import Serving
 from octavo.server.tools import asked_tools
 

@@ -18,13 +18,13 @@ from typing import Any
 import msgspec
 
 from octavo.outputs import CompletionOutput, RequestOutput, TokenLogprobs
+from octavo.server.answer_bodies import ChatLogprobs, Usage, request_times, usage
 from octavo.server.answers import Reading, StreamedAnswer
 from octavo.server.api_errors import ApiError
 from octavo.server.generation import raise_failure
 from octavo.server.json_pieces import json_pieces
 from octavo.server.logprobs import TextPlace, chat_logprobs, completion_logprobs
 from octavo.server.openai_calls import Call
-from octavo.server.responses import ChatLogprobs, Usage, request_times, usage
 from octavo.server.serving import Serving
 from octavo.server.streaming import EventStream
 

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.sampling_params import SamplingParams
+from octavo.server.answer_bodies import CompletionChoice, CompletionLogprobs, CompletionResponse, request_times
 from octavo.server.api_errors import bad_field
 from octavo.server.chunks import CompletionChunks, stream_answer
 from octavo.server.generation import sampling_params, stream
@@ -25,7 +26,6 @@ from octavo.server.openai_calls import (
 )
 from octavo.server.prompts import cut, encode_texts, room_for_output
 from octavo.server.protocol import CompletionRequest
-from octavo.server.responses import CompletionChoice, CompletionLogprobs, CompletionResponse, request_times
 from octavo.server.serving import Serving
 from octavo.server.session_protocol import SessionGenerateRequest
 from octavo.server.streaming import lane_for

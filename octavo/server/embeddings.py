@@ -16,13 +16,13 @@ from octavo.errors import InvalidRequestError
 from octavo.kernels.ops import FloatArray
 from octavo.outputs import RequestOutput
 from octavo.pooling_params import PooledForm, PoolingParams
+from octavo.server.answer_bodies import Embedding, EmbeddingResponse, EmbeddingUsage
 from octavo.server.api_errors import ApiError, as_api_error, bad_field
 from octavo.server.completions import Prompts, one_or_many
 from octavo.server.generation import Generation, complete, from_headers
 from octavo.server.json_pieces import answer
 from octavo.server.prompts import encode_texts
 from octavo.server.protocol import EmbeddingRequest, PoolingRequest
-from octavo.server.responses import Embedding, EmbeddingResponse, EmbeddingUsage
 from octavo.server.serving import Serving, request_id
 from octavo.server.streaming import CLIENT_CLOSED_REQUEST, cancelled_on_disconnect
 from octavo.shown import shown

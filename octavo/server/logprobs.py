@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from octavo.outputs import Logprob, TokenLogprobs
-from octavo.server.json_pieces import LazyList
-from octavo.server.responses import (
+from octavo.server.answer_bodies import (
     ChatTokenLogprob,
     CompletionLogprobs,
     PromptLogprob,
     PromptLogprobs,
     TopLogprob,
 )
+from octavo.server.json_pieces import LazyList
 from octavo.text.detokenizer import TextStream
 
 _LOWEST, _INFINITE = -9999.0, 9999.0

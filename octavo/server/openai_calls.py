@@ -12,13 +12,13 @@ from starlette.responses import Response
 
 from octavo.outputs import RequestOutput
 from octavo.sampling_params import SamplingParams
+from octavo.server.answer_bodies import Usage, usage
 from octavo.server.api_errors import ApiError, bad_field
 from octavo.server.generation import Generation, complete, from_headers
 from octavo.server.json_pieces import answer
 from octavo.server.logprob_room import count_logprobs
 from octavo.server.logprobs import TextPlace
 from octavo.server.protocol import GenerationRequest
-from octavo.server.responses import Usage, usage
 from octavo.server.serving import Serving, request_id
 from octavo.server.streaming import CLIENT_CLOSED_REQUEST, cancelled_on_disconnect
 from octavo.text.detokenizer import TextStream

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from octavo.observe.machine import installed_version
-from octavo.server import ollama_protocol, protocol, responses, session_protocol
+from octavo.server import answer_bodies, ollama_protocol, protocol, session_protocol
 from octavo.server.api_errors import JSON
 from octavo.server.bodies import NEUTRAL, NO_EFFECT
 from octavo.server.field_meanings import meaning
@@ -31,22 +31,24 @@ _DESCRIPTION = (
 
 #: path, or method and path -> the request's struct, the answer's (None: see the docs), and whether it may stream
 _BODIES: dict[str, tuple[type[msgspec.Struct] | None, type[msgspec.Struct] | None, bool]] = {
-    "/v1/completions": (protocol.CompletionRequest, responses.CompletionResponse, True),
-    "/v1/chat/completions": (protocol.ChatCompletionRequest, responses.ChatCompletionResponse, True),
-    "/v1/chat/completions/batch": (protocol.BatchChatCompletionRequest, responses.ChatCompletionResponse, False),
-    **dict.fromkeys(("/v1/score", "/score"), (protocol.ScoreRequest, responses.ScoreResponse, False)),
-    **dict.fromkeys(("/v1/rerank", "/v2/rerank", "/rerank"), (protocol.RerankRequest, responses.RerankResponse, False)),
-    "/v1/embeddings": (protocol.EmbeddingRequest, responses.EmbeddingResponse, False),
-    "/v1/messages": (protocol.MessagesRequest, responses.MessagesResponse, True),
-    "/v1/messages/count_tokens": (protocol.CountTokensRequest, responses.CountTokensResponse, False),
+    "/v1/completions": (protocol.CompletionRequest, answer_bodies.CompletionResponse, True),
+    "/v1/chat/completions": (protocol.ChatCompletionRequest, answer_bodies.ChatCompletionResponse, True),
+    "/v1/chat/completions/batch": (protocol.BatchChatCompletionRequest, answer_bodies.ChatCompletionResponse, False),
+    **dict.fromkeys(("/v1/score", "/score"), (protocol.ScoreRequest, answer_bodies.ScoreResponse, False)),
+    **dict.fromkeys(
+        ("/v1/rerank", "/v2/rerank", "/rerank"), (protocol.RerankRequest, answer_bodies.RerankResponse, False)
+    ),
+    "/v1/embeddings": (protocol.EmbeddingRequest, answer_bodies.EmbeddingResponse, False),
+    "/v1/messages": (protocol.MessagesRequest, answer_bodies.MessagesResponse, True),
+    "/v1/messages/count_tokens": (protocol.CountTokensRequest, answer_bodies.CountTokensResponse, False),
     "/api/chat": (ollama_protocol.OllamaChatRequest, None, True),
     "/api/generate": (ollama_protocol.OllamaGenerateRequest, None, True),
     "/api/show": (ollama_protocol.OllamaShowRequest, None, False),
-    "/v1/models": (None, responses.ModelList, False),
-    "/v1/models/{model:path}": (None, responses.ModelCard, False),
+    "/v1/models": (None, answer_bodies.ModelList, False),
+    "/v1/models/{model:path}": (None, answer_bodies.ModelCard, False),
     **session_protocol.BODIES,
-    "/tokenize": (protocol.TokenizeRequest, responses.TokenizeResponse, False),
-    "/detokenize": (protocol.DetokenizeRequest, responses.DetokenizeResponse, False),
+    "/tokenize": (protocol.TokenizeRequest, answer_bodies.TokenizeResponse, False),
+    "/detokenize": (protocol.DetokenizeRequest, answer_bodies.DetokenizeResponse, False),
 }
 
 #: structs whose schema has the parameters of NO_EFFECT and NEUTRAL too

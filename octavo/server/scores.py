@@ -10,12 +10,12 @@ from starlette.responses import Response
 
 from octavo.outputs import RequestOutput
 from octavo.pooling_params import PoolingParams
+from octavo.server.answer_bodies import Ranked, RankedDocument, RerankResponse, Score, ScoreResponse
 from octavo.server.api_errors import bad_field
 from octavo.server.completions import one_or_many
 from octavo.server.embeddings import answer_with, embedded_form, numbers_of, pooled_usage, pooling_call
 from octavo.server.generation import Generation
 from octavo.server.protocol import RerankRequest, ScoreRequest
-from octavo.server.responses import Ranked, RankedDocument, RerankResponse, Score, ScoreResponse
 from octavo.server.serving import Serving
 
 

@@ -6,8 +6,8 @@ from typing import Literal
 
 import msgspec
 
+from octavo.server.answer_bodies import CompletionResponse
 from octavo.server.protocol import GenerationRequest, ModelRequest
-from octavo.server.responses import CompletionResponse
 
 
 class SessionRequest(ModelRequest, kw_only=True, forbid_unknown_fields=True):

@@ -12,13 +12,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from octavo.outputs import RequestOutput
+from octavo.server.answer_bodies import CompletionResponse
 from octavo.server.api_errors import ApiError, bad_field
 from octavo.server.chunks import CompletionChunks, stream_answer
 from octavo.server.completions import completion_choice, completion_params, completion_response
 from octavo.server.json_pieces import answer
 from octavo.server.openai_calls import Call, check_pairs, make_call, whole_answer
 from octavo.server.prompts import encode_texts, room_for_output
-from octavo.server.responses import CompletionResponse
 from octavo.server.serving import Endpoint, Serving, json_response
 from octavo.server.session_calls import SessionCall, check_count
 from octavo.server.session_protocol import (

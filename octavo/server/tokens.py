@@ -5,11 +5,11 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
+from octavo.server.answer_bodies import DetokenizeResponse, TokenizeResponse
 from octavo.server.api_errors import bad_field
 from octavo.server.json_pieces import answer
 from octavo.server.prompts import encode_conversation, encode_texts
 from octavo.server.protocol import ChatCompletionRequest, DetokenizeRequest, TokenizeRequest
-from octavo.server.responses import DetokenizeResponse, TokenizeResponse
 from octavo.server.serving import Serving, json_response
 from octavo.server.tools import asked_tools
 from octavo.text.tokenizer import Tokenizer

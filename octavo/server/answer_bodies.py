@@ -1,4 +1,4 @@
-"""Answers of the routes, in OpenAI's, Anthropic's and vLLM's shapes.
+"""The bodies of answers, in OpenAI's, Anthropic's and vLLM's shapes.
 
 Fields that this engine never fills are null here if they are null in vLLM's answers: clients look for them.
 """
