@@ -19,15 +19,27 @@ class PromptTokensDetails(msgspec.Struct, kw_only=True):
     cached_tokens: int
 
 
+class CompletionTokensDetails(msgspec.Struct, kw_only=True):
+    """reasoning_tokens: those of the thoughts, without the marks around them."""
+
+    reasoning_tokens: int
+
+
 class Usage(msgspec.Struct, kw_only=True):
+    """completion_tokens_details: of answers that are read for thoughts."""
+
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET
 
 
-def usage(num_prompt: int, num_completion: int, num_cached: int) -> Usage:
+def usage(num_prompt: int, num_completion: int, num_cached: int, num_thoughts: int | None = None) -> Usage:
+    """num_thoughts: tokens of thoughts; None: the answers are not read for them."""
+    thoughts = UNSET if num_thoughts is None else CompletionTokensDetails(reasoning_tokens=num_thoughts)
     return Usage(
+        completion_tokens_details=thoughts,
         prompt_tokens=num_prompt,
         completion_tokens=num_completion,
         total_tokens=num_prompt + num_completion,
@@ -266,13 +278,19 @@ class ToolUseBlock(msgspec.Struct, kw_only=True, tag_field="type", tag="tool_use
 AnthropicBlock = TextBlock | ThinkingBlock | ToolUseBlock
 
 
+class OutputTokensDetails(msgspec.Struct, kw_only=True):
+    thinking_tokens: int
+
+
 class AnthropicUsage(msgspec.Struct, kw_only=True):
-    """input_tokens: computed tokens; cache_read_input_tokens: those from the prefix cache."""
+    """input_tokens: computed tokens; cache_read_input_tokens: those from the prefix cache. output_tokens_details: of
+    an answer that is read for thoughts."""
 
     input_tokens: int
     cache_creation_input_tokens: int = 0
     cache_read_input_tokens: int = 0
     output_tokens: int
+    output_tokens_details: OutputTokensDetails | UnsetType = UNSET
 
 
 class MessagesResponse(msgspec.Struct, kw_only=True):

@@ -7,7 +7,7 @@ reasoning "Easy."   tool_calls [{"function": ...}]      the answer's message, or
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from octavo.server.tools import Tools, asked_tools
 from octavo.text.answers.constrained import calls_grammar, forced_format, strict_grammar
 from octavo.text.answers.events import CallBegun, CallBroken, CallEnded, CallGrown, Event, Said, Thought
 from octavo.text.answers.formats import FORMATS, CallFormat
-from octavo.text.answers.parser import AnswerParser, answer_of
+from octavo.text.answers.parser import Answer, AnswerParser, answer_of
 from octavo.text.answers.style import AnswerStyle, answer_style
 from octavo.text.answers.thinking import ThoughtState
 from octavo.text.tokenizer import Tokenizer
@@ -52,6 +52,7 @@ class AnswerReader:
             state=state,
             tools=None if calls is None else tools,
             calls=calls,
+            widths={} if self._tokenizer is None else self._tokenizer.token_widths,
             has_reasoning=asked.include_reasoning is not False,
         )
 
@@ -114,12 +115,14 @@ def _special_tokens(tokenizer: Tokenizer | None) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """How one call's answers are read. calls: the format of their calls; None: they hold none."""
+    """How one call's answers are read. calls: the format of their calls; None: they hold none. widths: how many
+    characters begin in each token."""
 
     style: AnswerStyle
     state: ThoughtState
     tools: Tools | None
     calls: CallFormat | None
+    widths: Mapping[int, int]
     has_reasoning: bool
 
     def parser(self) -> AnswerParser:
@@ -127,10 +130,12 @@ class Reading:
         most = None if self.tools is None else self.tools.max_calls
         return AnswerParser(self.style.reader(self.state, self.calls), functions, most)
 
-    def message(self, text: str) -> tuple[ChatMessage, bool]:
-        """-> a whole answer, and whether it makes calls."""
-        parser = self.parser()
-        answer = answer_of([*parser.push(text), *parser.finish()])
+    def read(self, text: str, token_ids: Sequence[int]) -> Answer:
+        """A whole answer."""
+        events = AnswerEvents(self)
+        return answer_of(events.add(text, token_ids, is_end=True), events.num_thought_tokens)
+
+    def message(self, answer: Answer) -> ChatMessage:
         message = ChatMessage(content=answer.content or (None if answer.calls else ""))
         if answer.reasoning and self.has_reasoning:
             message.reasoning = message.reasoning_content = answer.reasoning
@@ -139,7 +144,7 @@ class Reading:
                 ToolCall(id=self.call_id(one.given_id), function=FunctionCalled(name=one.name, arguments=one.arguments))
                 for one in answer.calls
             ]
-        return message, bool(answer.calls)
+        return message
 
     def call_id(self, given: str | None) -> str:
         """Mistral's templates take ids of nine letters only."""
@@ -151,22 +156,42 @@ class Reading:
         return f"chatcmpl-tool-{number.hex}"
 
 
+class AnswerEvents:
+    """One answer as it is read, piece by piece."""
+
+    def __init__(self, reading: Reading) -> None:
+        self._parser = reading.parser()
+        self._widths = reading.widths
+        self._token_ids: list[int] = []
+
+    def add(self, text: str, token_ids: Sequence[int], is_end: bool) -> list[Event]:
+        """What the next piece adds."""
+        self._token_ids += token_ids
+        events = self._parser.push(text)
+        return [*events, *self._parser.finish()] if is_end else events
+
+    @property
+    def num_thought_tokens(self) -> int:
+        return self._parser.num_thought_tokens(self._token_ids, self._widths)
+
+
 class StreamedAnswer:
     """One choice of a stream as it is read."""
 
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
-        self._parser = reading.parser()
+        self._events = AnswerEvents(reading)
         self.has_calls = False
 
-    def delta(self, text: str, is_end: bool) -> dict[str, Any]:
+    @property
+    def num_thought_tokens(self) -> int:
+        return self._events.num_thought_tokens
+
+    def delta(self, text: str, token_ids: Sequence[int], is_end: bool) -> dict[str, Any]:
         """What a piece of the text adds to the message."""
-        events = self._parser.push(text)
-        if is_end:
-            events += self._parser.finish()
         delta: dict[str, Any] = {}
         calls: dict[int, dict[str, Any]] = {}
-        for event in events:
+        for event in self._events.add(text, token_ids, is_end):
             self._add(event, delta, calls)
         if calls:
             delta["tool_calls"] = list(calls.values())

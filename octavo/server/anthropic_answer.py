@@ -13,22 +13,23 @@ import uuid
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 
 from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.server.answer_bodies import (
     AnthropicBlock,
     AnthropicUsage,
     MessagesResponse,
+    OutputTokensDetails,
     TextBlock,
     ThinkingBlock,
     ToolUseBlock,
 )
-from octavo.server.answers import Reading
+from octavo.server.answers import AnswerEvents, Reading
 from octavo.server.api_errors import ApiError
 from octavo.server.generation import ended_by_server, raise_failure
 from octavo.server.protocol import MessagesRequest
 from octavo.text.answers.events import CallBegun, CallBroken, CallEnded, CallGrown, Event, Said, Thought
-from octavo.text.answers.parser import answer_of
 
 _encode = msgspec.json.Encoder().encode
 
@@ -53,18 +54,19 @@ class Message:
         self._reading = reading
         self._blocks = None if reading is None else _Blocks(reading)
         self._has_calls = False
+        self._num_thoughts: int | None = None
 
     def whole(self, output: RequestOutput) -> MessagesResponse:
         (completion,) = output.outputs
         self._num_tokens = len(completion.token_ids)
-        content = self._content(completion.text)
+        content = self._content(completion)
         return self._message(output, content, *self._ending(completion, output))
 
-    def _content(self, text: str) -> list[AnthropicBlock]:
+    def _content(self, completion: CompletionOutput) -> list[AnthropicBlock]:
         if self._reading is None:
-            return [TextBlock(text=text)]
-        parser = self._reading.parser()
-        answer = answer_of([*parser.push(text), *parser.finish()])
+            return [TextBlock(text=completion.text)]
+        answer = self._reading.read(completion.text, completion.token_ids)
+        self._num_thoughts = answer.num_thought_tokens
         self._has_calls = bool(answer.calls)
         blocks: list[AnthropicBlock] = []
         if answer.reasoning and self._reading.has_reasoning:
@@ -81,8 +83,10 @@ class Message:
         for completion in output.outputs:
             self._num_tokens += len(completion.token_ids)
             if self._blocks is not None:
-                parts.append(self._blocks.add(completion.text, completion.finish_reason is not None))
-                self._has_calls = self._blocks.has_calls
+                is_end = completion.finish_reason is not None
+                parts.append(self._blocks.add(completion.text, completion.token_ids, is_end))
+                if is_end:
+                    self._has_calls, self._num_thoughts = self._blocks.has_calls, self._blocks.num_thought_tokens
             elif completion.text:
                 parts += (self._HEAD, _encode(completion.text), self._TAIL)
             if completion.finish_reason is not None:
@@ -115,10 +119,13 @@ class Message:
         )
 
     def _usage(self, output: RequestOutput) -> AnthropicUsage:
+        num = self._num_thoughts
+        thoughts = UNSET if num is None else OutputTokensDetails(thinking_tokens=num)
         return AnthropicUsage(
             input_tokens=len(output.prompt_token_ids) - output.num_cached_tokens,
             cache_read_input_tokens=output.num_cached_tokens,
             output_tokens=self._num_tokens,
+            output_tokens_details=thoughts,
         )
 
     def _ending(self, completion: CompletionOutput, output: RequestOutput) -> tuple[str, str | None]:
@@ -153,16 +160,19 @@ class _Blocks:
 
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
-        self._parser = reading.parser()
+        self._events = AnswerEvents(reading)
         self._kind = ""
         self._index = -1
         self.has_calls = False
 
-    def add(self, text: str, is_end: bool) -> bytes:
-        events = self._parser.push(text)
+    @property
+    def num_thought_tokens(self) -> int:
+        return self._events.num_thought_tokens
+
+    def add(self, text: str, token_ids: list[int], is_end: bool) -> bytes:
+        made = b"".join(map(self._event, self._events.add(text, token_ids, is_end)))
         if not is_end:
-            return b"".join(map(self._event, events))
-        made = b"".join(map(self._event, [*events, *self._parser.finish()]))
+            return made
         if self._index < 0:
             made += self._open(TextBlock(text=""))
         return made + self._close()

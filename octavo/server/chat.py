@@ -32,6 +32,7 @@ from octavo.server.prompts import cut, encode_conversation, room_for_output
 from octavo.server.protocol import BatchChatCompletionRequest, ChatCompletionRequest, ConversationRequest
 from octavo.server.serving import Serving
 from octavo.server.tools import asked_tools
+from octavo.text.answers.parser import Answer
 
 
 async def create_chat_completion(request: Request, serving: Serving) -> Response:
@@ -128,12 +129,13 @@ def continued_text(asked: ChatCompletionRequest) -> str:
 def _response(
     call: Call, asked: ChatCompletionRequest, output: RequestOutput, echo: str, reading: Reading | None
 ) -> ChatCompletionResponse:
-    counts = total_usage([output])
+    answers = [_read(reading, one) for one in output.outputs]
+    counts = total_usage([output], _num_thoughts(answers))
     return ChatCompletionResponse(
         id=call.id,
         created=call.created,
         model=call.model,
-        choices=[choice(call, one, echo, reading) for one in output.outputs],
+        choices=[choice(call, one, echo, reading, read) for one, read in zip(output.outputs, answers, strict=True)],
         usage=counts,
         prompt_logprobs=None if asked.prompt_logprobs is None else prompt_logprobs(output.prompt_logprobs or []),
         prompt_token_ids=output.prompt_token_ids if call.has_token_ids else None,
@@ -141,12 +143,25 @@ def _response(
     )
 
 
-def choice(call: Call, completion: CompletionOutput, echo: str, reading: Reading | None) -> ChatChoice:
-    message, has_calls = ChatMessage(content=echo + completion.text), False
-    if reading is not None:
-        message, has_calls = reading.message(completion.text)
+def _read(reading: Reading | None, completion: CompletionOutput) -> Answer | None:
+    """None: all of its text is content."""
+    return None if reading is None else reading.read(completion.text, completion.token_ids)
+
+
+def _num_thoughts(answers: list[Answer | None]) -> int | None:
+    counts = [one.num_thought_tokens for one in answers if one is not None]
+    return sum(counts) if counts else None
+
+
+def choice(
+    call: Call, completion: CompletionOutput, echo: str, reading: Reading | None, answer: Answer | None
+) -> ChatChoice:
+    message = ChatMessage(content=echo + completion.text)
+    if reading is not None and answer is not None:
+        message = reading.message(answer)
         if echo:
             message.content = echo + (message.content or "")
+    has_calls = answer is not None and bool(answer.calls) and completion.finish_reason == "stop"
     logprobs = None
     if call.num_top is not None:
         rows = LazyList(chat_logprobs(call, completion.token_ids, completion.logprobs or []))
@@ -155,7 +170,7 @@ def choice(call: Call, completion: CompletionOutput, echo: str, reading: Reading
         index=completion.index,
         message=message,
         logprobs=logprobs,
-        finish_reason="tool_calls" if has_calls and completion.finish_reason == "stop" else completion.finish_reason,
+        finish_reason="tool_calls" if has_calls else completion.finish_reason,
         stop_reason=completion.stop_reason,
         token_ids=completion.token_ids if call.has_token_ids else None,
     )
@@ -212,11 +227,16 @@ async def _encoded(request: Request, place: int, chat: ChatCompletionRequest, se
 def _batch_response(
     call: Call, chats: list[ChatCompletionRequest], outputs: list[RequestOutput], readings: list[Reading | None]
 ) -> ChatCompletionResponse:
-    choices = []
+    choices, answers = [], []
     for place, (chat, output, reading) in enumerate(zip(chats, outputs, readings, strict=True)):
-        answer = choice(call, output.outputs[0], continued_text(chat) if chat.echo else "", reading)
-        answer.index = place
-        choices.append(answer)
+        echo = continued_text(chat) if chat.echo else ""
+        answers.append(_read(reading, output.outputs[0]))
+        choices.append(choice(call, output.outputs[0], echo, reading, answers[-1]))
+        choices[-1].index = place
     return ChatCompletionResponse(
-        id=call.id, created=call.created, model=call.model, choices=choices, usage=total_usage(outputs)
+        id=call.id,
+        created=call.created,
+        model=call.model,
+        choices=choices,
+        usage=total_usage(outputs, _num_thoughts(answers)),
     )

@@ -11,7 +11,7 @@ Chunks with anything else in them (logprobs, token ids, a finish reason, usage) 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,7 +116,8 @@ class OpenAIEvents:
             return DONE
         num_prompt = sum(num for num, _ in self._prompts.values())
         num_cached = sum(num for _, num in self._prompts.values())
-        total = usage(num_prompt, sum(choice.num_tokens for choice in self._choices.values()), num_cached)
+        choices = self._choices.values()
+        total = usage(num_prompt, sum(one.num_tokens for one in choices), num_cached, _num_thoughts(choices))
         top = {}
         if self._call.has_metrics and self._last is not None:
             top["metrics"] = request_times(self._last, total.completion_tokens)
@@ -154,7 +155,7 @@ class OpenAIEvents:
         raise_failure(output)
         text, token_ids, rows = choice.text, choice.token_ids, choice.logprobs
         choice.text, choice.token_ids, choice.logprobs, choice.has_sent = "", [], [], True
-        content = self._shape.fields(choice, text, is_end)
+        content = self._shape.fields(choice, text, token_ids, is_end)
         if content == _NOTHING and not (is_end or rows or self._call.has_token_ids):
             return
         if self._is_bare and not is_end and len(delta := content["delta"]) == 1 and "content" in delta:
@@ -171,7 +172,7 @@ class OpenAIEvents:
         parts += (b"data: ", _encode(body), b"\n\n")
 
     def _usage_so_far(self, place: int, num_tokens: int) -> Usage | None:
-        """One choice's usage, if every chunk has it."""
+        """One choice's usage, if every chunk has it. Thoughts are counted once, at the end."""
         if not self._call.has_usage_always:
             return None
         num_prompt, num_cached = self._prompts[place]
@@ -182,6 +183,12 @@ class OpenAIEvents:
         if self._call.has_usage or counts is not None:
             body["usage"] = counts
         return body
+
+
+def _num_thoughts(choices: Collection[Choice]) -> int | None:
+    """Tokens of thoughts, where answers are read for them."""
+    counts = [one.answer.num_thought_tokens for one in choices if one.answer is not None]
+    return sum(counts) if counts else None
 
 
 class CompletionChunks:
@@ -200,7 +207,7 @@ class CompletionChunks:
         self._call = call
         self._echo = echo
 
-    def fields(self, choice: Choice, text: str, is_end: bool) -> dict[str, Any]:
+    def fields(self, choice: Choice, text: str, token_ids: list[int], is_end: bool) -> dict[str, Any]:
         return {"text": text}
 
     def finish_reason(self, choice: Choice, reason: str | None) -> str | None:
@@ -245,9 +252,9 @@ class ChatChunks:
         self._reading = reading
         self.is_text = reading is None
 
-    def fields(self, choice: Choice, text: str, is_end: bool) -> dict[str, Any]:
+    def fields(self, choice: Choice, text: str, token_ids: list[int], is_end: bool) -> dict[str, Any]:
         if choice.answer is not None:
-            return {"delta": choice.answer.delta(text, is_end)}
+            return {"delta": choice.answer.delta(text, token_ids, is_end)}
         return {"delta": {"content": text} if text else {}}
 
     def finish_reason(self, choice: Choice, reason: str | None) -> str | None:

@@ -222,9 +222,10 @@ def _answer_size(call: Call, outputs: list[RequestOutput], echo: str) -> int:
     return call.num_logprobs + texts // 16 + (ids if call.has_token_ids else 0)
 
 
-def total_usage(outputs: list[RequestOutput]) -> Usage:
+def total_usage(outputs: list[RequestOutput], num_thoughts: int | None = None) -> Usage:
     return usage(
         sum(len(output.prompt_token_ids) for output in outputs),
         sum(len(one.token_ids) for output in outputs for one in output.outputs),
         sum(output.num_cached_tokens for output in outputs),
+        num_thoughts,
     )

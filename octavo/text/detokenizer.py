@@ -269,3 +269,15 @@ class TokenTexts(dict[int, str]):
     def __missing__(self, token_id: int) -> str:
         self[token_id] = text = self._make(token_id)
         return text
+
+
+class TokenWidths(dict[int, int]):
+    """Token id -> how many characters begin in it, computed on first use. Never larger than the vocabulary."""
+
+    def __init__(self, token_bytes: Callable[[int], bytes]) -> None:
+        super().__init__()
+        self._token_bytes = token_bytes
+
+    def __missing__(self, token_id: int) -> int:
+        self[token_id] = width = sum(byte & 0xC0 != 0x80 for byte in self._token_bytes(token_id))  # UTF-8
+        return width

@@ -16,7 +16,7 @@ from octavo.models.loader import locate_tokenizer
 from octavo.shown import cut, shown
 from octavo.text.answers.style import answer_style
 from octavo.text.answers.thinking import PROMPT_END, ThoughtMarks, ThoughtState
-from octavo.text.detokenizer import Detokenizer, TextStream, TokenTexts
+from octavo.text.detokenizer import Detokenizer, TextStream, TokenTexts, TokenWidths
 from octavo.text.folder_tokenizer import tokenizer_from_folder
 from octavo.text.gguf_tokenizer import tokenizer_from_gguf
 from octavo.text.template_process import template_processes
@@ -165,6 +165,11 @@ class Tokenizer(TransformersCalls):
     def token_texts(self) -> TokenTexts:
         """token_to_str of every token, cached."""
         return TokenTexts(self.token_to_str)
+
+    @cached_property
+    def token_widths(self) -> TokenWidths:
+        """How many characters begin in each token, cached."""
+        return TokenWidths(self.token_bytes)
 
     @cached_property
     def _bounds(self) -> TextBounds | None:

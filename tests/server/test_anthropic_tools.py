@@ -42,6 +42,8 @@ def test_the_client_gets_blocks(is_streamed: bool) -> None:
     assert (thought.thinking, text.text) == ("\nHm.\n", "Let me look.")
     assert (first.name, first.input) == (second.name, second.input) == ("weather", {"city": "Rome"})
     assert first.id != second.id
+    assert message.usage.output_tokens_details is not None
+    assert 1 <= message.usage.output_tokens_details.thinking_tokens <= 5
 
 
 def test_events_open_and_close_each_block() -> None:

@@ -28,6 +28,7 @@ WEATHER = {"type": "function", "function": {"name": "weather", "description": "T
 CLOCK = {"type": "function", "function": {"name": "clock"}}
 TOOLS = [WEATHER, CLOCK]
 HERMES = "{# <tool_call> </think> #}" + TOOL_TEMPLATE
+HARMONY = "{# <|channel|> analysis functions #}" + TOOL_TEMPLATE
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
 HI = [{"role": "user", "content": "Hi"}]
 
@@ -113,6 +114,29 @@ def test_thoughts_are_taken_out_of_the_text() -> None:
     assert (hidden["reasoning"], hidden["content"]) == (None, "Yes.")
     assert said("Hm.</think>Yes.", chat_template_kwargs={"enable_thinking": True})["message"]["reasoning"] == "Hm."
     assert said("Hm.</think>Yes.")["message"]["content"] == "Hm.</think>Yes."
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "template"),
+    [
+        ("<think>", f"</think>\n\nYes. {CALL}", HERMES),
+        ("<think>", "", HERMES),
+        ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>Yes.", HARMONY),
+    ],
+)
+def test_tokens_of_thoughts_are_counted_without_their_marks(before: str, after: str, template: str) -> None:
+    thoughts = "Hm, <b> is it so? Well. "
+    engine = SpeakingEngine(before + thoughts + after, template)
+    assert engine.tokenizer is not None
+    num = len(engine.tokenizer.encode(thoughts, add_special_tokens=False))
+    usage = chat(engine).json()["usage"]
+    counted = usage["completion_tokens_details"]["reasoning_tokens"]
+    assert abs(counted - num) <= 1, "a token may reach over a mark"
+    for interval in (1, 3):
+        asked = {"stream": True, "stream_options": {"include_usage": True}, "stream_interval": interval}
+        assert chat(engine, **asked).events()[-2]["usage"] == usage
+    plain = chat(SpeakingEngine("Yes.", "{{ messages[0].content }}"), tools=None).json()
+    assert "completion_tokens_details" not in plain["usage"]
 
 
 def test_effort_reaches_the_templates_switches() -> None:

@@ -15,6 +15,7 @@ from octavo.text.answers.formats import FORMATS, read_calls
 from octavo.text.answers.harmony import read_harmony
 from octavo.text.answers.parser import Answer, AnswerParser, FunctionCall, answer_of
 from octavo.text.answers.thinking import ThoughtMarks, read_thoughts
+from tests.text.tokenizers import packaged
 from tests.text.written_calls import WRITERS, Call, mistral_v11
 
 SCHEMA = {
@@ -228,6 +229,22 @@ def test_thoughts_are_told_from_content(state: Any, text: str, answer: Answer) -
         parser = AnswerParser(steps, FUNCTIONS)
         events = [event for piece in pieces for event in parser.push(piece)]
         assert answer_of(events + parser.finish()) == answer
+
+
+def test_tokens_of_thoughts_are_counted_in_characters_of_several_tokens() -> None:
+    tokenizer = packaged("smollm2")
+    thoughts = "Hm, \u65e5\u672c\u8a9e <b>\U0001f600\U0001f937\u200d\u2642\ufe0f well."
+    begin, middle, end = (
+        tokenizer.encode(text, add_special_tokens=False) for text in ("<think>", thoughts, "</think> A")
+    )
+    text = tokenizer.decode(begin + middle + end)
+    for state, token_ids, said in (("open", begin + middle + end, text), ("begun", middle + end, text[7:])):
+        parser = AnswerParser(lambda feed, state=state: read_thoughts(feed, MARKS, state), FUNCTIONS)  # type: ignore[misc]
+        for piece in (said[:9], said[9:]):
+            parser.push(piece)
+        parser.finish()
+        assert parser.num_thought_tokens(token_ids, tokenizer.token_widths) == len(middle)
+    assert AnswerParser(reader("hermes"), FUNCTIONS).num_thought_tokens([1, 2], {}) == 0
 
 
 def test_the_prompts_end_says_whether_thoughts_have_begun() -> None:

@@ -42,6 +42,9 @@ class Feed:
         self._space: str | None = None  # white space that may stand before a call; None: text has not begun
         self._raw: list[str] | None = None
         self._is_extra = False
+        self._num_taken = 0
+        #: where thoughts stand in the answer's text: their first characters, and those behind their last
+        self.thoughts: list[tuple[int, int]] = []
 
     # What the owner of the answer calls
 
@@ -56,8 +59,13 @@ class Feed:
     # What a parser tells
 
     def think(self, text: str) -> None:
+        """A text that was just taken."""
         if text:
             self._events.append(Thought(text))
+            begin, end = self._num_taken - len(text), self._num_taken
+            if self.thoughts and self.thoughts[-1][1] == begin:
+                begin, _ = self.thoughts.pop()
+            self.thoughts.append((begin, end))
 
     def say(self, text: str) -> None:
         """White space is held back, since a call may follow, before and behind which it means nothing."""
@@ -124,6 +132,7 @@ class Feed:
 
     def take(self, num: int) -> str:
         taken, self.text = self.text[:num], self.text[num:]
+        self._num_taken += num
         if self._raw is not None:
             self._raw.append(taken)
         return taken
@@ -131,6 +140,7 @@ class Feed:
     def put_back(self, text: str) -> None:
         """What was taken last comes next."""
         self.text = text + self.text
+        self._num_taken -= len(text)
         if self._raw is not None and self._raw.pop() != text:
             raise AssertionError("only what was taken last")
 

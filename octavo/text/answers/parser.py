@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from octavo.text.answers.events import CallBegun, CallBroken, CallEnded, CallGrown, Event, Said, Thought
 from octavo.text.answers.feed import Feed, Schemas, Steps
@@ -29,6 +31,14 @@ class AnswerParser:
         self._feed.finish()
         return self._feed.taken()
 
+    def num_thought_tokens(self, token_ids: Sequence[int], widths: Mapping[int, int]) -> int:
+        """How many of the answer's tokens begin in its thoughts, which are without the marks around them. widths: how
+        many characters begin in each token."""
+        if not self._feed.thoughts:
+            return 0
+        begins = [0, *accumulate(map(widths.__getitem__, token_ids))][:-1]
+        return sum(bisect_left(begins, end) - bisect_left(begins, begin) for begin, end in self._feed.thoughts)
+
 
 @dataclass(slots=True)
 class FunctionCall:
@@ -44,9 +54,10 @@ class Answer:
     reasoning: str = ""
     content: str = ""
     calls: list[FunctionCall] = field(default_factory=list)
+    num_thought_tokens: int = 0
 
 
-def answer_of(events: list[Event]) -> Answer:
+def answer_of(events: list[Event], num_thought_tokens: int = 0) -> Answer:
     """All events of an answer as one."""
     calls: dict[int, FunctionCall] = {}
     thoughts: list[str] = []
@@ -65,4 +76,4 @@ def answer_of(events: list[Event]) -> Answer:
                 del calls[index]
             case CallEnded():
                 pass
-    return Answer("".join(thoughts), "".join(said), list(calls.values()))
+    return Answer("".join(thoughts), "".join(said), list(calls.values()), num_thought_tokens)
