@@ -54,7 +54,7 @@ def shared_us(
                 table[s, : prefix // 16] = table[s // rows * rows, : prefix // 16]
     layer, shape = case.layer, Shape.of(case.layer)
     num = len(lens)
-    plan = SharedPlan(shape, num, shape.num_stretches(GPU, dim), GPU, CUDA)
+    plan = SharedPlan(shape, num, shape.num_stretches(GPU, dim), GPU, CUDA, shares=shares)
     partials = Partials.allocate(plan.max_part_rows(), num, shape, dim, CUDA)
     transform = HeadTransform.of(layer, DeviceWeights(CUDA, BF16))
     kernel = DecodeAttention(Kind.of(layer, BF16, case.layout, is_fused=True), GPU)
@@ -62,7 +62,7 @@ def shared_us(
     out = torch.empty(num, heads * dim, device=CUDA, dtype=BF16)
 
     def make(table: torch.Tensor) -> None:
-        plan.make(**case.step, block_table=table, block_size=16, window=None, shares=shares, chained=True)
+        plan.make(**case.step, block_table=table, block_size=16, window=None, chained=True)
 
     def call(table: torch.Tensor) -> None:
         kernel.run(qkv, out, layer, case.pool, plan, partials, block_table=table, transform=transform)

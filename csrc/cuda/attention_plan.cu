@@ -343,7 +343,8 @@ __device__ void cut(const Planner& p, int num_units) {
       parts = last_stretch(units[u], stretch) - first + 1;
     }
     int total;
-    const int before = part_rows + scan(u < num_units ? parts * units[u].num_members : 0, total);
+    const bool joins = step.shares || parts > 1;  // else it is a whole sequence, whose result needs no partial ones
+    const int before = part_rows + scan(u < num_units && joins ? parts * units[u].num_members : 0, total);
     if (u < num_units) {
       const int from = u == 0 ? first : max(first, last_stretch(units[u - 1], stretch) + 1);
       units[u].part_rows = before;

@@ -38,6 +38,10 @@ class AttentionBackend(Protocol):
     decodes_alone: bool
     """Whether fused steps of decodes with one new token each need no other backend's plan."""
 
+    short_chunk: int
+    """It decodes sequences of up to this many new tokens faster than others compute them as chunks; 1: only those of
+    one token. Above 1 only if it takes all layers."""
+
     decodes_in_parts: ClassVar[bool]
     """Whether its decodes leave partial results in `AttentionMemory.workspace`."""
 
@@ -152,6 +156,8 @@ class ModelAttention:
             layer: [self._backends[name] for name in chain if name in self._backends] for layer, chain in chains.items()
         }
         self._alone = [backend for backend in self._backends.values() if backend.decodes_alone][:1]
+        #: see `AttentionBackend`
+        self.short_chunk = max((backend.short_chunk for backend in self._backends.values()), default=1)
         limits = [backend.longest_captured for backend in self._backends.values()]
         #: see `AttentionBackend`
         self.longest_captured = min((limit for limit in limits if limit is not None), default=None)

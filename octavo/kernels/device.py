@@ -54,12 +54,14 @@ class DTypes:
 
 @dataclass(frozen=True, slots=True)
 class StepLimits:
-    """The limits of a step; backends size their buffers by them."""
+    """The limits of a step; backends size their buffers by them. short_chunk: sequences of up to this many new tokens
+    may be decodes, in a step in which none has more."""
 
     max_num_tokens: int
     max_num_seqs: int
     max_model_len: int
     vocab_size: int
+    short_chunk: int = 16
 
 
 #: allowed values of `decode_threshold`: each has its own kernels

@@ -110,7 +110,10 @@ class ChunkSteps:
         `forward`."""
         num_tokens = padded_tokens(len(batch.input_ids), self._model.row_counts)
         num_seqs = _padded_seqs(len(batch.rows), self._max_num_seqs)
-        key = _ChunkKey(num_tokens, num_seqs, replace(StepKind.of(batch), has_chunks=True), bool(len(wanted)))
+        kind = StepKind.of(batch, self._model.short_chunk)
+        if kind.decode_threshold == 1:
+            kind = replace(kind, has_chunks=True)  # steps of decodes alone come here seldom, and need no other graph
+        key = _ChunkKey(num_tokens, num_seqs, kind, bool(len(wanted)))
         self._rows.flush_blocks()
         step, indices = self._step(key)
         flat = _flat_inputs(batch, wanted, num_tokens, num_seqs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -13,10 +14,13 @@ from octavo.errors import ConfigError, KernelBuildError
 from tests.gpu.device import DEVICE
 
 from octavo.kernels import attention  # isort: skip
-from octavo.kernels.attention import ModelAttention, choose  # isort: skip
+from octavo.kernels.attention import ModelAttention, _unreachable, choose  # isort: skip
+from octavo.kernels.cuda import ledger  # isort: skip
 from octavo.kernels.cuda.driver import GPU  # isort: skip
 from octavo.kernels.cuda.step import DECODES, DeviceStep, StepKind  # isort: skip
 from octavo.kernels.cuda_cpp import attention as cuda_attention  # isort: skip
+from octavo.kernels.cuda_cpp import attention_plan, shape  # isort: skip
+from octavo.kernels.cuda_cpp.decode_attention import Kind  # isort: skip
 from octavo.kernels.cuda_cpp import compile as nvcc  # isort: skip
 from octavo.kernels.external import flash_attention  # isort: skip
 from octavo.kernels.device import StepLimits  # isort: skip
@@ -59,6 +63,77 @@ def test_cuda_kernels_leave_more_sequences_than_they_can_plan_to_others(monkeypa
     backend = cuda_attention.CudaAttention(memory)
     assert backend.decode(LAYER, None, otherwise=print) is print  # type: ignore[arg-type]
     assert not backend.decodes_alone
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "max_num_seqs", "expected"),
+    [(32, 8, 1024, 16), (64, 8, 1024, 16), (16, 8, 4096, 16), (64, 8, 4096, 1), (8, 8, 64, 1), (64, 1, 1024, 1)],
+)
+def test_short_chunks_are_decodes_where_these_read_less(
+    heads: int, kv_heads: int, max_num_seqs: int, expected: int
+) -> None:
+    """Not if each query head has a kv head of its own, nor if there are more parts of sequences than a plan sorts."""
+    layer = replace(LAYER, num_heads=heads, num_kv_heads=kv_heads)
+    assert shape.short_chunk([layer], max_num_seqs, 16) == expected
+    assert shape.short_chunk([layer], max_num_seqs, 1) == 1
+    assert shape.short_chunk([layer, replace(LAYER, num_heads=8, num_kv_heads=8)], max_num_seqs, 16) == 1
+
+
+@pytest.mark.parametrize(
+    ("lengths", "guesses", "short_chunk", "expected"),
+    [
+        ([16, 1, 3], 1, 16, (True, False, 16)),
+        ([17, 1, 3], 1, 16, (True, True, 1)),
+        ([17, 1, 3], 4, 16, (True, True, 16)),
+        ([2, 3], 4, 1, (True, False, 4)),
+        ([5, 1], 4, 1, (True, True, 4)),
+        ([1, 1], 1, 16, (True, False, 1)),
+        ([16, 2], 1, 1, (False, True, 1)),
+    ],
+)
+def test_a_step_of_short_chunks_is_one_of_decodes(
+    lengths: list[int], guesses: int, short_chunk: int, expected: tuple[bool, bool, int]
+) -> None:
+    kind = StepKind.of(make_batch([(40, length) for length in lengths]).step(guesses), short_chunk)
+    assert (kind.has_decodes, kind.has_chunks, kind.decode_threshold) == expected
+
+
+@pytest.mark.parametrize(("heads", "short_chunk", "others"), [(8, 16, 0), (8, 1, 0), (2, 16, 0), (8, 16, 1)])
+def test_cuda_kernels_take_what_the_ledger_says(
+    heads: int, short_chunk: int, others: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels that only say which ran; a layer that others take leaves short chunks to them, too."""
+    ran: list[int] = []
+
+    class Kernel:
+        def __init__(self, kind: Kind, gpu: GPU) -> None:
+            self.kind = kind
+
+        def run(self, *given: object, transform: object, **rest: object) -> None:
+            assert self.kind.is_fused == (transform is not None)
+            ran.append(self.kind.shape.max_queries)
+
+    monkeypatch.setattr(nvcc, "find_nvcc", lambda: Path("nvcc"))
+    monkeypatch.setattr(GPU, "is_interpreted", False)
+    monkeypatch.setattr(attention_plan, "Kernel", MagicMock())
+    monkeypatch.setattr(cuda_attention, "DecodeAttention", Kernel)
+    monkeypatch.setattr(Kind, "compile", lambda *given: b"")
+    for module in (attention_plan, cuda_attention):
+        monkeypatch.setattr(module, "compile_plan", lambda *given: (b"", 256))
+    layers = [replace(LAYER, num_heads=heads, window=window) for window in (None, 40)]
+    layers += [replace(LAYER, head_dim=80)] * others
+    limits = StepLimits(64, 32, 64, 1, short_chunk)
+    memory = AttentionMemory(layers, KV, limits, AMPERE, DEVICE)
+    memory.pools.update(dict.fromkeys(layers))  # type: ignore[arg-type]
+    backend = cuda_attention.CudaAttention(memory)
+    entries = ledger._attention(layers, KV, limits, "bfloat16", AMPERE, "auto")
+    assert backend.num_bytes == sum(entry.num_bytes for entry in entries if "CUDA C++" in entry.what)
+    decode = backend.decode(layers[1], None, otherwise=lambda *step: ran.append(-1))
+    backend.decode(layers[0], MagicMock(), otherwise=_unreachable)(step_of(DECODES), None, None)  # type: ignore[arg-type]
+    for threshold in (1, 4, 16):
+        decode(step_of(replace(DECODES, decode_threshold=threshold)), None, None)  # type: ignore[arg-type]
+    takes = heads == 8 and short_chunk == 16 and not others
+    assert (backend.short_chunk, ran) == (16 if takes else 1, [1, 1, -1, 16 if takes else -1])
 
 
 def test_kernels_that_cannot_be_built_are_left_out_unless_asked_for(
@@ -122,6 +197,7 @@ def test_a_phase_goes_to_the_first_that_computes_it(monkeypatch: pytest.MonkeyPa
 
     class Decodes:
         decodes_alone = decodes_in_parts = False
+        short_chunk = 1
         longest_captured = 7
         plans = 0
         why_not = staticmethod(lambda *need: [])
@@ -139,6 +215,7 @@ def test_a_phase_goes_to_the_first_that_computes_it(monkeypatch: pytest.MonkeyPa
 
     class All(Decodes):
         longest_captured = None  # type: ignore[assignment]
+        short_chunk = 16
 
         def prefill(self, layer: object, otherwise: object) -> object:
             return lambda *step: "theirs"
@@ -148,7 +225,7 @@ def test_a_phase_goes_to_the_first_that_computes_it(monkeypatch: pytest.MonkeyPa
     model = ModelAttention([LAYER], "bfloat16", KV, "triton", memory)
     assert (model.decode(LAYER)(None, None, None), model.prefill(LAYER)(None, None, None)) == ("ours", "theirs")  # type: ignore[arg-type, func-returns-value]
     model.plan(step_of(DECODES), is_fused=True)
-    assert (Decodes.plans, model.longest_captured) == (2, 7)
+    assert (Decodes.plans, model.longest_captured, model.short_chunk) == (2, 7, 16)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +246,7 @@ def test_a_backend_that_decodes_alone_spares_the_other_plans(
         def plan(step: object) -> None:
             plans[name] += 1
 
-        members = {"decodes_alone": name == "alone", "longest_captured": None, "plan": plan}
+        members = {"decodes_alone": name == "alone", "longest_captured": None, "short_chunk": 1, "plan": plan}
         made = SimpleNamespace(**members)
 
         def build(memory: AttentionMemory) -> object:
@@ -186,7 +263,7 @@ def test_a_backend_that_decodes_alone_spares_the_other_plans(
 
 def step_of(kind: StepKind) -> DeviceStep:
     nothing = torch.empty(0, dtype=torch.int32)
-    return DeviceStep(nothing, nothing, nothing, nothing, nothing, (), kind)
+    return DeviceStep(nothing, nothing, nothing, nothing, nothing, (nothing,), kind)
 
 
 @pytest.mark.parametrize("decodes_alone", [False, True])
@@ -198,6 +275,7 @@ def test_only_a_backend_that_decodes_in_parts_takes_room_for_them(
     class Alone:
         decodes_in_parts = False
         longest_captured = None
+        short_chunk = 1
         why_not = staticmethod(lambda *need: [])
 
         def __init__(self, memory: AttentionMemory) -> None:

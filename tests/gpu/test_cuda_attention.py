@@ -52,8 +52,9 @@ def run(
     shape = Shape.of(layer, threshold)
     num, tokens = len(batch.query_lens), int(batch.seq_lens.sum())
     plan = SharedPlan(
-        shape, num, shape.num_stretches(gpu, layer.head_dim), gpu, DEVICE, fixed_part=fixed_part, max_num_tokens=tokens
-    )
+        shape, num, shape.num_stretches(gpu, layer.head_dim), gpu, DEVICE,
+        shares=shares, fixed_part=fixed_part, max_num_tokens=tokens,
+    )  # fmt: skip
     partials = Partials.allocate(plan.max_part_rows(), num, shape, layer.head_dim, DEVICE)
     transform = HeadTransform.of(layer, DeviceWeights(DEVICE, torch.float32)) if fused else None
     kind = Kind.of(layer, batch.qkv.dtype, batch.layout, fused, threshold)
@@ -62,7 +63,7 @@ def run(
     out = torch.full((len(q), layer.num_heads * layer.head_dim), torch.nan, device=DEVICE, dtype=q.dtype)
     plan.make(
         query_start_loc=batch.query_start_loc, seq_lens=batch.seq_lens, rows=batch.rows, block_table=batch.block_table,
-        block_size=batch.pool.block_size, window=layer.window, shares=shares, chained=False,
+        block_size=batch.pool.block_size, window=layer.window, chained=False,
     )  # fmt: skip
     torch.cuda.synchronize()  # in a model, other kernels run between the plan and its first reader
     for _ in range(2):  # the second run proves that the first left the counters at zero
@@ -129,11 +130,34 @@ def test_window_and_softcap() -> None:
 
 
 @pytest.mark.parametrize("queries", [2, 4, 16])
-@pytest.mark.parametrize("heads", [4, 16])
-def test_verify_chunks(queries: int, heads: int) -> None:
+@pytest.mark.parametrize(("heads", "shares"), [(4, True), (16, True), (4, False), (16, False), (64, False)])
+def test_verify_chunks(queries: int, heads: int, shares: bool) -> None:
     seqs = [(530, queries), (15, 1), (0, queries), (300, queries - 1), (17, 33), (1000, queries)]
     batch = make_batch(seqs, num_heads=heads, head_dim=128)
-    check(batch, fused=False, shares=True, threshold=queries)
+    check(batch, fused=False, shares=shares, threshold=queries)
+
+
+@pytest.mark.parametrize("codes", [None, "fp8", "int8"])
+@pytest.mark.parametrize("window", [None, 5, 40])
+@pytest.mark.parametrize("dim", [64, 96, 128, 256])
+def test_verify_chunks_of_every_kind(dim: int, window: int | None, codes: KVDType | None) -> None:
+    seqs = [(530, 16), (15, 1), (0, 16), (300, 7), (63, 2), (2000, 16), (48, 16), (1, 9)]
+    batch = make_batch(seqs, num_heads=8, head_dim=dim, window=window, softcap=window and 2.0, codes=codes)
+    check(batch, fused=False, shares=False, threshold=16)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_verify_chunks(seed: int) -> None:
+    """From few long sequences, which are cut, to many, which are not; some are padding."""
+    rng = np.random.default_rng(seed)
+    num, longest = int(rng.choice([1, 3, 40, 200])), int(rng.choice([40, 600, 3000]))
+    seqs = [(int(rng.integers(0, longest)), int(rng.integers(1, 17))) for _ in range(num)]
+    heads, kv_heads = [(8, 1), (8, 2), (32, 8), (16, 8)][seed % 4]
+    batch = make_batch(seqs, num_heads=heads, num_kv_heads=kv_heads, head_dim=64, seed=seed)
+    batch.query_lens = [*batch.query_lens, 0]
+    batch.query_start_loc = torch.cat([batch.query_start_loc, batch.query_start_loc[-1:]])
+    batch.seq_lens, batch.rows = (torch.cat([one, one.new_zeros(1)]) for one in (batch.seq_lens, batch.rows))
+    check(batch, fused=False, shares=False, threshold=16)
 
 
 @pytest.mark.parametrize("seed", range(60))

@@ -20,7 +20,7 @@ if not torch.cuda.is_available():
 
 from octavo import LLM, RequestOutput, SamplingParams  # noqa: E402
 from octavo.errors import EngineDeadError, OutOfMemoryError  # noqa: E402
-from octavo.kernels.cuda.step import GraphMemory  # noqa: E402
+from octavo.kernels.cuda.step import GraphMemory, StepKind  # noqa: E402
 from octavo.kernels.cuda_cpp.attention_plan import SharedPlan  # noqa: E402
 from octavo.kernels.cuda_cpp.compile import find_nvcc  # noqa: E402
 from octavo.observe.events import EngineStarted, Preempted  # noqa: E402
@@ -248,14 +248,51 @@ def test_shared_blocks_are_read_once_and_change_no_answer(tmp_path: Path, monkey
     torch.cuda.synchronize()
     num_shared = sum(int(plan.units[: int(plan.totals[0]), 10].sum()) for plan in plans.values())
     assert num_shared >= 3, "a unit for each of the prefixes"
+    check_logprobs(answers["cuda"], answers["triton"], at_least=200)
+
+
+def test_short_chunks_after_a_cached_prefix_change_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of such chunks alone, launched, captured and replayed, are decodes in CUDA C++."""
+    if find_nvcc() is None:
+        pytest.skip("there is no nvcc")
+    (tmp_path / "config.json").write_text(json.dumps(WIDE_HEADS | {"num_attention_heads": 8}))
+    rng = np.random.default_rng(0)
+    prefix = rng.integers(3, 512, 37 * BLOCK_SIZE).tolist()
+    rounds = [
+        [{"prompt_token_ids": prefix + rng.integers(3, 512, 3 + i).tolist()} for i in range(num)]
+        for num in (9, 9, 9, 1, 13)
+    ]
+    params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True, detokenize=False, logprobs=0)
+    kinds: set[tuple[str, int, bool]] = set()
+    kind_of, answers = StepKind.of, {}
+    for backend in ("cuda", "triton"):
+
+        def seen(*step: Any, backend: str = backend) -> StepKind:
+            kind = kind_of(*step)
+            kinds.add((backend, kind.decode_threshold, kind.has_chunks))
+            return kind
+
+        monkeypatch.setattr(StepKind, "of", seen)
+        options = {"dtype": "bfloat16", "load_format": "dummy", "max_num_seqs": 64, "max_model_len": 1024}
+        with engine(tmp_path, attention_backend=backend, num_gpu_blocks_override=3000, **options) as llm:
+            llm.generate([{"prompt_token_ids": [*prefix, 3]}], params, use_tqdm=False)  # leaves the prefix behind
+            answers[backend] = [one for some in rounds for one in llm.generate(some, params, use_tqdm=False)]
+            assert llm.stats().num_used_blocks == 0
+    assert ("cuda", 16, False) in kinds
+    assert all(threshold == 1 for name, threshold, _ in kinds if name == "triton")
+    check_logprobs(answers["cuda"], answers["triton"], at_least=100)
+
+
+def check_logprobs(ours: list[RequestOutput], theirs: list[RequestOutput], at_least: int) -> None:
+    """Log-probabilities agree up to the first token that differs."""
     errors: list[float] = []
-    for ours, theirs in zip(answers["cuda"], answers["triton"], strict=True):
-        for one, other in zip(ours.outputs, theirs.outputs, strict=True):
+    for mine, yours in zip(ours, theirs, strict=True):
+        for one, other in zip(mine.outputs, yours.outputs, strict=True):
             for token, expected, row, truth in zip(
                 one.token_ids, other.token_ids, one.logprobs or [], other.logprobs or [], strict=True
             ):
                 if token != expected:
                     break
                 errors.append(row[token].logprob - truth[token].logprob)
-    assert len(errors) > 200
+    assert len(errors) > at_least
     assert np.sqrt(np.mean(np.square(errors))) < TOLERANCE["bfloat16"]

@@ -23,6 +23,7 @@ from octavo.engine.assemble import engine_config
 from octavo.executor.executor import executor_here
 from octavo.kernels.cuda.device import CudaDevice
 from octavo.kernels.cuda.driver import GPU
+from octavo.kernels.triton.attention.triton_attention import TritonAttention
 from octavo.observe.events import Sampled
 from octavo.simulator.measure_cost import Patience, StepTimer
 from octavo.worker.rows import RequestStates
@@ -51,10 +52,13 @@ def engine(folder: object, backend: str, **options: object) -> LLM:
 
 
 @pytest.mark.usefixtures("_interpreted")
-@pytest.mark.parametrize(("name", "decode_threshold"), [("qwen3", 1), ("qwen3", 16), ("qwen2-moe", 1)])
+@pytest.mark.parametrize(
+    ("name", "decode_threshold", "short_chunk"), [("qwen3", 1, 1), ("qwen3", 16, 1), ("qwen2-moe", 1, 16)]
+)
 def test_it_gives_the_hosts_tokens(
-    name: str, decode_threshold: int, tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch
+    name: str, decode_threshold: int, short_chunk: int, tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(TritonAttention, "short_chunk", short_chunk)
     gather = RequestStates.gather
     monkeypatch.setattr(
         RequestStates, "gather", lambda *given: replace(gather(*given), decode_threshold=decode_threshold)

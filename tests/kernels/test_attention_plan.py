@@ -87,6 +87,7 @@ class Step:
     num_stretches: int
     window: int | None = None
     fixed_part: int = 0
+    shares: bool = True
 
 
 def random_step(rng: np.random.Generator) -> Step:
@@ -117,6 +118,7 @@ def random_step(rng: np.random.Generator) -> Step:
         forget_before_windows(step)
     if step.window is None:
         share(step, rng)
+    step.shares = bool(rng.random() < 0.8)
     return step
 
 
@@ -142,7 +144,7 @@ def check(library: ctypes.CDLL, made: list[Any], step: Step, plan: SharedPlan | 
     num_tokens = sum(step.seq_lens)
     plan = plan or SharedPlan(
         step.shape, len(step.seq_lens), step.num_stretches, HOPPER, torch.device("cpu"),
-        fixed_part=step.fixed_part, max_num_tokens=num_tokens,
+        shares=step.shares and not step.fixed_part, fixed_part=step.fixed_part, max_num_tokens=num_tokens,
     )  # fmt: skip
     starts, lens, rows, table = (
         torch.as_tensor(np.asarray(values, np.int32))
@@ -150,7 +152,7 @@ def check(library: ctypes.CDLL, made: list[Any], step: Step, plan: SharedPlan | 
     )
     plan.make(
         query_start_loc=starts, seq_lens=lens, rows=rows, block_table=table, block_size=step.block_size,
-        window=step.window, shares=not step.fixed_part, chained=False,
+        window=step.window, chained=False,
     )  # fmt: skip
     given = map(ctypes.byref, made.pop())
     failure = library.octavo_check_plan(*given, len(plan.units), plan.max_part_rows()).decode()

@@ -147,7 +147,10 @@ def _attention(
     takes_cuda = asked not in ("hopper", "triton") and seqs <= cuda_cpp.MAX_SEQUENCES
     ours = [layer for layer in layers if takes_cuda and not cuda_cpp.why_not(layer, dtype, kv, gpu)]
     if ours:
-        yield _entry("decodes in CUDA C++", cuda_cpp.workspace(ours, seqs, gpu))
+        yield _entry("decodes in CUDA C++", cuda_cpp.workspace(ours, seqs, gpu, 1))
+        short = cuda_cpp.short_chunk(ours, seqs, limits.short_chunk if len(ours) == len(layers) else 1)
+        if short > 1:
+            yield _entry(f"chunks of up to {short} tokens in CUDA C++", cuda_cpp.workspace(ours, seqs, gpu, short))
     if len(ours) < len(layers):
         yield _entry("decodes in Triton", sizes.decode_workspace(seqs, layers).values())
 

@@ -84,7 +84,7 @@ class TritonModel:
         self._weights = DeviceWeights(device, TORCH_DTYPE[dtype])
         self._memory = AttentionMemory(layers, kv, limits, gpu, device, dtype)
         self._attention = ModelAttention(layers, dtype, kv, attention, self._memory)
-        self.attention_names = self._attention.names
+        self.attention_names, self.short_chunk = self._attention.names, self._attention.short_chunk
         contents, most_rows = Contents.of((whole,)), max(limits.max_num_tokens, limits.max_num_seqs)
         self._room = Room.of(list(contents.mixtures.values()), most_rows, TORCH_DTYPE[dtype], device)
         is_fixed = attention == "deterministic"
@@ -169,7 +169,7 @@ class TritonModel:
         input_ids, positions, query_start_loc, seq_lens, table_rows, *device_tables = self.staging.upload(arrays)
         step = DeviceStep(
             *(input_ids, positions, query_start_loc, seq_lens, table_rows, tuple(device_tables)),
-            StepKind.of(batch),
+            StepKind.of(batch, self.short_chunk),
             max_chunk=int(counts.max()),
             max_seq_len=int(batch.seq_lens.max()),
         )

@@ -41,10 +41,13 @@ class StepKind:
     decode_threshold: int = 1  # the most new tokens of a decoding sequence
 
     @classmethod
-    def of(cls, batch: StepBatch) -> StepKind:
-        threshold = batch.decode_threshold
+    def of(cls, batch: StepBatch, short_chunk: int = 1) -> StepKind:
+        """short_chunk: see `AttentionBackend`. Its kernels take decodes of any length up to it."""
+        counts, threshold = np.diff(batch.query_start_loc), batch.decode_threshold
         assert threshold in DECODE_THRESHOLDS, f"a decode_threshold of {threshold}"
-        is_chunk = np.diff(batch.query_start_loc) > threshold
+        if 1 < threshold <= short_chunk or 1 < counts.max() <= short_chunk:
+            threshold = short_chunk
+        is_chunk = counts > threshold
         is_long = batch.seq_lens[is_chunk] >= LONG_SEQUENCE
         return cls(not is_chunk.all(), bool(is_chunk.any()), bool(is_long.any()), threshold)
 

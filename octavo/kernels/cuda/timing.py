@@ -37,7 +37,8 @@ def step_time_us(model: TritonModel, batch: StepBatch, repeats: int = 7) -> floa
     """Microseconds of a step up to its hidden states."""
     arrays = (batch.input_ids, batch.positions, batch.query_start_loc, batch.seq_lens, batch.rows, *batch.block_tables)
     input_ids, positions, starts, seq_lens, rows, *tables = (torch.from_numpy(one).to(model.device) for one in arrays)
-    step = DeviceStep(input_ids, positions, starts, seq_lens, rows, tuple(tables), StepKind.of(batch))
+    kind = StepKind.of(batch, model.short_chunk)
+    step = DeviceStep(input_ids, positions, starts, seq_lens, rows, tuple(tables), kind)
     return graph_time_us([lambda: model.run_chunks(step)], repeats)
 
 

@@ -52,15 +52,17 @@ def compile_plan(num_seqs: int, gpu: GPU, costs: Mapping[str, int] | None = None
 class SharedPlan:
     """A plan's memory, and the kernel that makes it.
 
-    fixed_part: cut every sequence into parts of this many tokens; the result of one that shares nothing then does not
-    depend on its batch. max_num_tokens: of all sequences together, needed only with fixed_part.
+    shares: look for blocks that several sequences share. fixed_part: cut every sequence into parts of this many tokens;
+    the result of one that shares nothing then does not depend on its batch. max_num_tokens: of all sequences together,
+    needed only with fixed_part.
     """
 
     def __init__(
         self, shape: Shape, max_num_seqs: int, num_stretches: int, gpu: GPU, device: torch.device, *,
-        fixed_part: int = 0, max_num_tokens: int = 0, costs: Mapping[str, int] | None = None,
+        shares: bool = True, fixed_part: int = 0, max_num_tokens: int = 0, costs: Mapping[str, int] | None = None,
     ) -> None:  # fmt: skip
         self.shape, self.num_stretches, self.fixed_part = shape, num_stretches, fixed_part
+        self._shares = shares and shape.can_share
         seqs = max_num_seqs * shape.query_tiles
         stretches = num_stretches
         if fixed_part:
@@ -75,19 +77,18 @@ class SharedPlan:
         self._kernel.allow_shared(self._shared_bytes)
 
     def max_part_rows(self) -> int:
-        """The most partial results: one for each member of a unit, and more for units that are cut."""
-        return max_part_rows(self.shape, len(self.paths), len(self.stretch_units))
+        return max_part_rows(self.shape, len(self.paths), len(self.stretch_units), shares=self._shares)
 
     def make(
         self, *, query_start_loc: torch.Tensor, seq_lens: torch.Tensor, rows: torch.Tensor, block_table: torch.Tensor,
-        block_size: int, window: int | None, shares: bool, chained: bool,
+        block_size: int, window: int | None, chained: bool,
     ) -> None:  # fmt: skip
         shape = self.shape
         arrays = (query_start_loc, seq_lens, rows, block_table)
         step = _PlanStep(
             *(array.data_ptr() for array in arrays), block_table.stride(0), len(seq_lens), shape.max_queries,
             shape.tile_queries, shape.members_in_tile, block_size, window or 0, self.num_stretches,
-            int(shares and window is None and shape.query_tiles == 1 and shape.members_in_tile > 1), self.fixed_part,
+            int(self._shares and window is None), self.fixed_part,
         )  # fmt: skip
         stream = torch.cuda.current_stream().cuda_stream
         self._kernel.launch(

@@ -43,6 +43,14 @@ def why_not(layer: AttentionLayer, dtype: KVDType, kv: KVLayout, gpu: GPU) -> li
     return reasons
 
 
+def short_chunk(layers: Sequence[AttentionLayer], max_num_seqs: int, asked: int) -> int:
+    """`asked` new tokens of a sequence if, up to so many, decodes clearly read less than kernels for chunks; else 1.
+    Those read a block once for each query head, decodes once for each tile of queries."""
+    shapes = [Shape.of(layer, asked) for layer in layers]
+    has_room = all(max_num_seqs * shape.query_tiles <= MAX_SEQUENCES for shape in shapes)
+    return asked if has_room and all(2 * shape.query_tiles <= shape.group for shape in shapes) else 1
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     """The part of a layer's shape that its plan depends on."""
@@ -66,6 +74,10 @@ class Shape:
     @property
     def members_in_tile(self) -> int:
         return TILE_ROWS // (self.tile_queries * self.group)
+
+    @property
+    def can_share(self) -> bool:
+        return self.query_tiles == 1 and self.members_in_tile > 1
 
     def num_stretches(self, gpu: GPU, head_dim: int) -> int:
         occupancy = Occupancy.of(self, head_dim, gpu.capability)
@@ -111,8 +123,11 @@ def plan_shapes(num_seqs: int, num_stretches: int) -> dict[str, tuple[int, ...]]
     }
 
 
-def max_part_rows(shape: Shape, num_seqs: int, num_stretches: int) -> int:
-    """The most partial results: one for each member of a unit, and more for units that are cut."""
+def max_part_rows(shape: Shape, num_seqs: int, num_stretches: int, *, shares: bool) -> int:
+    """The most partial results. If sequences share units, one for each member of a unit, and more for units that are
+    cut; otherwise only units that are cut have any, and a cut is of one unit."""
+    if not (shares and shape.can_share):
+        return 2 * num_stretches
     return num_seqs * (SHARED_LEVELS + 1) + num_stretches * shape.members_in_tile
 
 
@@ -123,13 +138,16 @@ def partial_shapes(part_rows: int, num_seqs: int, shape: Shape, head_dim: int) -
     return {"values": (rows * head_dim,), "max_sum": (rows * 2,), "done": (done,)}
 
 
-def workspace(layers: Sequence[AttentionLayer], max_num_seqs: int, gpu: GPU) -> Iterator[tuple[int, ...]]:
-    """All plans and partial results of a model with these layers."""
-    plans = {(layer.group, layer.window, Shape.of(layer)): layer for layer in layers}
+def workspace(
+    layers: Sequence[AttentionLayer], max_num_seqs: int, gpu: GPU, max_queries: int
+) -> Iterator[tuple[int, ...]]:
+    """All plans and partial results of a model with these layers, for sequences of up to max_queries new tokens."""
+    plans = {(layer.group, layer.window, Shape.of(layer, max_queries)): layer for layer in layers}
     parts: dict[tuple[Shape, int], int] = {}
     for (_, _, shape), layer in plans.items():
-        stretches = shape.num_stretches(gpu, layer.head_dim)
-        yield from plan_shapes(max_num_seqs, stretches).values()
-        parts.setdefault((shape, layer.head_dim), max_part_rows(shape, max_num_seqs, stretches))
+        stretches, seqs = shape.num_stretches(gpu, layer.head_dim), max_num_seqs * shape.query_tiles
+        yield from plan_shapes(seqs, stretches).values()
+        rows = max_part_rows(shape, seqs, stretches, shares=max_queries == 1)
+        parts.setdefault((shape, layer.head_dim), rows)
     for (shape, head_dim), rows in parts.items():
         yield from partial_shapes(rows, max_num_seqs, shape, head_dim).values()

@@ -32,6 +32,7 @@ class FlashAttention:
     seconds."""
 
     decodes_alone = False
+    short_chunk = 1
     num_bytes = 0
     decodes_in_parts: ClassVar[bool] = False
     longest_captured: ClassVar[int | None] = MIN_CHUNK - 1

@@ -86,7 +86,9 @@ struct Check {
         if (begin != unit.begin + covered[u] || end <= begin) return "a stretch with tokens of another";
         covered[u] += end - begin;
         const int part = stretch - unit.first_stretch, row = unit.part_rows + part * unit.num_members;
-        if (part >= unit.num_parts || row + unit.num_members > room.part_rows) return "no room for a partial result";
+        if (part >= unit.num_parts) return "more parts than the unit has";
+        if (plan.members[unit.members].num_parts == 1) continue;  // its result is not partial
+        if (row + unit.num_members > room.part_rows) return "no room for a partial result";
         for (int rank = 0; rank < unit.num_members; ++rank) {
           if (is_written[row + rank]++) return "two partial results in one row";
         }

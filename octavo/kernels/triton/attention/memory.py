@@ -103,6 +103,7 @@ class AttentionMemory:
         self.dtype = dtype or kv.dtype
         self.gpu, self.device, self.layers, self.kv = gpu, device, layers, kv
         self.max_num_seqs, self.max_model_len = limits.max_num_seqs, limits.max_model_len
+        self.short_chunk = limits.short_chunk
         self.pools: dict[AttentionLayer, LayerPool] = {}
         self.has_codes = kv.dtype in LARGEST_CODE
         self.calibrates = False

@@ -30,6 +30,7 @@ class TritonAttention:
     """Implements `octavo.kernels.attention.AttentionBackend`. Its plan serves the other backends too."""
 
     decodes_alone = False
+    short_chunk = 1
     num_bytes = 0
     decodes_in_parts: ClassVar[bool] = True
     longest_captured: ClassVar[int | None] = None
@@ -77,6 +78,7 @@ class HopperAttention:
     several new tokens, to other backends."""
 
     decodes_alone = False
+    short_chunk = 1
     num_bytes = 0
     decodes_in_parts: ClassVar[bool] = True
     longest_captured: ClassVar[int | None] = None
@@ -140,6 +142,7 @@ class FixedAttention:
     """Implements `octavo.kernels.attention.AttentionBackend`. One launch serves a step's decodes and chunks."""
 
     decodes_alone = False
+    short_chunk = 1
     decodes_in_parts: ClassVar[bool] = False  # it has partial results of its own
     longest_captured: ClassVar[int | None] = None
 
