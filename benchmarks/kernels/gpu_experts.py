@@ -15,9 +15,11 @@ from itertools import product
 
 import torch
 
+from octavo.kernels.cuda.driver import GPU, find_gpu
 from octavo.kernels.cuda.timing import graph_time_us, print_machine
 from octavo.kernels.mixture import ExpertStack, Mixture, Routing
 from octavo.kernels.tensor import RandomTensor
+from octavo.kernels.triton.coded.weight_stack import WeightStack
 from octavo.kernels.triton.experts.combine import combine
 from octavo.kernels.triton.experts.grouped_linear import Tile, choose_tile, grouped_linear
 from octavo.kernels.triton.experts.mixture import Experts, mixture
@@ -57,7 +59,8 @@ def experts(layer: Mixture) -> list[Experts]:
     return [
         Experts(
             *(layer, drawn(count, HIDDEN), None, None),
-            *(drawn(count, 2 * INNER, HIDDEN), None, drawn(count, HIDDEN, INNER), None),
+            *(WeightStack.dense(drawn(count, 2 * INNER, HIDDEN)), None),
+            *(WeightStack.dense(drawn(count, HIDDEN, INNER)), None),
         )
         for _ in range(LAYERS)
     ]
@@ -128,11 +131,17 @@ def empty(out: torch.Tensor, room: Room) -> None:
     combine(None, out, room, num_chosen=ROUTING.num_chosen, first_expert=0, num_own=ROUTING.num_experts, chained=False)
 
 
+def the_gpu() -> GPU:
+    found = find_gpu(0)
+    assert found is not None, "a benchmark of a GPU needs one"
+    return found
+
+
 def main() -> None:
     rows = [int(each) for each in sys.argv[1:] if each.isdigit()] or ROWS
     print_machine()
     layer = shapes()
-    layers, room = experts(layer), Room.of([layer], max(rows), torch.bfloat16, torch.device("cuda"))
+    layers, room = experts(layer), Room.of([layer], max(rows), torch.bfloat16, torch.device("cuda"), the_gpu())
     assert room is not None
     for count in rows:
         (sweep if "--sweep" in sys.argv else measure)(count, layers, room)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from octavo.kernels.mixture import Mixture
+from octavo.kernels.mixture import ExpertStack, Mixture
 from octavo.kernels.ops import AttentionLayer, RotaryTable
 from octavo.kernels.parameters import Linear, Parameter
 from octavo.kernels.program.recorder import Recording, share_buffers
@@ -86,6 +86,11 @@ class Contents:
                     if isinstance(argument, Linear):
                         found.products[argument.name] = argument
         return found
+
+    @property
+    def stacks(self) -> list[ExpertStack]:
+        """The experts' matrices."""
+        return [stack for layer in self.mixtures.values() for stack in (layer.gate_up, layer.down)]
 
     def rotary_bytes(self, max_model_len: int) -> int:
         """Cosines and sines in float32."""

@@ -14,7 +14,8 @@ FORMATS = [
 ]
 
 
-def random_matrix(form: ScaledFormat, shape: tuple[int, int], seed: int = 0) -> ScaledTensor:
+def random_matrix(form: ScaledFormat, shape: tuple[int, int], seed: int = 0, size: float | None = None) -> ScaledTensor:
+    """size: about the standard deviation of its numbers; None: it does not matter."""
     rng = np.random.default_rng(seed)
     stored = (shape[0], shape[1] // 2 if form.is_nibbles else shape[1])
     codes = rng.integers(0, 256, stored).astype(np.uint8)
@@ -22,5 +23,10 @@ def random_matrix(form: ScaledFormat, shape: tuple[int, int], seed: int = 0) -> 
         codes[codes & 127 == 127] = 0  # NaN
     blocks = form.blocks_of(shape)
     scales = (rng.random(blocks) + 0.5).astype(np.float32)
+    if size is not None:
+        spread = {"F8_E4M3": 110.0, "I8": 74.0, "U4": 4.6, "E2M1": 2.9, "NF4": 0.6}[form.code]
+        scales *= np.float32(size / spread)
+    if form.code == "E2M1":  # powers of two
+        scales = np.exp2(np.round(np.log2(scales))).astype(np.float32)
     zeros = rng.integers(0, 16, blocks).astype(np.int16) if form.has_zeros else None
     return ScaledTensor(form, shape, codes, scales, zeros=zeros)

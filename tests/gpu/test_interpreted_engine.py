@@ -30,6 +30,7 @@ from octavo.worker.rows import RequestStates
 from octavo.worker.task import WorkerTask
 from tests.conftest import TinyFolder
 from tests.structured.spelling_model import spelling_model
+from tests.tiny_models import make_tiny_model
 from tests.worker.guessing import guess_next_tokens
 
 PROMPTS = [list(range(3, 3 + length)) for length in (1, 37, 9)]
@@ -72,6 +73,20 @@ def test_it_gives_the_hosts_tokens(
             got = [[one.token_ids for one in output.outputs] for output in device.generate(PROMPTS, params)]
             assert got == expected
         assert device.stats().num_used_blocks == 0
+
+
+@pytest.mark.usefixtures("_interpreted")
+def test_experts_that_stay_quantised_give_the_hosts_tokens(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 64, "moe_intermediate_size": 32, "num_hidden_layers": 1, "num_experts": 4}
+    folder, answers = make_tiny_model("qwen3-moe", tmp_path, **sizes), []
+    for backend in ("reference", "triton"):
+        with engine(folder, backend, quantization="int4", max_num_batched_tokens=48) as llm:
+            if backend == "triton":
+                card = dict(llm.card)["quantised"]
+                assert re.search(r"gate_proj, up_proj(, down_proj)?: multiplied as they are", card)
+                assert re.search(r"q_proj, k_proj, v_proj(, o_proj)?: made float32 while loading", card)
+            answers.append([output.outputs[0].token_ids for output in llm.generate(PROMPTS, GREEDY)])
+    assert answers[0] == answers[1]
 
 
 @pytest.mark.usefixtures("_interpreted")

@@ -9,15 +9,18 @@ import torch
 
 from tests.gpu.device import DEVICE, ON_GPU, TOLERANCE, relative_error
 
+from octavo.kernels.cuda.driver import GPU  # isort: skip
 from octavo.kernels.mixture import SILU, ExpertStack, Gate, Mixture, Routing  # isort: skip
 from octavo.kernels.reference.activations import gated  # isort: skip
 from octavo.kernels.reference.routing import choose  # isort: skip
+from octavo.kernels.triton.coded.weight_stack import WeightStack  # isort: skip
 from octavo.kernels.triton.experts.grouped_linear import Tile, choose_tile, grouped_linear  # isort: skip
 from octavo.kernels.triton.experts.mixture import Experts, mixture  # isort: skip
 from octavo.kernels.triton.experts.room import Room  # isort: skip
 from octavo.testing import made_parameters  # isort: skip
 
-HIDDEN, INNER = (512, 384) if ON_GPU else (64, 48)
+HIDDEN, INNER = (512, 384) if ON_GPU else (64, 96)
+HOPPER = GPU("made", (9, 0), 1 << 34, 1)
 TOP_TWO = Routing(num_experts=6, num_chosen=2)
 DEEPSEEK = Routing(
     num_experts=12, num_chosen=4, scoring="sigmoid", scale=2.5, num_groups=3, top_groups=2, group_score="sum_of_two"
@@ -89,10 +92,10 @@ def in_torch(x: torch.Tensor, experts: Experts, room: Room) -> torch.Tensor:
     out = torch.zeros_like(x, dtype=torch.float32)
     for expert in range(layer.num_own):
         rows, places = (ids == layer.first_expert + expert).nonzero(as_tuple=True)
-        gate_up = x[rows].float() @ experts.gate_up[expert].float().T
+        gate_up = x[rows].float() @ experts.gate_up.data[expert].float().T
         if experts.gate_up_bias is not None:
             gate_up += experts.gate_up_bias.view(layer.num_own, -1)[expert].float()
-        y = gated(gate_up, layer.gate).to(x.dtype).float() @ experts.down[expert].float().T
+        y = gated(gate_up, layer.gate).to(x.dtype).float() @ experts.down.data[expert].float().T
         if experts.down_bias is not None:
             y += experts.down_bias.view(layer.num_own, -1)[expert].float()
         out[rows] += y * weights[rows, places, None]
@@ -112,8 +115,8 @@ def made(case: Case, dtype: torch.dtype) -> Experts:
     return Experts(
         layer_of(case),
         *(4 * drawn(count, HIDDEN), bias(count), torch.randn(count, device=DEVICE) if case.has_bias else None),
-        *(drawn(count, 2 * INNER, HIDDEN), bias(count * 2 * INNER)),
-        *(drawn(count, HIDDEN, INNER), bias(count * HIDDEN)),
+        *(WeightStack.dense(drawn(count, 2 * INNER, HIDDEN)), bias(count * 2 * INNER)),
+        *(WeightStack.dense(drawn(count, HIDDEN, INNER)), bias(count * HIDDEN)),
     )
 
 
@@ -122,9 +125,13 @@ def layer_of(case: Case) -> Mixture:
 
 
 def room_for(case: Case, dtype: torch.dtype) -> Room:
-    room = Room.of([layer_of(case)], max(NUM_ROWS), dtype, DEVICE)
+    room = Room.of([layer_of(case)], max(NUM_ROWS), dtype, DEVICE, HOPPER)
     assert room is not None
     return room
+
+
+def some(stack: WeightStack, own: slice) -> WeightStack:
+    return WeightStack.dense(stack.data[own])
 
 
 @pytest.mark.parametrize("num_rows", [1, 9])
@@ -138,7 +145,7 @@ def test_ranks_with_some_of_the_experts_add_up(num_rows: int) -> None:
         biases = (each.view(6, -1)[own].flatten() for each in (whole.gate_up_bias, whole.down_bias) if each is not None)
         gate_up_bias, down_bias = biases
         part = replace(
-            whole, layer=layer, gate_up=whole.gate_up[own], down=whole.down[own], gate_up_bias=gate_up_bias,
+            whole, layer=layer, gate_up=some(whole.gate_up, own), down=some(whole.down, own), gate_up_bias=gate_up_bias,
             down_bias=down_bias,
         )  # fmt: skip
         mixture(x, total, total, part, room_for(case, torch.float32), chained=False)
@@ -166,6 +173,6 @@ def test_every_tile_multiplies_lists_of_any_length(average: int) -> None:
     given = {"num_pairs": len(pairs), "rows_of": 1, "gate": SILU, "tile": tile, "chained": False}
     grouped_linear(x, experts.gate_up, None, out, room, **given)
     for expert, pair in enumerate(lists):
-        expected = gated(x[pair.long()] @ experts.gate_up[expert].T, SILU)
+        expected = gated(x[pair.long()] @ experts.gate_up.data[expert].T, SILU)
         if len(pair):
             assert relative_error(out[pair.long()], expected) < 1e-5

@@ -52,6 +52,19 @@ def test_quantised_matrices_are_in_the_ledger(
     assert quantised < dense / 2
 
 
+@pytest.mark.parametrize("quantization", ["fp8", "int4"])
+def test_quantised_experts_are_in_the_ledger(
+    quantization: str, monkeypatch: pytest.MonkeyPatch, inline_executor: None, tmp_path: Path
+) -> None:
+    wide = {"hidden_size": 64, "moe_intermediate_size": 256, "num_hidden_layers": 1, "vocab_size": 64}
+    folder = make_tiny_model("qwen3-moe", tmp_path / "wide", **wide)
+    dense, quantised = (
+        check(folder, {"quantization": each, "max_num_seqs": 8}, monkeypatch)["weights"]
+        for each in (None, quantization)
+    )
+    assert quantised < dense / 2
+
+
 @pytest.mark.parametrize("name", ["qwen3", "gemma3", "gpt2", "phi3"])
 @pytest.mark.parametrize(
     "options",

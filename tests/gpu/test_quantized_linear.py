@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from octavo.kernels.cuda.driver import find_gpu
+from octavo.kernels.cuda.plain_codes import PlainCodes
 from octavo.kernels.cuda_cpp.compile import find_nvcc
 from octavo.kernels.cuda_cpp.quantized_format import MAX_ROWS, why_not
 from octavo.kernels.cuda_cpp.quantized_linear import quantized_linear
@@ -33,7 +34,8 @@ def operands(form: ScaledFormat, shape: tuple[int, int], dtype: torch.dtype) -> 
     """Two matrices of the shape, one below the other, and the numbers that they hold."""
     parts = [random_matrix(form, shape, seed) for seed in (1, 2)]
     dense = [torch.from_numpy(np.array(dequantize_scaled(part), np.float32).reshape(shape)) for part in parts]
-    return QuantizedWeight.of(parts, dtype, torch.device(DEVICE)), torch.cat(dense).to(DEVICE)
+    plain = [PlainCodes.of(part, DEVICE) for part in parts]
+    return QuantizedWeight.of(plain, form, dtype), torch.cat(dense).to(DEVICE)
 
 
 def fits(rows: int, depth: int) -> bool:

@@ -8,6 +8,7 @@ import torch
 
 from tests.gpu.device import DEVICE, needs_gpu  # isort: split
 
+from octavo.kernels.cuda.plain_codes import PlainCodes
 from octavo.kernels.cuda_cpp.quantized_format import why_not
 from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight
 from octavo.kernels.reference.scaled import dequantize_scaled
@@ -25,7 +26,7 @@ def test_a_stack_made_dense_has_its_numbers(form: ScaledFormat, dtype: torch.dty
     assert why_not(form, *SHAPE) is None
     parts = [random_matrix(form, SHAPE, seed) for seed in (1, 2)]
     out = torch.empty(2 * SHAPE[0], SHAPE[1], device=DEVICE)
-    dequantise(QuantizedWeight.of(parts, dtype, DEVICE), out)
+    dequantise(QuantizedWeight.of([PlainCodes.of(part, DEVICE) for part in parts], form, dtype), out)
     expected = np.concatenate([np.array(dequantize_scaled(part)).reshape(SHAPE) for part in parts])
     assert np.array_equal(out.cpu().numpy(), expected)
 
@@ -34,8 +35,9 @@ def test_a_stack_made_dense_has_its_numbers(form: ScaledFormat, dtype: torch.dty
 def test_the_device_quantises_as_the_host_does(form: ScaledFormat) -> None:
     matrix = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
     matrix[3] = 0
-    host = QuantizedWeight.of([quantised(matrix, form)], torch.bfloat16, DEVICE)
-    own = QuantizedWeight.quantise([torch.from_numpy(matrix).to(DEVICE)], form, torch.bfloat16)
+    host = QuantizedWeight.of([PlainCodes.of(quantised(matrix, form), DEVICE)], form, torch.bfloat16)
+    drawn = PlainCodes.quantise(torch.from_numpy(matrix).to(DEVICE), form)
+    own = QuantizedWeight.of([drawn], form, torch.bfloat16)
     assert torch.equal(own.scales, host.scales)
     assert torch.equal(own.data.view(torch.uint8), host.data.view(torch.uint8))
 

@@ -7,6 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from octavo.kernels.cuda.plain_codes import PlainCodes  # noqa: E402
 from octavo.kernels.cuda_cpp.quantized_format import why_not  # noqa: E402
 from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight, pack_by_groups, pack_int4  # noqa: E402
 from octavo.kernels.scaled import ScaledFormat, ScaledTensor  # noqa: E402
@@ -34,7 +35,7 @@ def test_a_stack_holds_its_parts_and_pads_rows_of_blocks() -> None:
     parts = [
         ScaledTensor(form, (128, 640), np.full((128, 640), i, np.uint8), np.full((1, 5), i, np.float32)) for i in (1, 2)
     ]
-    weight = QuantizedWeight.of(parts, torch.bfloat16, torch.device("cpu"))
+    weight = QuantizedWeight.of([PlainCodes.of(part, torch.device("cpu")) for part in parts], form, torch.bfloat16)
     assert weight.data.view(torch.uint8)[:, 0].unique().tolist() == [1, 2]
     assert weight.scales.tolist() == [[1] * 5 + [0] * 3, [2] * 5 + [0] * 3]
 

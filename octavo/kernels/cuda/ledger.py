@@ -19,6 +19,7 @@ from octavo.kernels.program.fuse import Fusions, fuse
 from octavo.kernels.program.model_recording import ModelRecording
 from octavo.kernels.program.recorder import Recording, share_buffers
 from octavo.kernels.scaled import ScaledFormat
+from octavo.kernels.triton.coded import coded_format
 
 #: a context with torch's and cuBLAS's kernels and workspaces, and what torch's allocator rounds up to; on an H200
 #: with torch 2.11 two models took 759 and 842 MiB
@@ -45,7 +46,7 @@ def device_ledger(
             *_weights(model, limits, element_bytes, dtype, gpu, is_fixed=is_fixed),
             *_activations(model, limits, element_bytes, dtype, is_fused=not (traced or is_fixed)),
             *_workspace(model, limits, gpu, dtype, has_parts=not is_fixed),
-            *_experts(model, limits, element_bytes),
+            *_experts(model, limits, element_bytes, dtype, gpu),
             *_attention(layers, kv, limits, dtype, gpu, attention),
             *_rows(kv, limits),
             *([_graphs(model)] if captures else []),
@@ -60,13 +61,20 @@ def _weights(
     contents = Contents.of((model.body, model.head))
     held = {name: prod(table.shape) for name, table in contents.tables.items()}
     formats: dict[str, tuple[Linear, ScaledFormat]] = {}
+    stacks = [(stack, form) for stack in contents.stacks if (form := coded_format.format_of(stack.parts)) is not None]
+    coded = {linear.name for stack, _ in stacks for linear in stack.experts}
     for linear in contents.linears.values():
         is_product = linear.name in contents.products
         form = format_of(linear, dtype, gpu, is_fixed=is_fixed) if is_product else None
         if form is not None:
             formats[linear.name] = linear, form
-        held |= {part.name: prod(part.shape) for part in (*(() if form else linear.parts), *linear.biases)}
+        is_dense = form is None and linear.name not in coded
+        held |= {part.name: prod(part.shape) for part in (*(linear.parts if is_dense else ()), *linear.biases)}
     yield Entry("weights", element_bytes * sum(held.values()), f"{len(held):,} tensors in {dtype}")
+    if stacks:
+        codes = sum(coded_format.stack_bytes(form, stack) for stack, form in stacks)
+        labels = ", ".join(dict.fromkeys(form.label for _, form in stacks))
+        yield Entry("weights", codes, f"{len(coded):,} products of experts as {labels}")
     if formats:
         codes = sum(held_bytes(form, one.out_features, one.in_features) for one, form in formats.values())
         labels = ", ".join(dict.fromkeys(form.label for _, form in formats.values()))
@@ -124,13 +132,16 @@ def _workspace(
     yield Entry("workspace", sizes.STAGING_BYTES, "uploads")
 
 
-def _experts(model: ModelRecording, limits: StepLimits, element_bytes: int) -> Iterator[Entry]:
+def _experts(
+    model: ModelRecording, limits: StepLimits, element_bytes: int, dtype: KVDType, gpu: GPU
+) -> Iterator[Entry]:
     layers = list(Contents.of((model.body, model.head)).mixtures.values())
     if layers:
         rows = max(limits.max_num_tokens, limits.max_num_seqs)
         lists = sizes.num_bytes(sizes.mixture_lists(layers, rows).values())
         pairs = element_bytes * sum(sizes.mixture_pairs(layers, rows).values())
-        yield Entry("workspace", lists + pairs, f"experts of {rows:,} tokens")
+        codes, scales = sizes.mixture_codes(layers, rows, dtype, gpu).values()
+        yield Entry("workspace", lists + pairs + codes + 4 * scales, f"experts of {rows:,} tokens")
 
 
 def _attention(

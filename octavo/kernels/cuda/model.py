@@ -86,7 +86,7 @@ class TritonModel:
         self._attention = ModelAttention(layers, dtype, kv, attention, self._memory)
         self.attention_names, self.short_chunk = self._attention.names, self._attention.short_chunk
         contents, most_rows = Contents.of((whole,)), max(limits.max_num_tokens, limits.max_num_seqs)
-        self._room = Room.of(list(contents.mixtures.values()), most_rows, TORCH_DTYPE[dtype], device)
+        self._room = Room.of(list(contents.mixtures.values()), most_rows, TORCH_DTYPE[dtype], device, gpu)
         is_fixed = attention == "deterministic"
         self._sums = None
         if ranks is not None and ranks.size > 1:

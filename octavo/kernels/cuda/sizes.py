@@ -81,6 +81,18 @@ def mixture_pairs(layers: Sequence[Mixture], max_rows: int) -> dict[str, int]:
     }
 
 
+def mixture_codes(layers: Sequence[Mixture], max_rows: int, dtype: str, gpu: GPU) -> dict[str, int]:
+    """Bytes and float32 of rows that become fp8, of mixtures whose experts are multiplied by such."""
+    sizes, counts = [0], [0]
+    for layer in layers:
+        for stack, rows in ((layer.gate_up, 1), (layer.down, layer.routing.num_chosen)):
+            form = stack.parts[0].scheme.format
+            if form is not None and multiplies_fp8(form, dtype, gpu):
+                sizes.append(max_rows * rows * stack.in_features)
+                counts.append(max_rows * rows)
+    return {"codes": max(sizes), "scales": max(counts)}
+
+
 def scratch_shapes(quantized: Sequence[Linear], max_rows: int, dtype: KVDType, gpu: GPU) -> dict[str, int]:
     """Elements of the scratch of quantised products of many rows. dense: of the model's type, for the largest matrix
     that is made dense. codes, scales: bytes and float32, for rows that become fp8."""
@@ -97,7 +109,7 @@ def scratch_shapes(quantized: Sequence[Linear], max_rows: int, dtype: KVDType, g
     return {"dense": max(made_dense, default=0), "codes": codes, "scales": max_rows if own else 0}
 
 
-def multiplies_fp8(form: ScaledFormat, dtype: KVDType, gpu: GPU) -> bool:
+def multiplies_fp8(form: ScaledFormat, dtype: str, gpu: GPU) -> bool:
     """Whether a library multiplies such a matrix by rows that are fp8, too. With scales of rows, cuBLAS promises
     results in bfloat16 only."""
     is_of_outputs = form.code == "F8_E4M3" and form.block in ((0, 0), (1, 0))

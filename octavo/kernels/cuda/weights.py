@@ -7,6 +7,7 @@ drawn       (load_format=dummy) on the device; never on the host
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +20,9 @@ from octavo.kernels.scaled import ScaledFormat, ScaledTensor
 from octavo.kernels.tensor import HostTensor, RandomTensor, StoredTensor
 
 if TYPE_CHECKING:
+    from octavo.kernels.cuda.plain_codes import PlainCodes
     from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight
+    from octavo.kernels.triton.coded.weight_stack import WeightStack
 
 _PIECE = 32 << 20
 _DENSE = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -35,6 +38,7 @@ class DeviceWeights:
         self.parameters: dict[str, torch.Tensor] = {}
         self._stacks: dict[tuple[str, ...], torch.Tensor] = {}
         self._quantized: dict[tuple[str, ...], QuantizedWeight] = {}
+        self._coded: dict[tuple[str, ...], WeightStack] = {}
         self._angles: dict[RotaryTable, tuple[torch.Tensor, torch.Tensor]] = {}
         self._angle_bytes = 0
         self._pinned = [torch.empty(_PIECE, dtype=torch.uint8, pin_memory=device.type == "cuda") for _ in range(2)]
@@ -51,18 +55,34 @@ class DeviceWeights:
 
         names = tuple(part.name for part in parts)
         if names not in self._quantized:
-            if all(len(part.sources) == 1 and part.sources[0].dtype in _DENSE for part in parts):
-                dense = [self._as_stored(part.sources[0]) for part in parts]
-                weight = QuantizedWeight.quantise(dense, form, self.dtype)
-            else:
-                tensors = [part.compact() for part in parts]
-                scaled = [each for each in tensors if isinstance(each, ScaledTensor)]
-                assert len(scaled) == len(parts), "a scheme with a format gives codes and scales"
-                weight = QuantizedWeight.of(scaled, self.dtype, self.device)
+            weight = QuantizedWeight.of([*self._codes(parts, form)], form, self.dtype)
             self._quantized[names] = weight
             rows = [part.shape[0] * len(weight.data) // weight.columns for part in parts]
             self.parameters |= dict(zip(names, weight.data.split(rows), strict=True))
         return self._quantized[names]
+
+    def coded(self, parts: tuple[Parameter, ...], form: ScaledFormat) -> WeightStack:
+        """The same for Triton's kernels."""
+        from octavo.kernels.triton.coded.weight_stack import WeightStack
+
+        names = tuple(part.name for part in parts)
+        if names not in self._coded:
+            shapes = [part.shape for part in parts]
+            stack = WeightStack.coded(self._codes(parts, form), shapes, form, self.device)
+            self._coded[names] = stack
+            self.parameters |= dict(zip(names, stack.data.split([rows for rows, _ in shapes]), strict=True))
+        return self._coded[names]
+
+    def _codes(self, parts: tuple[Parameter, ...], form: ScaledFormat) -> Iterator[PlainCodes]:
+        from octavo.kernels.cuda.plain_codes import PlainCodes
+
+        for part in parts:
+            if len(part.sources) == 1 and part.sources[0].dtype in _DENSE:
+                yield PlainCodes.quantise(self._as_stored(part.sources[0]), form)
+            else:
+                tensor = part.compact()
+                assert isinstance(tensor, ScaledTensor), "a scheme with a format gives codes and scales"
+                yield PlainCodes.of(tensor, self.device)
 
     def _as_stored(self, source: StoredTensor) -> torch.Tensor:
         """A dense matrix in its own type: its codes are those of the file's numbers."""
@@ -95,8 +115,8 @@ class DeviceWeights:
 
     @property
     def num_bytes(self) -> int:
-        held = [*(whole.nbytes for whole in self._stacks.values()), *(w.num_bytes for w in self._quantized.values())]
-        return self._angle_bytes + sum(held)
+        coded = [*(w.num_bytes for w in self._quantized.values()), *(w.num_bytes for w in self._coded.values())]
+        return self._angle_bytes + sum(whole.nbytes for whole in self._stacks.values()) + sum(coded)
 
     def forget_host(self) -> None:
         """Release the host's tensors and the upload buffers, after the last upload."""

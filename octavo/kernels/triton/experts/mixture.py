@@ -2,6 +2,9 @@
 
 one row      route | gate_up of the chosen | down of the chosen, their weighted sum and the residual
 more         route, with each expert's list of rows | grouped gate_up | grouped down | weighted sum and residual
+
+Experts may be codes with scales. Before each grouped product of many rows with fp8 experts, whose scales are of
+outputs, a launch makes the rows fp8, too.
 """
 
 from __future__ import annotations
@@ -10,9 +13,12 @@ from dataclasses import dataclass
 
 import torch
 
+from octavo.kernels.cuda.sizes import FEW_MIXTURE_ROWS
 from octavo.kernels.cuda.weights import DeviceWeights
 from octavo.kernels.mixture import ExpertStack, Mixture
 from octavo.kernels.parameters import Linear
+from octavo.kernels.triton.coded.coded_format import format_of
+from octavo.kernels.triton.coded.weight_stack import WeightStack
 from octavo.kernels.triton.experts.combine import combine
 from octavo.kernels.triton.experts.grouped_linear import FIXED, grouped_linear
 from octavo.kernels.triton.experts.one_row import one_row_down, one_row_gate_up
@@ -28,25 +34,34 @@ class Experts:
     router: torch.Tensor
     router_bias: torch.Tensor | None
     bias: torch.Tensor | None
-    gate_up: torch.Tensor
+    gate_up: WeightStack
     gate_up_bias: torch.Tensor | None
-    down: torch.Tensor
+    down: WeightStack
     down_bias: torch.Tensor | None
 
     @classmethod
     def of(cls, layer: Mixture, weights: DeviceWeights) -> Experts:
         """Uploads them, each expert's to its place in the stack."""
 
-        def stack(of: Linear | ExpertStack) -> tuple[torch.Tensor, torch.Tensor | None]:
-            return weights.stacked(*of.parts), weights.stacked(*of.biases) if of.biases else None
+        router, bias = weights.stacked(*layer.router.parts), layer.bias
+        return cls(
+            layer,
+            *(router, _biases(layer.router, weights), None if bias is None else weights.vector(bias)),
+            *(_stack(layer.gate_up, weights), _biases(layer.gate_up, weights)),
+            *(_stack(layer.down, weights), _biases(layer.down, weights)),
+        )
 
-        router, router_bias = stack(layer.router)
-        gate_up, gate_up_bias = stack(layer.gate_up)
-        down, down_bias = stack(layer.down)
-        bias = None if layer.bias is None else weights.vector(layer.bias)
-        gate_up = gate_up.view(layer.num_own, -1, gate_up.shape[-1])
-        down = down.view(layer.num_own, -1, down.shape[-1])
-        return cls(layer, router, router_bias, bias, gate_up, gate_up_bias, down, down_bias)
+
+def _stack(of: ExpertStack, weights: DeviceWeights) -> WeightStack:
+    form, num_experts = format_of(of.parts), len(of.experts)
+    if form is not None:
+        return weights.coded(of.parts, form).split(num_experts)
+    matrices = weights.stacked(*of.parts)
+    return WeightStack.dense(matrices.view(num_experts, -1, matrices.shape[-1]))
+
+
+def _biases(of: Linear | ExpertStack, weights: DeviceWeights) -> torch.Tensor | None:
+    return weights.stacked(*of.biases) if of.biases else None
 
 
 def mixture(
@@ -87,13 +102,15 @@ def mixture(
     num_pairs, inner, hidden = num_rows * num_chosen, layer.down.in_features, x.shape[1]
     gated = room.gated[: num_pairs * inner].view(num_pairs, inner)
     results = room.results[: num_pairs * hidden].view(num_pairs, hidden)
-    tile = FIXED if is_fixed else None
+    tile, is_many = FIXED if is_fixed else None, num_rows > FEW_MIXTURE_ROWS and not is_fixed
+    rows, row_scales = room.as_codes(x, experts.gate_up, chained=chained) if is_many else (x, None)
     grouped_linear(
-        x, experts.gate_up, experts.gate_up_bias, gated, room, num_pairs=num_pairs, rows_of=num_chosen, gate=layer.gate,
-        tile=tile, chained=chained,
+        rows, experts.gate_up, experts.gate_up_bias, gated, room, num_pairs=num_pairs, rows_of=num_chosen,
+        row_scales=row_scales, gate=layer.gate, tile=tile, chained=chained,
     )  # fmt: skip
+    rows, row_scales = room.as_codes(gated, experts.down, chained=chained) if is_many else (gated, None)
     grouped_linear(
-        gated, experts.down, experts.down_bias, results, room, num_pairs=num_pairs, rows_of=1, tile=tile,
-        chained=chained,
+        rows, experts.down, experts.down_bias, results, room, num_pairs=num_pairs, rows_of=1, row_scales=row_scales,
+        tile=tile, chained=chained,
     )  # fmt: skip
     combine(residual, out, room, num_chosen=num_chosen, first_expert=first, num_own=layer.num_own, chained=chained)

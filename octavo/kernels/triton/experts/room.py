@@ -10,14 +10,18 @@ from dataclasses import dataclass
 
 import torch
 
-from octavo.kernels.cuda.sizes import mixture_lists, mixture_pairs
+from octavo.kernels.cuda.driver import GPU
+from octavo.kernels.cuda.sizes import mixture_codes, mixture_lists, mixture_pairs
 from octavo.kernels.mixture import Mixture
+from octavo.kernels.triton.coded.weight_stack import WeightStack
+from octavo.kernels.triton.linear.quantized import quantise_rows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Room:
     """ids, weights: by pair. counts: pairs of each expert; zero between mixtures. order [experts, max_rows]: each
-    expert's pairs. gated: the activations of each pair, results: the pair's result, in the model's type, flat."""
+    expert's pairs. gated: the activations of each pair, results: the pair's result, in the model's type, flat. codes,
+    row_scales: of rows that become fp8."""
 
     max_rows: int
     logits: torch.Tensor
@@ -28,9 +32,13 @@ class Room:
     order: torch.Tensor
     gated: torch.Tensor
     results: torch.Tensor
+    codes: torch.Tensor
+    row_scales: torch.Tensor
 
     @classmethod
-    def of(cls, mixtures: Iterable[Mixture], max_rows: int, dtype: torch.dtype, device: torch.device) -> Room | None:
+    def of(
+        cls, mixtures: Iterable[Mixture], max_rows: int, dtype: torch.dtype, device: torch.device, gpu: GPU
+    ) -> Room | None:
         """Room for the largest of the mixtures; None if there are none."""
         layers = list(mixtures)
         if not layers:
@@ -44,9 +52,22 @@ class Room:
             for name, count in mixture_pairs(layers, max_rows).items()
         }
         floats = {name: lists.pop(name).view(torch.float32) for name in ("logits", "weights")}
-        return cls(max_rows, **floats, **lists, **pairs)
+        codes, row_scales = mixture_codes(layers, max_rows, str(dtype).removeprefix("torch."), gpu).values()
+        small = torch.empty(codes, dtype=torch.uint8, device=device)
+        return cls(max_rows, **floats, **lists, **pairs, codes=small, row_scales=torch.empty(row_scales, device=device))
+
+    def as_codes(
+        self, x: torch.Tensor, weight: WeightStack, *, chained: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Rows in fp8, and their scales, if the weight is multiplied by such; else the rows. Valid until the next."""
+        if weight.code != "F8_E4M3" or not weight.scales_outputs or not len(self.codes):
+            return x, None
+        codes = self.codes[: x.numel()].view(torch.float8_e4m3fn).view(x.shape)
+        scales = self.row_scales[: len(x)]
+        quantise_rows(x, codes, scales, chained=chained)
+        return codes, scales
 
     @property
     def num_bytes(self) -> int:
         lists = (self.logits, self.arrived, self.ids, self.weights, self.counts, self.order)
-        return sum(each.nbytes for each in (*lists, self.gated, self.results))
+        return sum(each.nbytes for each in (*lists, self.gated, self.results, self.codes, self.row_scales))

@@ -1,0 +1,75 @@
+"""A quantised matrix on the device, a byte for each code: from a checkpoint, or quantised here from dense numbers.
+
+Each backend's kernels then pack the codes in their own way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from octavo.kernels.cuda_cpp.quantized_format import scales_of
+from octavo.kernels.scaled import Code, ScaledFormat, ScaledTensor, numbers_of
+
+_LARGEST: dict[Code, float] = {"F8_E4M3": 448.0, "I8": 127.0, "E2M1": 6.0, "NF4": 1.0}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlainCodes:
+    """codes: uint8 [out, in]. scales: float32, [out] or by groups or blocks. zeros: as scales."""
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    zeros: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, tensor: ScaledTensor, device: torch.device) -> PlainCodes:
+        codes = torch.from_numpy(np.ascontiguousarray(tensor.codes)).to(device).view(tensor.rows, -1)
+        if tensor.format.is_nibbles:
+            codes = torch.stack((codes & 15, codes >> 4), dim=-1).view(tensor.rows, tensor.cols)
+        scales = torch.from_numpy(np.ascontiguousarray(tensor.scales)).to(device)
+        scales = scales.view(-1, scales.shape[-1])
+        if scales_of(tensor.format) == "outputs":
+            scales = scales.reshape(-1).expand(tensor.rows)
+        zeros = None if tensor.zeros is None else torch.from_numpy(tensor.zeros).to(device)
+        return cls(codes, scales, zeros)
+
+    @classmethod
+    def quantise(cls, matrix: torch.Tensor, form: ScaledFormat) -> PlainCodes:
+        """As `quantization/at_load.py` does on a host."""
+        (rows, cols), per = matrix.shape, form.block_of(tuple(matrix.shape))
+        down, across = form.blocks_of(tuple(matrix.shape))
+        padded = torch.nn.functional.pad(matrix.float(), (0, across * per[1] - cols, 0, down * per[0] - rows))
+        blocks = padded.view(down, per[0], across, per[1])
+        scales = _scales(form.code, blocks.amax((1, 3)), blocks.amin((1, 3)))
+        steps = blocks / torch.where(scales == 0, 1, scales)[:, None, :, None]
+        codes = _nearest(form.code, steps.view(padded.shape)[:rows, :cols].contiguous())
+        zeros = torch.full_like(scales, 8 if form.code == "U4" else 0) if form.has_zeros else None
+        if scales_of(form) == "outputs":
+            scales = scales.reshape(-1).expand(rows)
+        return cls(codes, scales, zeros)
+
+
+def _scales(code: Code, largest: torch.Tensor, smallest: torch.Tensor) -> torch.Tensor:
+    if code == "U4":
+        return torch.where(largest > -smallest, largest, smallest) / -8
+    largest = torch.maximum(largest, -smallest)
+    scales = largest / torch.full_like(largest, _LARGEST[code])  # a scalar's reciprocal would be rounded
+    return torch.exp2(torch.ceil(torch.log2(scales.clamp(min=1e-30)))) if code == "E2M1" else scales
+
+
+def _nearest(code: Code, numbers: torch.Tensor) -> torch.Tensor:
+    if code == "F8_E4M3":
+        return numbers.to(torch.float8_e4m3fn).view(torch.uint8)
+    if code == "I8":
+        return numbers.round().clamp(-127, 127).to(torch.int8).view(torch.uint8)
+    if code == "U4":
+        return (numbers.round() + 8).clamp(0, 15).to(torch.uint8)
+    known = torch.from_numpy(numbers_of(code)).to(numbers.device)
+    ordered, order = torch.sort(known, stable=True)
+    upper = torch.searchsorted(ordered, numbers).clamp(1, len(ordered) - 1)
+    below, above = numbers - ordered[upper - 1], ordered[upper] - numbers
+    takes_lower = (below < above) | ((below == above) & (order[upper - 1] % 2 == 0))
+    return order[torch.where(takes_lower, upper - 1, upper)].to(torch.uint8)

@@ -1,0 +1,148 @@
+"""Codes as numbers inside a kernel: what `kernels/reference/scaled.py` specifies, for tiles of a WeightStack.
+
+A tile has some rows and COLUMNS inputs. It comes as two halves, first and second, of its units of 32 inputs if two
+codes share a byte; of whole bytes only the first half counts, which then has all inputs:
+
+    bytes     first: inputs 0 1 2 ...
+    nibbles   first: inputs 0..15, 32..47, 64..79 ...     second: inputs 16..31, 48..63 ...
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.constexpr_function
+def are_nibbles(code: str) -> bool:
+    return code in ("U4", "E2M1")
+
+
+@triton.jit
+def first_inputs(COLUMNS: tl.constexpr, CODE: tl.constexpr):
+    """The inputs of a tile's first half; those of the second are 16 further."""
+    if are_nibbles(CODE):
+        byte = tl.arange(0, COLUMNS // 2)
+        return byte // 16 * 32 + byte % 16
+    else:
+        return tl.arange(0, COLUMNS)
+
+
+@triton.jit
+def _load_codes(data_ptr, row, start, is_wanted, K: tl.constexpr, COLUMNS: tl.constexpr, CODE: tl.constexpr):
+    """Both halves of a tile from column `start`, [rows, inputs of a half] in float32, without scales; zeros unless they
+    are wanted. row: int64."""
+    if are_nibbles(CODE):
+        byte = start // 2 + tl.arange(0, COLUMNS // 2)
+        both = tl.load(
+            data_ptr + row[:, None] * (K // 2) + byte[None, :], mask=(is_wanted & (byte < K // 2))[None, :], other=0
+        )
+        both = both.to(tl.int32)
+        return _nibbles(both & 15, CODE), _nibbles(both >> 4, CODE)
+    else:
+        k = start + tl.arange(0, COLUMNS)
+        codes = _bytes(
+            tl.load(data_ptr + row[:, None] * K + k[None, :], mask=(is_wanted & (k < K))[None, :], other=0), CODE
+        )
+        return codes, codes
+
+
+@triton.jit
+def _load_scales(
+    scales_ptr, zeros_ptr, row, start, is_wanted, K: tl.constexpr, COLUMNS: tl.constexpr, CODE: tl.constexpr,
+    GROUP: tl.constexpr, ROW_BLOCK: tl.constexpr, HAS_ZEROS: tl.constexpr,
+):  # fmt: skip
+    """Scales and zeros of a tile, [rows, units] in float32."""
+    k = start + tl.arange(0, COLUMNS // 32) * 32
+    at = (row // ROW_BLOCK)[:, None] * ((K + GROUP - 1) // GROUP) + (k // GROUP)[None, :]
+    inside = (is_wanted & (k < K))[None, :]
+    scales = tl.load(scales_ptr + at, mask=inside, other=0)
+    if CODE == "E2M1":  # an exponent of 0 is 2 ** -127, which float32 has as half of its smallest normal number
+        power = scales.to(tl.int32)
+        scales = tl.where(power == 0, 1 << 22, power << 23).to(tl.float32, bitcast=True)
+    zeros = tl.zeros_like(scales)
+    if HAS_ZEROS:
+        zeros = tl.load(zeros_ptr + at, mask=inside, other=0).to(tl.float32)
+    elif CODE == "U4":
+        zeros += 8
+    return scales, zeros
+
+
+@triton.jit
+def load_tile(
+    data_ptr, scales_ptr, zeros_ptr, row, start, K: tl.constexpr, COLUMNS: tl.constexpr, CODE: tl.constexpr,
+    GROUP: tl.constexpr, ROW_BLOCK: tl.constexpr, HAS_ZEROS: tl.constexpr,
+):  # fmt: skip
+    """Both halves of a tile; if a scale is of whole outputs (GROUP 0), without it."""
+    first, second = _load_codes(data_ptr, row, start, True, K, COLUMNS, CODE)
+    if GROUP == 0:
+        if CODE == "U4":
+            first, second = first - 8, second - 8
+    else:
+        scales, zeros = _load_scales(
+            scales_ptr, zeros_ptr, row, start, True, K, COLUMNS, CODE, GROUP, ROW_BLOCK, HAS_ZEROS
+        )  # fmt: skip
+        first = _in_units(first, scales, zeros, CODE, HAS_ZEROS)
+        second = _in_units(second, scales, zeros, CODE, HAS_ZEROS) if are_nibbles(CODE) else first
+    return first, second
+
+
+@triton.jit
+def _in_units(codes, scales, zeros, CODE: tl.constexpr, HAS_ZEROS: tl.constexpr):
+    """A half of a tile, scaled by units: (code - zero) * scale."""
+    rows: tl.constexpr = codes.shape[0]
+    units: tl.constexpr = scales.shape[1]
+    parts = tl.reshape(codes, [rows, units, codes.shape[1] // units])
+    if HAS_ZEROS or CODE == "U4":
+        parts -= zeros[:, :, None]
+    return tl.reshape(parts * scales[:, :, None], codes.shape)
+
+
+@triton.jit
+def row_product(
+    data_ptr, scales_ptr, zeros_ptr, row, x_ptr, is_wanted, K: tl.constexpr, COLUMNS: tl.constexpr, CODE: tl.constexpr,
+    GROUP: tl.constexpr, ROW_BLOCK: tl.constexpr, HAS_ZEROS: tl.constexpr,
+):  # fmt: skip
+    """[rows]: whole rows of a matrix times one vector; units are summed before they are scaled. Unless they are wanted,
+    nothing is read, and the result is 0."""
+    first, second = _load_codes(data_ptr, row, 0, is_wanted, K, COLUMNS, CODE)
+    k = first_inputs(COLUMNS, CODE)
+    x = tl.load(x_ptr + k, mask=is_wanted & (k < K), other=0.0).to(tl.float32)
+    total = first * x[None, :]
+    if are_nibbles(CODE):
+        later = tl.load(x_ptr + k + 16, mask=is_wanted & (k < K), other=0.0).to(tl.float32)
+        total += second * later[None, :]
+        x += later
+    if GROUP == 0:  # a scale of each output
+        y = tl.sum(total, 1)
+        if CODE == "U4":
+            y -= 8 * tl.sum(x, 0)
+        return y * tl.load(scales_ptr + row)
+    else:
+        scales, zeros = _load_scales(
+            scales_ptr, zeros_ptr, row, 0, is_wanted, K, COLUMNS, CODE, GROUP, ROW_BLOCK, HAS_ZEROS
+        )  # fmt: skip
+        units: tl.constexpr = COLUMNS // 32
+        in_unit: tl.constexpr = total.shape[1] // units
+        sums = tl.sum(tl.reshape(total, [total.shape[0], units, in_unit]), 2)
+        if HAS_ZEROS or CODE == "U4":
+            sums -= zeros * tl.sum(tl.reshape(x, [units, in_unit]), 1)[None, :]
+        return tl.sum(sums * scales, 1)
+
+
+@triton.jit
+def _nibbles(nibble, CODE: tl.constexpr):
+    """Of int32 from 0 to 15."""
+    if CODE == "E2M1":  # moved to where float32 has its exponent and mantissa, and the missing bias multiplied in
+        bits = ((nibble & 7) << 22) | ((nibble & 8) << 28)
+        return bits.to(tl.float32, bitcast=True) * 8.507059173023462e37
+    else:
+        return ((nibble << 19) | 0x41800000).to(tl.float32, bitcast=True) - 16
+
+
+@triton.jit
+def _bytes(byte, CODE: tl.constexpr):
+    if CODE == "I8":
+        return byte.to(tl.int8, bitcast=True).to(tl.float32)
+    else:
+        return byte.to(tl.float8e4nv, bitcast=True).to(tl.float32)

@@ -1,0 +1,111 @@
+"""WeightStack: matrices of one shape on the device, dense or as codes with scales, as Triton's kernels read them.
+
+    code              data [rows, bytes], rows = experts x outputs
+    F8_E4M3, I8       a byte for each input
+    U4, E2M1          units of 32 inputs in 16 bytes: input i in byte i's low half, input 16 + i in its high half
+
+A half of a unit is a run of inputs, so a kernel that has unpacked halves finds the numbers to multiply them by in runs,
+too, and never interleaves. Scales are float32, or exponents of two in a byte for E2M1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from octavo.kernels.cuda.plain_codes import PlainCodes
+from octavo.kernels.scaled import Code, ScaledFormat
+from octavo.kernels.triton.coded.coded_format import UNIT, row_block
+
+NIBBLES: tuple[Code, ...] = ("U4", "E2M1")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WeightStack:
+    """shape: [experts, outputs, inputs]. code: None if data is dense, in that shape. scales [rows / row_block, inputs /
+    group]: rounded up; zeros: int8, like them."""
+
+    shape: tuple[int, int, int]
+    data: torch.Tensor
+    code: Code | None = None
+    scales: torch.Tensor | None = None
+    zeros: torch.Tensor | None = None
+    group: int = 0
+    row_block: int = 1
+
+    @classmethod
+    def dense(cls, matrices: torch.Tensor) -> WeightStack:
+        experts, outputs, inputs = matrices.shape
+        return cls((experts, outputs, inputs), matrices)
+
+    @classmethod
+    def coded(
+        cls, parts: Iterable[PlainCodes], shapes: Sequence[tuple[int, ...]], form: ScaledFormat, device: torch.device
+    ) -> WeightStack:
+        """One matrix of parts, one below the other, with these shapes; each part is read when its turn comes."""
+        rows, depth = sum(shape[-2] for shape in shapes), shapes[0][-1]
+        group, per = form.block[1] or depth, row_block(form, shapes)
+        blocks = rows // per, -(-depth // group)
+        data = torch.empty(rows, depth // (2 if form.is_nibbles else 1), dtype=torch.uint8, device=device)
+        scales = torch.empty(blocks, dtype=torch.uint8 if form.code == "E2M1" else torch.float32, device=device)
+        zeros = torch.empty(blocks, dtype=torch.int8, device=device) if form.has_zeros else None
+        start = 0
+        for part in parts:
+            end = start + len(part.codes)
+            data[start:end] = packed(part.codes) if form.is_nibbles else part.codes
+            own, spread = slice(start // per, end // per), form.block[0] if per == 1 else 1
+            numbers = _by_rows(part.scales, end - start, spread)
+            scales[own] = _exponents(numbers) if form.code == "E2M1" else numbers
+            if zeros is not None and part.zeros is not None:
+                zeros[own] = _by_rows(part.zeros, end - start, spread).to(torch.int8)
+            start = end
+        return cls((1, rows, depth), data, form.code, scales, zeros, group, per)
+
+    def split(self, num_experts: int) -> WeightStack:
+        """The same rows as the matrices of so many experts."""
+        _, rows, depth = self.shape
+        return replace(self, shape=(num_experts, rows // num_experts, depth))
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(each.nbytes for each in (self.data, self.scales, self.zeros) if each is not None)
+
+    @property
+    def scales_outputs(self) -> bool:
+        """Whether a scale is of whole outputs, so that it may follow the sum."""
+        return self.zeros is None and self.group == self.shape[2] and self.row_block == 1
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Codes, scales and zeros, or what stands for them."""
+        scales = self.data if self.scales is None else self.scales
+        return self.data, scales, scales if self.zeros is None else self.zeros
+
+    @property
+    def constants(self) -> dict[str, str | int | bool]:
+        """What a kernel is compiled for."""
+        return {
+            "CODE": self.code or "",
+            "GROUP": 0 if self.code is None or self.scales_outputs else self.group,
+            "ROW_BLOCK": self.row_block,
+            "HAS_ZEROS": self.zeros is not None,
+        }
+
+
+def packed(codes: torch.Tensor) -> torch.Tensor:
+    """Nibbles [rows, in], one a byte, in units."""
+    units = codes.view(len(codes), -1, 2, UNIT // 2)
+    return (units[:, :, 0] | units[:, :, 1] << 4).reshape(len(codes), -1)
+
+
+def _by_rows(blocks: torch.Tensor, rows: int, spread: int) -> torch.Tensor:
+    """Scales of a part's blocks [blocks, groups], or of its outputs, with an entry for each of `spread` rows of one."""
+    blocks = blocks.reshape(len(blocks), -1)
+    return blocks.repeat_interleave(spread, 0)[:rows] if spread > 1 else blocks
+
+
+def _exponents(scales: torch.Tensor) -> torch.Tensor:
+    """Powers of two as bytes: the exponent, plus 127."""
+    return (scales.contiguous().view(torch.int32) >> 23).to(torch.uint8)

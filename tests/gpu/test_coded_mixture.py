@@ -1,0 +1,77 @@
+"""Mixtures whose experts are codes with scales, against torch with the numbers that these stand for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+
+from tests.gpu.device import DEVICE, ON_GPU, TOLERANCE, needs_gpu, relative_error
+
+from octavo.kernels.cuda.plain_codes import PlainCodes  # isort: skip
+from octavo.kernels.reference.scaled import dequantize_scaled  # isort: skip
+from octavo.kernels.scaled import ScaledFormat  # isort: skip
+from octavo.kernels.triton.coded.coded_format import CODED, held_bytes, why_not  # isort: skip
+from octavo.kernels.triton.coded.weight_stack import WeightStack  # isort: skip
+from octavo.kernels.triton.experts.mixture import Experts, mixture  # isort: skip
+from tests.gpu.quantized_matrix import random_matrix  # isort: skip
+from tests.gpu.test_mixture import CASES, DTYPES, HIDDEN, INNER, NUM_ROWS, Case, in_torch, made, room_for  # isort: skip
+
+FORMATS = [
+    *(ScaledFormat("F8_E4M3", block) for block in ((0, 0), (1, 0), (128, 128))),
+    *(ScaledFormat("I8", (1, 0)), ScaledFormat("I8", (1, 32), has_zeros=True)),
+    *(ScaledFormat("U4", (1, 0)), ScaledFormat("U4", (1, 32)), ScaledFormat("U4", (1, 64), has_zeros=True)),
+    *(ScaledFormat("U4", (1, 128)), ScaledFormat("E2M1", (1, 32))),
+]
+ROWS = NUM_ROWS if ON_GPU else [1, 5]
+COMPUTED = [torch.bfloat16] if ON_GPU else DTYPES
+
+
+@pytest.mark.parametrize("num_rows", ROWS)
+@pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.label)
+def test_it_equals_torch(form: ScaledFormat, num_rows: int) -> None:
+    assert {each.code for each in FORMATS} == set(CODED)
+    for dtype in COMPUTED:
+        case = CASES["gpt-oss"] if form.code == "E2M1" else CASES["mixtral"]
+        coded, dense = coded_experts(case, form, dtype)
+        room = room_for(case, dtype)
+        x = torch.randn(num_rows, HIDDEN, device=DEVICE).to(dtype)
+        out, is_fp8 = torch.full_like(x, torch.nan), form.code == "F8_E4M3" and num_rows > 32
+        for is_fixed in (False, True):
+            mixture(x, None, out, coded, room, is_fixed=is_fixed, chained=False)
+            allowed = 0.06 if is_fp8 and not is_fixed else 3 * TOLERANCE[dtype]
+            assert relative_error(out, in_torch(x, dense, room)) < allowed
+        assert not room.counts.any()
+
+
+@needs_gpu  # the interpreter cuts bits off where a GPU rounds
+def test_rows_in_fp8_give_nearly_the_same() -> None:
+    """The fp8 product of many rows against the product of the same numbers."""
+    case, form = CASES["mixtral"], ScaledFormat("F8_E4M3", (1, 0))
+    coded, dense = coded_experts(case, form, torch.bfloat16)
+    x, room = torch.randn(200, HIDDEN, device=DEVICE, dtype=torch.bfloat16), room_for(case, torch.bfloat16)
+    out = torch.empty_like(x)
+    mixture(x, None, out, coded, room, chained=True)
+    assert relative_error(out, in_torch(x, dense, room)) < 0.06
+
+
+def coded_experts(case: Case, form: ScaledFormat, dtype: torch.dtype) -> tuple[Experts, Experts]:
+    """And the same with dense numbers."""
+    dense, count = made(case, dtype), case.routing.num_experts
+    gate_up, down = (stack_of(form, count, *shape) for shape in ((2 * INNER, HIDDEN), (HIDDEN, INNER)))
+    coded = replace(dense, gate_up=gate_up[0], down=down[0])
+    return coded, replace(dense, gate_up=gate_up[1], down=down[1])
+
+
+def stack_of(form: ScaledFormat, experts: int, outputs: int, inputs: int) -> tuple[WeightStack, WeightStack]:
+    """Matrices in two parts each, and their numbers."""
+    assert why_not(form, inputs) is None
+    shapes = [(outputs // 2, inputs)] * (2 * experts)
+    parts = [random_matrix(form, shape, seed, size=inputs**-0.5) for seed, shape in enumerate(shapes)]
+    coded = WeightStack.coded((PlainCodes.of(part, DEVICE) for part in parts), shapes, form, DEVICE).split(experts)
+    assert coded.num_bytes == held_bytes(form, shapes)
+    dense = np.concatenate([dequantize_scaled(part) for part in parts]).reshape(experts, outputs, inputs)
+    return coded, WeightStack.dense(torch.from_numpy(cast(np.ndarray, dense)).to(DEVICE))
