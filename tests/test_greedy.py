@@ -17,7 +17,7 @@ from octavo import LLM, RequestOutput, SamplingParams
 from octavo.kernels.device import Device
 from octavo.observe.events import EngineStarted, Preempted
 from tests.conftest import TinyFolder
-from tests.tiny_models import TINY, WITH_EXPERTS
+from tests.tiny_models import ONE_SETTING, TINY
 
 NEW_TOKENS = 14
 MAX_MODEL_LEN = 96
@@ -79,7 +79,7 @@ def tokens(outputs: list[RequestOutput]) -> list[list[int]]:
 
 @pytest.mark.parametrize(
     ("name", "block_size"),
-    [(name, size) for name in TINY for size in SETTINGS if size == 8 or name not in WITH_EXPERTS],
+    [(name, size) for name in TINY for size in SETTINGS if size == 8 or name not in ONE_SETTING],
 )
 def test_tokens_equal_transformers(name: str, block_size: int, backend: Device, tiny_folder: TinyFolder) -> None:
     folder, seed = tiny_folder(name), block_size

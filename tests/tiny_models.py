@@ -70,6 +70,13 @@ GLM = {
     "topk_group": 2,
     "routed_scaling_factor": 1.5,
 }
+GRANITE = {
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.3,
+    "residual_multiplier": 0.6,
+    "logits_scaling": 2.5,
+    "tie_word_embeddings": True,
+}
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 500.0,
@@ -120,6 +127,13 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen3-moe": ("Qwen3MoeConfig", SIZES | EXPERTS | {"head_dim": 16, "norm_topk_prob": True}),
     "glm4-moe": ("Glm4MoeConfig", SIZES | GLM),
+    "olmoe": ("OlmoeConfig", SIZES | {"num_experts": 6, "num_experts_per_tok": 2}),
+    "granite-moe": (
+        "GraniteMoeSharedConfig",
+        SIZES | GRANITE | {"num_local_experts": 5, "num_experts_per_tok": 2, "shared_intermediate_size": 40},
+    ),
+    "granite": ("GraniteConfig", SIZES | GRANITE),
+    "olmo2": ("Olmo2Config", SIZES),
     "gpt2": ("GPT2Config", GPT2),
     "opt": ("OPTConfig", OPT),
     "opt-normed-after": ("OPTConfig", OPT | {"do_layer_norm_before": False, "word_embed_proj_dim": 32}),
@@ -130,7 +144,8 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "opt-no-final-norm": ("OPTConfig", OPT | {"_remove_final_layer_norm": True}),
 }
 #: those whose attention is another family's: one setting of an engine is enough for them
-WITH_EXPERTS = frozenset(name for name, (_, arguments) in TINY.items() if "num_experts_per_tok" in arguments)
+ONE_SETTING = {name for name, (_, arguments) in TINY.items() if "num_experts_per_tok" in arguments}
+ONE_SETTING |= {"granite", "olmo2"}
 
 
 def make_tiny_model(

@@ -67,6 +67,7 @@ void gate_rows(Model model, Tensors tensors, Given, int64_t num_tokens) {
 
 constexpr NamedKernel kKernels[] = {
     {"add", elementwise<1>([](auto, Given, auto x, auto y) { return x + y; })},
+    {"scale", elementwise<1>([](auto, Given given, auto x) { return x * given[0].real; })},
     {"softcap", elementwise<kCost>([](auto lanes, Given given, auto x) {
        return given[0].real * tanh<lanes>(x * (1.0f / given[0].real));
      })},

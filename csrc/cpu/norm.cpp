@@ -42,6 +42,12 @@ void rms_norm(ThreadPool& pool, Rows x, const float* weight, float eps, Rows out
                  [&](int64_t t) { rms_norm_row(x[t], weight, eps, x.width, out[t]); });
 }
 
+void norm_columns(ThreadPool& pool, Rows x, const float* weight, int64_t first, int64_t width, float eps,
+                  int64_t num_tokens) {
+  for_each_token(pool, num_tokens, width,
+                 [&](int64_t t) { rms_norm_row(x[t] + first, weight, eps, width, x[t] + first); });
+}
+
 void add_rms_norm(ThreadPool& pool, Rows x, Rows residual, const float* weight, float eps, Rows out, Rows sum,
                   int64_t num_tokens) {
   for_each_token(pool, num_tokens, 2 * x.width, [&](int64_t t) {

@@ -59,6 +59,10 @@ constexpr NamedKernel kKernels[] = {
     {"embedding", run_embedding},
     {"all_reduce", run_all_reduce},
     {"rms_norm", [](Model m, Tensors t, Given g, int64_t n) { rms_norm(m.pool, t[0], g[0].floats, g[1].real, t[1], n); }},
+    {"norm_columns",
+     [](Model m, Tensors t, Given g, int64_t n) {
+       norm_columns(m.pool, t[1], g[0].floats, g[1].whole, g[2].whole, g[3].real, n);
+     }},
     {"add_rms_norm",
      [](Model m, Tensors t, Given g, int64_t n) {
        add_rms_norm(m.pool, t[0], t[1], g[0].floats, g[1].real, t[2], t[3], n);

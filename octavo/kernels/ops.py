@@ -210,6 +210,13 @@ class Ops:
         assert weight.shape == (x.width,), f"weights {weight.shape} of a norm of {x.width} columns"
         return over(x), over(residual)
 
+    @op(error=5e-6)
+    def norm_columns(self, x: Consumed, weight: Parameter, first: int, width: int, eps: float) -> Tensor:
+        """x with rms_norm of its columns first .. first + width - 1 in their place."""
+        assert 0 <= first <= x.width - width, f"columns {first} .. {first + width - 1} of {x.width}"
+        assert weight.shape == (width,), f"weights {weight.shape} of a norm of {width} columns"
+        return over(x)
+
     @op(error=2e-5)
     def layer_norm(self, x: Tensor, weight: Parameter, bias: Parameter | None, eps: float) -> Tensor:
         """(x - mean) / sqrt(var + eps) * weight + bias, over the last dimension."""
@@ -280,6 +287,11 @@ class Ops:
     @op(error=2e-6, elementwise=True)
     def softcap(self, x: Consumed, cap: float) -> Tensor:
         """cap * tanh(x / cap)."""
+        return over(x)
+
+    @op(error=2e-6, elementwise=True)
+    def scale(self, x: Consumed, factor: float) -> Tensor:
+        """x * factor."""
         return over(x)
 
 

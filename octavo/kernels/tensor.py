@@ -139,6 +139,10 @@ class Cut:
         return Cut(self.shape[::-1], 1 - self.dimension, self.slices)
 
 
+#: the label of a tensor that nobody has named
+UNNAMED = "a tensor"
+
+
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
     """A tensor that is not read yet, and how to read it. read_part: reads a part without the rest; None if `read` gives
@@ -148,7 +152,7 @@ class StoredTensor:
     shape: tuple[int, ...]
     read: Callable[[], HostTensor]
     read_part: Callable[[Cut], HostTensor] | None = None
-    label: str = "a tensor"
+    label: str = UNNAMED
 
     @property
     def num_bytes(self) -> int:

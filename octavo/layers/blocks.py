@@ -81,13 +81,21 @@ class LayerNorm:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SelfAttention:
+    """norms: of all heads' queries together, and of their keys; none in most families."""
+
     qkv: Linear  # [(Q + 2K) * D, H]
     out: Linear  # [H, Q * D]
     layer: AttentionLayer
+    norms: tuple[Parameter, ...] = ()  # [Q * D], [K * D]
 
     def attend(self, ops: Ops, x: Tensor) -> Tensor:
         """[T, H] -> [T, Q * D], before the output projection."""
-        return ops.paged_attention(ops.rotary_kv_write(ops.linear(x, self.qkv), self.layer), self.layer)
+        qkv, first = ops.linear(x, self.qkv), 0
+        for norm in self.norms:
+            (width,) = norm.shape
+            qkv = ops.norm_columns(qkv, norm, first, width, self.layer.norm_eps)
+            first += width
+        return ops.paged_attention(ops.rotary_kv_write(qkv, self.layer), self.layer)
 
     def project(self, ops: Ops, attended: Tensor) -> Tensor:
         """[T, Q * D] -> [T, H]."""

@@ -60,6 +60,7 @@ class Architecture:
     windows: per layer, the sliding window in tokens, or None for full attention.
     rope: None if positions are not rotated. local_rope: of sliding layers, if it differs from rope.
     num_position_embeddings: learned positions (GPT-2, OPT, BERT), else 0.
+    embedding_scale, residual_scale, logits_scale: multiply embeddings, what a layer's halves add to the stream, logits.
     is_causal: False: an encoder, whose tokens see those after them, too. pooling: how it embeds; None: it generates.
     quantization: how the layers' matrices are stored; None: by each tensor's own type.
     eos_token_ids: from generation_config.json where there is one, else config.json or GGUF.
@@ -85,6 +86,9 @@ class Architecture:
     attention_scale: float | None = None  # None: head_dim ** -0.5
     attention_softcap: float | None = None
     logits_softcap: float | None = None
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logits_scale: float = 1.0
     num_position_embeddings: int = 0
     is_causal: bool = True
     pooling: Pooling | None = None

@@ -14,7 +14,7 @@ from typing import Any
 
 from octavo.errors import ModelLoadError, UnsupportedModelError
 from octavo.kernels.parameters import Shape
-from octavo.kernels.tensor import PART_DTYPES, DType, StoredTensor
+from octavo.kernels.tensor import PART_DTYPES, UNNAMED, DType, StoredTensor
 from octavo.models.architecture import Architecture
 from octavo.models.gguf import GGUFFile
 from octavo.shown import shown
@@ -79,7 +79,8 @@ class Checkpoint:
         """The tensor of that name and shape, not read yet. Raises ModelLoadError if there is none."""
         self._expect(name, shape)
         self.taken.add(name)
-        return replace(self.stored[name], label=f"{self.label}: tensor {name!r}")
+        found = self.stored[name]
+        return found if found.label != UNNAMED else replace(found, label=f"{self.label}: tensor {name!r}")
 
     def check(self, required: Mapping[str, Shape]) -> None:
         """Raise ModelLoadError unless every tensor of the table exists in its shape; reads no data."""

@@ -15,8 +15,8 @@ from octavo.errors import ModelLoadError, UnsupportedModelError
 from octavo.models.architecture import Architecture, checked, known_tokens
 from octavo.models.config_file import ConfigFile
 from octavo.models.encoder_json import bert, roberta
-from octavo.models.llama_json import MOST_LAYERS, llama, llama_like, mistral, qwen, windows
-from octavo.models.mixture_json import glm4_moe, mixtral, qwen2_moe, qwen3_moe
+from octavo.models.llama_json import MOST_LAYERS, granite, llama, llama_like, mistral, olmo2, qwen, windows
+from octavo.models.mixture_json import glm4_moe, granitemoe, mixtral, olmoe, qwen2_moe, qwen3_moe
 from octavo.models.pooling import Pooling
 from octavo.models.rope_json import local_rope_config, rope_config
 from octavo.quantization.described import Quantization
@@ -205,6 +205,11 @@ FAMILIES: dict[str, FamilyReader] = {
     "Qwen2MoeForCausalLM": ("qwen2_moe", qwen2_moe),
     "Qwen3MoeForCausalLM": ("qwen3_moe", qwen3_moe),
     "Glm4MoeForCausalLM": ("glm4_moe", glm4_moe),
+    "OlmoeForCausalLM": ("olmoe", olmoe),
+    "GraniteMoeForCausalLM": ("granitemoe", granitemoe),
+    "GraniteMoeSharedForCausalLM": ("granitemoe", granitemoe),
+    "GraniteForCausalLM": ("granite", granite),
+    "Olmo2ForCausalLM": ("olmo2", olmo2),
     "Gemma2ForCausalLM": ("gemma2", _gemma2),
     "Gemma3ForCausalLM": ("gemma3", _gemma3),
     "Gemma3ForConditionalGeneration": ("gemma3", _gemma3),
@@ -214,7 +219,7 @@ FAMILIES: dict[str, FamilyReader] = {
 }
 #: for a config.json that names no class
 MODEL_TYPES: dict[str, FamilyReader] = {name: (name, read) for name, read in FAMILIES.values()}
-MODEL_TYPES["gemma3_text"] = MODEL_TYPES["gemma3"]
+MODEL_TYPES |= {"gemma3_text": MODEL_TYPES["gemma3"], "granitemoeshared": MODEL_TYPES["granitemoe"]}
 #: models that embed texts
 FAMILIES |= {
     **dict.fromkeys(("BertModel", "BertForMaskedLM"), ("bert", bert)),

@@ -46,7 +46,7 @@ class Layer(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecoderLayer:
-    """Applies a norm to a copy of the stream before each half."""
+    """Applies a norm to a copy of the stream before each half. scale: multiplies what each half adds."""
 
     attention_norm: Norm
     attention: SelfAttention
@@ -54,6 +54,7 @@ class DecoderLayer:
     mlp: MLP
     attention_output_norm: Norm | None = None
     mlp_output_norm: Norm | None = None
+    scale: float = 1.0
 
     def attend(self, ops: Ops, pending: Tensor | None, residual: Tensor) -> tuple[Tensor, Tensor]:
         if pending is None:
@@ -66,11 +67,33 @@ class DecoderLayer:
         x = self.attention.project(ops, attended)
         if self.attention_output_norm is not None:
             x = self.attention_output_norm(ops, x)
-        x, residual = self.mlp_norm.add(ops, x, residual)
+        x, residual = self.mlp_norm.add(ops, self._scaled(ops, x), residual)
         x = self.mlp(ops, x)
         if self.mlp_output_norm is not None:
             x = self.mlp_output_norm(ops, x)
-        return x, residual
+        return self._scaled(ops, x), residual
+
+    def _scaled(self, ops: Ops, x: Tensor) -> Tensor:
+        return x if self.scale == 1 else ops.scale(x, self.scale)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerWithNormedOutputs:
+    """r += norm(attention(r)); r += norm(mlp(r))."""
+
+    attention: SelfAttention
+    attention_norm: Norm
+    mlp: MLP
+    mlp_norm: Norm
+
+    def attend(self, ops: Ops, pending: Tensor | None, residual: Tensor) -> tuple[Tensor, Tensor]:
+        if pending is not None:
+            residual = ops.add(pending, residual)
+        return self.attention.attend(ops, residual), residual
+
+    def finish(self, ops: Ops, attended: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        residual = ops.add(self.attention_norm(ops, self.attention.project(ops, attended)), residual)
+        return self.mlp_norm(ops, self.mlp(ops, residual)), residual
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,6 +126,7 @@ class Decoder:
     norm: Norm | None
     head: Linear | None  # [V, H]
     logits_softcap: float | None = None
+    logits_scale: float = 1.0
     projection: Linear | None = None
     embeds: bool = False
 
@@ -151,6 +175,8 @@ class Decoder:
         if self.projection is not None:
             hidden = ops.linear(hidden, self.projection)
         logits = ops.linear(hidden, self.head)
+        if self.logits_scale != 1:
+            logits = ops.scale(logits, self.logits_scale)
         return logits if self.logits_softcap is None else ops.softcap(logits, self.logits_softcap)
 
 

@@ -34,7 +34,7 @@ def experts_config(
     )
 
 
-def taken_apart(name: str, tensor: HostTensor) -> dict[str, StoredTensor]:
+def experts_apart(name: str, tensor: HostTensor) -> dict[str, StoredTensor]:
     """A tensor under its canonical name, or a stack's under one for each expert."""
     if name.endswith("shared_expert_gate.weight") and len(tensor.shape) == 1:
         tensor = HostTensor(tensor.dtype, (1, *tensor.shape), tensor.data)

@@ -1,8 +1,9 @@
-"""Llama, the families that are Llama by another name (Mistral, Yi, SmolLM2), and those close to it: Qwen, Phi-3, Gemma.
+"""Llama, the families that are Llama by another name (Mistral, Granite), and those close to it: Qwen, Phi-3, Gemma.
 
 RMSNorm before each half of a layer, rotary positions, grouped keys and values, gated MLP. A sliding window
-(Mistral) and a long-context rope (Llama 3) are values of the Architecture. Qwen adds tensors to Llama's table, and
-Phi-3 packs them.
+(Mistral), a long-context rope (Llama 3) and the scales of Granite's stream are values of the Architecture. Qwen adds
+tensors to Llama's table, and Phi-3 packs them. OLMo 2 norms the queries of all heads together, and their keys, and the
+output of each half of a layer instead of its input.
 
 Gemma 2 and 3, text only, scale embeddings by sqrt(hidden size), store a norm's weight as w and use 1 + w, and norm the
 output of each half of a layer before it is added. Gemma 3 also norms each head's queries and keys. Its windows, ropes,
@@ -15,10 +16,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from math import sqrt
 
+from octavo.errors import ConfigError
 from octavo.kernels.parameters import Parameter
-from octavo.layers.blocks import MLP, Embedding, RMSNorm
+from octavo.layers.blocks import MLP, Embedding, RMSNorm, SelfAttention
 from octavo.models.architecture import Architecture
-from octavo.models.decoder import AttentionSpecs, Decoder, DecoderLayer
+from octavo.models.decoder import AttentionSpecs, Decoder, DecoderLayer, Layer, LayerWithNormedOutputs
 from octavo.models.weights import TensorTable, Weights, in_layers, with_biases
 from octavo.quantization.registry import Dense
 
@@ -62,6 +64,12 @@ def head_norms(a: Architecture) -> TensorTable:
     return in_layers(a, dict.fromkeys(("self_attn.q_norm.weight", "self_attn.k_norm.weight"), (a.head_dim,)))
 
 
+def wide_norms(a: Architecture) -> TensorTable:
+    """The norms of all heads' queries and keys, which OLMo 2 and OLMoE add."""
+    q, kv = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
+    return in_layers(a, {"self_attn.q_norm.weight": (q,), "self_attn.k_norm.weight": (kv,)})
+
+
 def build(
     a: Architecture,
     weights: Weights,
@@ -76,22 +84,39 @@ def build(
 
     def layer(index: int) -> DecoderLayer:
         w = weights.under(f"model.layers.{index}")
-        q_norm, k_norm = (w.optional(f"self_attn.{x}_norm.weight") for x in "qk")
         return DecoderLayer(
             attention_norm=w.rms_norm("input_layernorm", a.norm_eps),
-            attention=w.attention(specs.layer(index, q_norm, k_norm), "self_attn.o_proj", *qkv),
+            attention=_attention(a, w, specs, index, qkv),
             mlp_norm=w.rms_norm("post_attention_layernorm", a.norm_eps),
             mlp=mlp(index, w) if mlp else w.gated_mlp(gate_up, "mlp.down_proj", a.activation),
+            scale=a.residual_scale,
         )
 
-    embedding = Embedding(weights.embedding("model.embed_tokens"))
+    return _decoder(a, weights, layer)
+
+
+def _decoder(a: Architecture, weights: Weights, layer: Callable[[int], Layer]) -> Decoder:
+    embedding = Embedding(weights.embedding("model.embed_tokens"), scale=a.embedding_scale)
     return Decoder(
         embedding=embedding,
         layers=tuple(layer(i) for i in range(a.num_layers)),
         norm=weights.rms_norm("model.norm", a.norm_eps),
         head=weights.head("lm_head", embedding.tokens),
         logits_softcap=a.logits_softcap,
+        logits_scale=a.logits_scale,
     )
+
+
+def _attention(a: Architecture, w: Weights, specs: AttentionSpecs, index: int, qkv: tuple[str, ...]) -> SelfAttention:
+    q_norm, k_norm = (w.optional(f"self_attn.{x}_norm.weight") for x in "qk")
+    if q_norm is None or k_norm is None or q_norm.shape == (a.head_dim,):
+        return w.attention(specs.layer(index, q_norm, k_norm), "self_attn.o_proj", *qkv)
+    if w.num_ranks > 1:
+        raise ConfigError(
+            f"tensor_parallel_size is {w.num_ranks}, but {a.family} norms the queries of all heads together, which no "
+            "rank has: allowed is 1; for several GPUs set pipeline_parallel_size"
+        )
+    return replace(w.attention(specs.layer(index), "self_attn.o_proj", *qkv), norms=(q_norm, k_norm))
 
 
 def qwen2_tensors(a: Architecture) -> TensorTable:
@@ -101,6 +126,24 @@ def qwen2_tensors(a: Architecture) -> TensorTable:
 
 def qwen3_tensors(a: Architecture) -> TensorTable:
     return tensors(a) | head_norms(a)
+
+
+def olmo2_tensors(a: Architecture) -> TensorTable:
+    table = {name: shape for name, shape in tensors(a).items() if not name.endswith(".input_layernorm.weight")}
+    return table | wide_norms(a) | in_layers(a, {"post_feedforward_layernorm.weight": (a.hidden_size,)})
+
+
+def build_olmo2(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decoder:
+    def layer(index: int) -> LayerWithNormedOutputs:
+        w = weights.under(f"model.layers.{index}")
+        return LayerWithNormedOutputs(
+            attention=_attention(a, w, specs, index, QKV),
+            attention_norm=w.rms_norm("post_attention_layernorm", a.norm_eps),
+            mlp=w.gated_mlp(GATE_UP, "mlp.down_proj", a.activation),
+            mlp_norm=w.rms_norm("post_feedforward_layernorm", a.norm_eps),
+        )
+
+    return _decoder(a, weights, layer)
 
 
 def phi3_tensors(a: Architecture) -> TensorTable:

@@ -1,4 +1,4 @@
-"""config.json of Llama and its descendants: the keys that they share, and those of Mistral and Qwen."""
+"""config.json of Llama and its descendants: the keys they share, and those of Mistral, Qwen, Granite and OLMo 2."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from octavo.models.config_file import ConfigFile
 from octavo.models.rope_json import rope_config
 
 MOST_LAYERS = 1 << 12
+#: bounds of a scale: far outside any real one, and safe in float32
+_FACTORS = {"least": 1e-6, "most": 1e6}
 
 
 def llama_like(config: ConfigFile, *, ties_by_default: bool = False, default_eps: float = 1e-6) -> dict[str, Any]:
@@ -55,6 +57,20 @@ def qwen(config: ConfigFile) -> dict[str, Any]:
         "rope": rope_config(config),
         "windows": windows(config, lambda layer: layer >= first_window) if slides else (),
     }
+
+
+def granite(config: ConfigFile) -> dict[str, Any]:
+    """Factors of the stream; `logits_scaling` divides."""
+    return llama(config) | {
+        "embedding_scale": config.number("embedding_multiplier", 1.0, **_FACTORS),
+        "residual_scale": config.number("residual_multiplier", 1.0, **_FACTORS),
+        "attention_scale": config.number("attention_multiplier", 1.0, **_FACTORS),
+        "logits_scale": 1 / config.number("logits_scaling", 1.0, **_FACTORS),
+    }
+
+
+def olmo2(config: ConfigFile) -> dict[str, Any]:
+    return llama(config) | {"norm_eps": config.number("rms_norm_eps", 1e-5, least=0)}
 
 
 def windows(config: ConfigFile, slides: Callable[[int], bool]) -> tuple[int | None, ...]:

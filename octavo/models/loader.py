@@ -34,13 +34,14 @@ from octavo.models.checkpoint import Checkpoint, TokenizerSource
 from octavo.models.dummy import dummy_tensors
 from octavo.models.folder import open_config, open_folder, saved_dtype
 from octavo.models.gguf_config import architecture_from_gguf
-from octavo.models.gguf_experts import taken_apart
+from octavo.models.gguf_experts import experts_apart
 from octavo.models.gguf_metadata import GGUFMetadata
 from octavo.models.gguf_names import canonical_name, layout_change
 from octavo.models.gguf_parts import first_parts, read_gguf_model
 from octavo.models.hub import download_config, download_model, is_hub_name
 from octavo.models.packaged import PACKAGED_MODELS, locate_packaged_model
 from octavo.models.registry import quantised_tensors, required_tensors
+from octavo.models.stacked_experts import taken_apart
 from octavo.models.weights import TensorTable
 from octavo.observe.logging import LOGGER
 from octavo.observe.machine import memory
@@ -63,7 +64,7 @@ def open_checkpoint(
     path = _locate(config)
     if config.load_format == "dummy":
         return _open_dummy(path, config, draws_on_device)
-    checkpoint = open_gguf(path, config.model) if path.is_file() else open_folder(path, config.model)
+    checkpoint = open_gguf(path, config.model) if path.is_file() else _open_folder(path, config.model)
     checkpoint = _quantised(_run_as(config.runner, checkpoint), config.quantization)
     checkpoint.check(_required(checkpoint))
     return checkpoint if config.dtype == "auto" else _converted(checkpoint, _DTYPES[config.dtype], convert)
@@ -162,7 +163,7 @@ def open_gguf(path: Path, label: str) -> Checkpoint:
         if name is None:
             continue
         change = layout_change(kind, name, architecture)
-        for own_name, entry in taken_apart(name, tensor).items():
+        for own_name, entry in experts_apart(name, tensor).items():
             stored[own_name] = entry if change is None else entry.then(change)
     return Checkpoint(
         label=label,
@@ -171,6 +172,11 @@ def open_gguf(path: Path, label: str) -> Checkpoint:
         tokenizer_source=file,
         sampling_defaults=GGUFMetadata(file).sampling_defaults(),
     )
+
+
+def _open_folder(path: Path, label: str) -> Checkpoint:
+    checkpoint = open_folder(path, label)
+    return taken_apart(checkpoint, _required(checkpoint))
 
 
 def _run_as(runner: RunnerOption, checkpoint: Checkpoint) -> Checkpoint:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from octavo.kernels.mixture import Gate, GroupScore, Routing, Scoring
 from octavo.models.architecture import ExpertsConfig
 from octavo.models.config_file import ConfigFile
-from octavo.models.llama_json import MOST_LAYERS, llama_like, mistral, qwen
+from octavo.models.llama_json import MOST_LAYERS, granite, llama_like, mistral, olmo2, qwen
 from octavo.models.rope_json import rope_config
 
 _MOST_EXPERTS = 1 << 12
@@ -16,9 +17,7 @@ _MOST_EXPERTS = 1 << 12
 def mixtral(config: ConfigFile) -> dict[str, Any]:
     found = mistral(config)
     routing = routing_of(config, "num_local_experts", renormalises=True)
-    return found | {
-        "experts": ExpertsConfig(routing=routing, intermediate_size=found["intermediate_size"], gate=gate(config))
-    }
+    return found | {"experts": _of_intermediate_size(config, found, routing)}
 
 
 def qwen2_moe(config: ConfigFile) -> dict[str, Any]:
@@ -46,6 +45,25 @@ def _qwen_moe(config: ConfigFile, *, shared_size: int) -> dict[str, Any]:
             gate=gate(config),
         )
     }
+
+
+def olmoe(config: ConfigFile) -> dict[str, Any]:
+    config.refuse("clip_qkv")
+    found = olmo2(config)
+    routing = routing_of(config, "num_experts", renormalises=config.flag("norm_topk_prob", False))
+    return found | {"experts": _of_intermediate_size(config, found, routing)}
+
+
+def granitemoe(config: ConfigFile) -> dict[str, Any]:
+    """The softmax of the chosen logits. Some add an expert for every token."""
+    found = granite(config)
+    shared = config.size("shared_intermediate_size", 0, smallest=0)
+    experts = _of_intermediate_size(config, found, routing_of(config, "num_local_experts", renormalises=True))
+    return found | {"experts": replace(experts, shared_size=shared)}
+
+
+def _of_intermediate_size(config: ConfigFile, found: dict[str, Any], routing: Routing) -> ExpertsConfig:
+    return ExpertsConfig(routing=routing, intermediate_size=found["intermediate_size"], gate=gate(config))
 
 
 def glm4_moe(config: ConfigFile) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Families with layers of experts, whose attention is Llama's: Mixtral, Qwen 2 and 3 MoE, GLM 4.5.
+"""Families with layers of experts, whose attention is Llama's: Mixtral, Qwen 2 and 3 MoE, GLM 4.5, OLMoE, Granite MoE.
 
 A layer of experts has a router and, for each expert, the three matrices of a gated MLP; `ExpertNames` says what they
 are called. Some layers may have one MLP instead, as in a dense model. Which, and how the router chooses, are values of
@@ -22,7 +22,7 @@ from octavo.models.weights import TensorTable, Weights
 
 @dataclass(frozen=True, slots=True)
 class ExpertNames:
-    """Tensors under a layer's prefix. bias: of the choice, or None. shared: of the expert for every token."""
+    """Tensors under a layer's prefix. bias: of the choice, or None. shared: the expert for every token."""
 
     mlp: str = "mlp"
     router: str = "gate"
@@ -30,7 +30,7 @@ class ExpertNames:
     up: str = "up_proj"
     down: str = "down_proj"
     bias: str | None = None
-    shared: str = "shared_expert"
+    shared: str = "mlp.shared_expert"
 
     def matrices(self, expert: int) -> tuple[str, str, str]:
         """The names of an expert's gate, up and down."""
@@ -40,7 +40,8 @@ class ExpertNames:
 
 MIXTRAL = ExpertNames(mlp="block_sparse_moe", gate="w1", up="w3", down="w2")
 QWEN = ExpertNames()
-GLM = ExpertNames(bias="gate.e_score_correction_bias", shared="shared_experts")
+GLM = ExpertNames(bias="gate.e_score_correction_bias", shared="mlp.shared_experts")
+GRANITE = ExpertNames(mlp="block_sparse_moe", router="router.layer", shared="shared_mlp")
 
 
 def mixtral_tensors(a: Architecture) -> TensorTable:
@@ -61,12 +62,24 @@ def glm4_tensors(a: Architecture) -> TensorTable:
     return _with_experts(a, dense | (llama.head_norms(a) if a.extra["qk_norm"] else {}), GLM)
 
 
+def olmoe_tensors(a: Architecture) -> TensorTable:
+    return _with_experts(a, llama.tensors(a) | llama.wide_norms(a), QWEN)
+
+
+def granite_tensors(a: Architecture) -> TensorTable:
+    return _with_experts(a, llama.tensors(a), GRANITE)
+
+
 def build_mixtral(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decoder:
     return _build(a, weights, specs, MIXTRAL)
 
 
 def build_qwen(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decoder:
     return _build(a, weights, specs, QWEN)
+
+
+def build_granite(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decoder:
+    return _build(a, weights, specs, GRANITE)
 
 
 def build_glm4(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decoder:
@@ -84,7 +97,7 @@ def _with_experts(a: Architecture, dense: TensorTable, names: ExpertNames) -> Te
 
 
 def _layer_tensors(hidden: int, experts: ExpertsConfig, names: ExpertNames) -> Iterator[tuple[str, tuple[int, ...]]]:
-    inner, shared = experts.intermediate_size, f"{names.mlp}.{names.shared}"
+    inner, shared = experts.intermediate_size, experts.shared_size
     yield f"{names.mlp}.{names.router}.weight", (experts.routing.num_experts, hidden)
     if names.bias is not None:
         yield f"{names.mlp}.{names.bias}", (experts.routing.num_experts,)
@@ -92,11 +105,11 @@ def _layer_tensors(hidden: int, experts: ExpertsConfig, names: ExpertNames) -> I
         gate, up, down = names.matrices(expert)
         yield from ((f"{gate}.weight", (inner, hidden)), (f"{up}.weight", (inner, hidden)))
         yield f"{down}.weight", (hidden, inner)
-    if experts.shared_size:
-        yield from ((f"{shared}.{name}.weight", (experts.shared_size, hidden)) for name in ("gate_proj", "up_proj"))
-        yield f"{shared}.down_proj.weight", (hidden, experts.shared_size)
+    if shared:
+        yield from ((f"{names.shared}.{name}.weight", (shared, hidden)) for name in ("gate_proj", "up_proj"))
+        yield f"{names.shared}.down_proj.weight", (hidden, shared)
     if experts.has_shared_gate:
-        yield f"{shared}_gate.weight", (1, hidden)
+        yield f"{names.shared}_gate.weight", (1, hidden)
 
 
 def _build(a: Architecture, weights: Weights, specs: AttentionSpecs, names: ExpertNames) -> Decoder:
@@ -130,6 +143,6 @@ def _bias(w: Weights, names: ExpertNames) -> Parameter | None:
 def _shared(a: Architecture, w: Weights, experts: ExpertsConfig, names: ExpertNames) -> SharedExpert | None:
     if not experts.shared_size:
         return None
-    prefix = f"{names.mlp}.{names.shared}"
-    mlp = w.gated_mlp((f"{prefix}.gate_proj", f"{prefix}.up_proj"), f"{prefix}.down_proj", a.activation)
-    return SharedExpert(mlp, w.replicated(f"{prefix}_gate") if experts.has_shared_gate else None)
+    gate, up, down = (f"{names.shared}.{name}_proj" for name in ("gate", "up", "down"))
+    mlp = w.gated_mlp((gate, up), down, a.activation)
+    return SharedExpert(mlp, w.replicated(f"{names.shared}_gate") if experts.has_shared_gate else None)

@@ -28,6 +28,7 @@ from octavo.models.config_writer import config_of
 from octavo.models.folder import canonical_names
 from octavo.models.loader import open_checkpoint
 from octavo.models.registry import parameters_of
+from octavo.models.stacked_experts import STACKS
 from octavo.models.weight_files import read_folder
 from octavo.quantization.at_load import quantised
 from octavo.quantization.compressing import Compression, compression
@@ -36,7 +37,7 @@ from octavo.quantization.described import is_in_layer, is_router
 _DTYPES: dict[str, DType] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 #: families whose matrices are no Linear modules in Hugging Face's classes, which the format is made of
-_WITHOUT_LINEAR = ("gpt2",)
+_WITHOUT_LINEAR = ("gpt2", *STACKS)
 _VISION = ("re:.*vision_tower.*", "re:.*multi_modal_projector.*")
 
 Codes = Callable[[str, FloatArray, Compression, DType], ScaledTensor]
@@ -143,7 +144,7 @@ def _check_dense(checkpoint: Checkpoint) -> None:
     if architecture.family in _WITHOUT_LINEAR:
         raise UnsupportedModelError(
             f"{checkpoint.label} is of the family {architecture.family!r}, and compressed-tensors stores Linear "
-            "modules, which it has none of: serve it with --quantization, which quantises while loading"
+            "modules, which not all of its matrices are: serve it with --quantization, which quantises while loading"
         )
 
 

@@ -111,7 +111,8 @@ def _arguments(name: str, sizes: Sizes) -> Sequence[tuple[Any, ...]]:
         table = parameter(np.random.default_rng(0).standard_normal((16 * TABLE_ROWS, width), np.float32))
         return [(table, "input_ids")] * LAYERS
     ones = parameter(np.ones(width, np.float32))
-    return [(ones, *((None,) if name == "layer_norm" else ()), 1e-5)] * LAYERS
+    between = {"layer_norm": (None,), "norm_columns": (0, width)}.get(name, ())
+    return [(ones, *between, 1e-5)] * LAYERS
 
 
 def _inner(width: int) -> int:

@@ -132,6 +132,12 @@ def _norm(name: str) -> Iterator[Trial]:
             yield Trial(label, _call(name, tables, weight, bias, 1e-5), width)
 
 
+def _norm_columns() -> Iterator[Trial]:
+    for width in WIDTHS:
+        call = _call("norm_columns", (random_table(width),), parameter(_array(width // 2)), 16, width // 2, 1e-5)
+        yield Trial(f"{width // 2} of {width} columns", call, width)
+
+
 def _add_rms_norm() -> Iterator[Trial]:
     for width in WIDTHS:
         weight, tables = parameter(_array(width)), (random_table(width), random_table(width, seed=3))
@@ -216,6 +222,7 @@ _TRIALS: dict[str, Callable[[], Iterator[Trial]]] = {
     "all_reduce": _all_reduce,
     "linear": _linear,
     "rms_norm": partial(_norm, "rms_norm"),
+    "norm_columns": _norm_columns,
     "add_rms_norm": _add_rms_norm,
     "layer_norm": partial(_norm, "layer_norm"),
     "gated_activation": _gated_activation,

@@ -31,6 +31,17 @@ class TestRows:
         norm.rms_norm(x, weight, EPS, out, chained=chained)
         assert relative_error(out, F.rms_norm(x.float(), shape[1:], weight, EPS)) < TOLERANCE[dtype]
 
+    def test_rms_norm_of_some_columns(self, shape: tuple[int, int], dtype: torch.dtype, chained: bool) -> None:
+        x, width = random(*shape, dtype=dtype), shape[1] // 2
+        before, weight, columns = x.clone(), random(width), slice(1, 1 + width)
+        norm.rms_norm(x[:, columns], weight, EPS, x[:, columns], chained=chained)
+        assert (
+            relative_error(x[:, columns], F.rms_norm(before[:, columns].float(), (width,), weight, EPS))
+            < TOLERANCE[dtype]
+        )
+        assert torch.equal(x[:, 1 + width :], before[:, 1 + width :])
+        assert torch.equal(x[:, 0], before[:, 0])
+
     def test_add_rms_norm(self, shape: tuple[int, int], dtype: torch.dtype, chained: bool) -> None:
         x, residual, weight = random(*shape, dtype=dtype), random(*shape, dtype=dtype), random(shape[1])
         total = (x.float() + residual.float()).to(dtype)

@@ -46,4 +46,5 @@ CASES = [
     Case("activation", {"kind": "relu"}, lambda x: x.clamp(min=0)),
     Case("softcap", {"cap": 0.7}, lambda x: 0.7 * torch.tanh(x / 0.7)),
     Case("softcap", {"cap": 30.0}, lambda x: 30 * torch.tanh(x / 30)),
+    Case("scale", {"factor": 0.7}, lambda x: x * 0.7),
 ]

@@ -46,6 +46,14 @@ def test_norms(width: int) -> None:
             rtol=OPS["layer_norm"].error,
         )
 
+    first = width // 2
+    some = parameter(array(width - first))
+    compare(
+        lambda ops: ops.norm_columns(ops.embedding(table, "input_ids"), some, first, width - first, 1e-5),
+        width,
+        rtol=OPS["norm_columns"].error,
+    )
+
     def add_rms_norm(ops: Ops) -> Tensor:
         """Both results are checked, by adding the sum to the norm."""
         x, residual = ops.embedding(table, "input_ids"), ops.embedding(other, "input_ids")

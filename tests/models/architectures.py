@@ -39,6 +39,7 @@ GEMMA = replace(
     rope=RopeConfig(theta=1e6),
     attention_scale=0.2,
 )
+GRANITE = replace(LLAMA, embedding_scale=12.0, residual_scale=0.2, logits_scale=0.1, attention_scale=0.02)
 EXPERTS = ExpertsConfig(routing=Routing(num_experts=5, num_chosen=2), intermediate_size=32)
 #: the middle layer has one MLP, and the others an expert for every token
 SHARED_EXPERT = replace(EXPERTS, dense_layers=frozenset({1}), shared_size=160, has_shared_gate=True)
@@ -60,6 +61,10 @@ ARCHITECTURES: dict[str, Architecture] = {
         experts=replace(SHARED_EXPERT, has_shared_gate=False),
         extra={"qkv_bias": True, "qk_norm": True},
     ),
+    "olmoe": replace(LLAMA, family="olmoe", experts=EXPERTS),
+    "granitemoe": replace(GRANITE, family="granitemoe", experts=replace(EXPERTS, shared_size=160)),
+    "granite": replace(GRANITE, family="granite"),
+    "olmo2": replace(LLAMA, family="olmo2"),
     "gpt2": replace(LEARNED_POSITIONS, family="gpt2", activation="gelu_tanh"),
     "opt": replace(LEARNED_POSITIONS, family="opt", activation="relu"),
 }

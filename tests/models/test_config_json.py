@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +258,7 @@ def test_layer_types_must_name_every_layer() -> None:
 
 def test_experts_of_each_family() -> None:
     mixtral = read("MixtralForCausalLM").experts
+    assert mixtral is not None
     assert mixtral == ExpertsConfig(routing=Routing(num_experts=8, num_chosen=2), intermediate_size=96)
     shared = {"shared_expert_intermediate_size": 56, "mlp_only_layers": [0], "decoder_sparse_step": 2}
     qwen2 = read("Qwen2MoeForCausalLM", **shared).experts
@@ -267,6 +269,10 @@ def test_experts_of_each_family() -> None:
         shared_size=56,
         has_shared_gate=True,
     )
+    granite = read("GraniteMoeForCausalLM", shared_intermediate_size=24, logits_scaling=4, embedding_multiplier=12)
+    assert granite.experts == replace(mixtral, shared_size=24)
+    assert (granite.embedding_scale, granite.residual_scale, granite.logits_scale) == (12, 1, 0.25)
+    assert read("OlmoeForCausalLM").experts == replace(mixtral, routing=replace(mixtral.routing, renormalises=False))
     qwen3 = read("Qwen3MoeForCausalLM", norm_topk_prob=True, hidden_act="gelu").experts
     assert qwen3 == ExpertsConfig(routing=Routing(num_experts=8, num_chosen=2), intermediate_size=40, gate=Gate("gelu"))
 
@@ -287,6 +293,9 @@ def test_experts_of_each_family() -> None:
         ("Glm4Moe", "n_shared_experts", -1, "0 to 4096"),
         ("Glm4Moe", "routed_scaling_factor", 0, "a number above 0"),
         ("Qwen3Moe", "hidden_act", "tanh", "silu, swish"),
+        ("Olmoe", "clip_qkv", 8.0, "none"),
+        ("GraniteMoe", "num_experts_per_tok", 9, "1 to 8"),
+        ("GraniteMoe", "logits_scaling", 0, "a number from 1e-06"),
     ],
 )
 def test_experts_that_cannot_be_are_refused_by_their_key(name: str, key: str, value: object, allowed: str) -> None:

@@ -28,7 +28,9 @@ from tests.quantization.folders import dense_model, folder_of, matrices, opened 
 from tests.tiny_models import TINY, make_tiny_model  # noqa: E402
 
 KINDS = ("fp8", "int8", "int4")
-WRITTEN = sorted(set(TINY) - {"gpt2"})
+#: families without a config.json made from GGUF
+UNSAID = ("opt", "glm4", "olmo", "granite")
+WRITTEN = sorted(set(TINY) - {"gpt2", "granite-moe"})
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +97,7 @@ def _layers_of(family: str) -> dict[str, Any]:
     return {"layer_types": ["sliding_attention", "full_attention"]} if "gemma" in family else {}
 
 
-@pytest.mark.parametrize("family", [name for name in WRITTEN if not name.startswith(("opt", "glm4"))])
+@pytest.mark.parametrize("family", [name for name in WRITTEN if not name.startswith(UNSAID)])
 def test_an_architecture_is_written_as_the_configuration_it_was_read_from(root: Path, family: str) -> None:
     architecture = opened(make_tiny_model(family, root / "configs" / family)).architecture
     written = config_of(architecture, "float32")  # which reads it back itself
@@ -156,7 +158,7 @@ def test_what_cannot_be_written_is_refused_and_leaves_nothing(
     shown = refusal(capsys, folder_of(root, "gptq") / "quantised", out, *scheme)
     assert "has no dense weights, it is quantised as gptq: name the dense model" in shown
     gpt2 = make_tiny_model("gpt2", root / "gpt2")
-    assert "stores Linear modules, which it has none of" in refusal(capsys, gpt2, out, *scheme)
+    assert "stores Linear modules, which not all of its matrices are" in refusal(capsys, gpt2, out, *scheme)
     narrow = make_tiny_model("llama", root / "narrow")
     assert "matrices of 48 inputs, which groups of 32" in refusal(capsys, narrow, out, "--scheme", "int4")
     with monkeypatch.context() as patched:

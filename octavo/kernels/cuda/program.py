@@ -228,6 +228,11 @@ class Program:
         weight_H, chained = self._weights.vector(weight), self._chained
         return lambda step, x, out: norm.rms_norm(x, weight_H, eps, out, chained=chained)
 
+    def _norm_columns(self, weight: Parameter, first: int, width: int, eps: float) -> Launch:
+        """The output is the input's memory."""
+        weight_H, chained, columns = self._weights.vector(weight), self._chained, slice(first, first + width)
+        return lambda step, x, out: norm.rms_norm(x[:, columns], weight_H, eps, out[:, columns], chained=chained)
+
     def _add_rms_norm(self, weight: Parameter, eps: float) -> Launch:
         """The outputs overwrite the inputs: the normed sum x, the sum the residual."""
         weight_H, chained = self._weights.vector(weight), self._chained

@@ -28,6 +28,7 @@ PLAIN: dict[str, Callable[..., torch.Tensor]] = {
     "activation": lambda x, kind: ACTIVATIONS[kind](x),
     "gate_rows": lambda x, gate: x * torch.sigmoid(gate),
     "softcap": lambda x, cap: torch.tanh(x / cap) * cap,
+    "scale": lambda x, factor: x * factor,
 }
 
 
@@ -79,6 +80,10 @@ class ReferenceOps(Ops):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         total = x + residual
         return self._rms_norm(total, weight, eps), total
+
+    def _norm_columns(self, x: torch.Tensor, weight: Parameter, first: int, width: int, eps: float) -> torch.Tensor:
+        end = first + width
+        return torch.cat([x[:, :first], self._rms_norm(x[:, first:end], weight, eps), x[:, end:]], dim=1)
 
     def _layer_norm(self, x: torch.Tensor, weight: Parameter, bias: Parameter | None, eps: float) -> torch.Tensor:
         bias_H = None if bias is None else self._weights.tensor(bias)

@@ -99,6 +99,8 @@ def _result(x, y, first, second, OP: tl.constexpr, WORD: tl.constexpr):
         return x + y
     elif OP == "softcap":
         return first * tanh(x / first)
+    elif OP == "scale":
+        return x * first
     else:
         tl.static_assert(OP == "activation")
         return activate(x, WORD)
