@@ -8,11 +8,13 @@ slow to import.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import tokenizers
 import torch
 import transformers
 
@@ -169,4 +171,13 @@ def make_tiny_model(
         if "Gemma" in config_class:
             model.get_input_embeddings().weight *= config.hidden_size**-0.5
     model.to(getattr(torch, dtype)).save_pretrained(folder)
+    return folder
+
+
+def with_tokenizer(folder: Path, words: Sequence[str]) -> Path:
+    """The same folder, in which each of these words is a token."""
+    numbers = {word: at for at, word in enumerate(["<unk>", *dict.fromkeys(words)])}
+    encoder = tokenizers.Tokenizer(tokenizers.models.WordLevel(numbers, unk_token="<unk>"))
+    encoder.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    encoder.save(str(folder / "tokenizer.json"))
     return folder

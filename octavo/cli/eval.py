@@ -16,12 +16,12 @@ import json
 import platform
 from collections.abc import Sequence
 from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from octavo.cli.flags import add_flags, add_section_flags, check_counts, machine_facts, section_options
 from octavo.cli.parser import CommandParser
 from octavo.cli.progress_bar import progress_bar
+from octavo.cli.text_file import read_text
 from octavo.config import BackendConfig, ModelConfig
 from octavo.errors import ConfigError
 
@@ -42,7 +42,6 @@ _FLAGS: dict[str, tuple[str, Any, str]] = {
 }
 _OWN_FLAGS = ("quantization", "tokenizer", "revision")
 _BACKEND_FLAGS = ("backend", "num_threads", "activation_dtype", "device")
-_LARGEST_TEXT = 1 << 28
 _SHORTEST_CONTEXT, _LONGEST_CONTEXT = 8, 1 << 17
 
 
@@ -102,17 +101,7 @@ def _text(source: str) -> str | None:
         except ImportError:
             raise ConfigError("this Python lacks pydoc_data.topics: name a file with --text") from None
         return "\n\n".join(topics.values())
-    try:
-        path = Path(source)
-        if not path.is_file() or path.stat().st_size > _LARGEST_TEXT:
-            raise ConfigError(
-                f"--text is {source[:80]!r}, allowed are pydoc, none and a file of up to {_LARGEST_TEXT >> 20} MiB"
-            )
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"--text {source[:80]!r} is not UTF-8: {error.reason} at byte {error.start}") from None
-    except OSError as error:
-        raise ConfigError(f"--text {source[:80]!r} cannot be read: {error.strerror}") from None
+    return read_text("--text", source, "pydoc, none and ")
 
 
 def _asked(args: argparse.Namespace) -> dict[str, Any]:

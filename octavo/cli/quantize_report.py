@@ -1,6 +1,7 @@
 """What quantising changed, by layer: the error of its matrices, relative to the size of their numbers.
 
-relative error    sqrt(sum of (quantised - dense)^2 / sum of dense^2)
+relative error    sqrt(sum of (quantised - dense)^2 / sum of dense^2), of the numbers
+of products       the same of the products with the inputs of the calibration text
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from math import sqrt
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from octavo.models.quantized_copy import MatrixError
+    from octavo.models.quantized_copy import MatrixError, Squares
 
 
 @dataclass(slots=True)
@@ -31,32 +32,43 @@ class Report:
         return f"{self.num_bytes / 1e6:,.1f} MB of weights, {share:.0%} of the dense {self.dense_bytes / 1e6:,.1f} MB"
 
     def lines(self, scheme: str) -> list[str]:
+        from octavo.models.quantized_copy import layer_of
+
         layers: dict[int, list[MatrixError]] = {}
         for error in self.errors:
-            layers.setdefault(_layer(error.name), []).append(error)
-        head = [f"{len(self.errors)} matrices as {scheme}", "", f"{'layer':>5}  {'relative error':>14}  largest in"]
-        rows = [_row(str(layer), layers[layer]) for layer in sorted(layers)]
-        return [*head, *rows, _row("all", self.errors)] if len(rows) > 1 else [*head, *rows]
+            layers.setdefault(layer_of(error.name), []).append(error)
+        of_products = f"  {'of products':>11}" if any(error.products for error in self.errors) else ""
+        title = f"{'layer':>5}  {'relative error':>14}{of_products}  largest in"
+        head = [f"{len(self.errors)} matrices as {scheme}", "", title]
+        rows = [_row(str(layer), layers[layer], bool(of_products)) for layer in sorted(layers)]
+        return [*head, *rows, _row("all", self.errors, bool(of_products))] if len(rows) > 1 else [*head, *rows]
 
     def facts(self) -> dict[str, Any]:
-        matrices = {error.name: _relative([error]) for error in self.errors}
         sizes = {"dense_bytes": self.dense_bytes, "num_bytes": self.num_bytes}
-        return {**sizes, "relative_error": _relative(self.errors), "matrices": matrices}
+        facts: dict[str, Any] = {**sizes, "relative_error": _of_numbers(self.errors)}
+        facts["matrices"] = {error.name: _of_numbers([error]) for error in self.errors}
+        if any(error.products for error in self.errors):
+            facts["products"] = {error.name: _of_products([error]) for error in self.errors if error.products}
+        return facts
 
 
-def _row(name: str, errors: list[MatrixError]) -> str:
-    worst = max(errors, key=lambda error: _relative([error]))
+def _row(name: str, errors: list[MatrixError], has_products: bool) -> str:
+    measure = _of_products if has_products else _of_numbers
+    worst = max(errors, key=lambda error: measure([error]))
     where = worst.name.removesuffix(".weight")
     where = where if name == "all" else re.split(r"\.\d+\.", where, maxsplit=1)[-1]
-    return f"{name:>5}  {_relative(errors):>14.3%}  {where} ({_relative([worst]):.3%})"
+    of_products = f"  {_of_products(errors):>11.3%}" if has_products else ""
+    return f"{name:>5}  {_of_numbers(errors):>14.3%}{of_products}  {where} ({measure([worst]):.3%})"
 
 
-def _relative(errors: list[MatrixError]) -> float:
-    changes, numbers = (sum(error.squared[i] for error in errors) for i in (0, 1))
-    return sqrt(changes / numbers) if numbers else 0.0
+def _of_numbers(errors: list[MatrixError]) -> float:
+    return _relative([error.numbers for error in errors])
 
 
-def _layer(name: str) -> int:
-    found = re.search(r"\.(\d+)\.", name)
-    assert found is not None, "only matrices of layers are quantised"
-    return int(found[1])
+def _of_products(errors: list[MatrixError]) -> float:
+    return _relative([error.products for error in errors if error.products])
+
+
+def _relative(squares: list[Squares]) -> float:
+    changes, whole = (sum(each[i] for each in squares) for i in (0, 1))
+    return sqrt(max(0.0, changes) / whole) if whole else 0.0

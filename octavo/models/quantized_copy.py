@@ -8,7 +8,8 @@ Embeddings, the LM head, norms, biases, routers of experts and a vision part sta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ from octavo.models.stacked_experts import STACKS
 from octavo.models.weight_files import read_folder
 from octavo.quantization.at_load import quantised
 from octavo.quantization.compressing import Compression, compression
-from octavo.quantization.described import is_in_layer, is_router
+from octavo.quantization.described import is_in_layer, is_named, is_router
+from octavo.shown import shown
 
 _DTYPES: dict[str, DType] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
@@ -40,15 +42,29 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _WITHOUT_LINEAR = ("gpt2", *STACKS)
 _VISION = ("re:.*vision_tower.*", "re:.*multi_modal_projector.*")
 
-Codes = Callable[[str, FloatArray, Compression, DType], ScaledTensor]
+#: sums of squares: of the changes, and of what has changed
+Squares = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Coded:
+    """products: of the matrix with calibration inputs, if there were any."""
+
+    tensor: ScaledTensor
+    products: Squares | None = None
+
+
+#: a matrix by its canonical name and its numbers, and the type of its scales -> its codes
+Codes = Callable[[str, FloatArray, Compression, DType], Coded]
 
 
 @dataclass(frozen=True, slots=True)
 class MatrixError:
-    """What quantising changed. name: canonical. squared: the sums of squares of the changes and of the numbers."""
+    """What quantising changed. name: canonical. numbers, products: of the matrix, and of its products."""
 
     name: str
-    squared: tuple[float, float]
+    numbers: Squares
+    products: Squares | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +79,7 @@ class _Tensor:
 
 @dataclass(frozen=True, slots=True)
 class QuantizedCopy:
-    """config: the new config.json. matrices: those that are quantised, by canonical name."""
+    """config: the new config.json. matrices: those that are quantised, by canonical name. tensors: by layer."""
 
     checkpoint: Checkpoint
     compression: Compression
@@ -72,14 +88,23 @@ class QuantizedCopy:
     tensors: tuple[_Tensor, ...]
 
     @classmethod
-    def of(cls, model: str, kind: str, group_size: int | None = None, dtype: str = "auto") -> QuantizedCopy:
-        """kind: fp8, int8, int4. dtype: of what stays dense; auto: as it is, bfloat16 where it is in blocks. Raises
-        ConfigError, ModelLoadError."""
+    def of(
+        cls,
+        model: str,
+        kind: str,
+        group_size: int | None = None,
+        dtype: str = "auto",
+        ignore: Sequence[str] = (),
+    ) -> QuantizedCopy:
+        """kind: fp8, int8, int4. dtype: of what stays dense; auto: as it is, bfloat16 where it is in blocks. ignore:
+        modules that stay dense. Raises ConfigError, ModelLoadError."""
         checkpoint = open_checkpoint(ModelConfig(model=model))
         architecture = checkpoint.architecture
         _check_dense(checkpoint)
         table = parameters_of(architecture)
-        matrices = {name: shape for name, shape in table.items() if is_in_layer(name, shape) and not is_router(name)}
+        matrices = _without(
+            {name: shape for name, shape in table.items() if is_in_layer(name, shape) and not is_router(name)}, ignore
+        )
         compressed = compression(kind, matrices.values(), group_size)
         found = _of_folder(checkpoint) if isinstance(checkpoint.tokenizer_source, Path) else _of_gguf(checkpoint, table)
         tensors = [_Tensor(*one, _kept_dtype(one[1], dtype), None) for one in found]
@@ -91,7 +116,7 @@ class QuantizedCopy:
             compressed,
             _config(checkpoint, compressed, dense, tensors),
             matrices,
-            tuple(tensors),
+            tuple(sorted(tensors, key=lambda one: -1 if one.canonical is None else layer_of(one.canonical))),
         )
 
     @property
@@ -116,22 +141,40 @@ class QuantizedCopy:
             if one.canonical is None:
                 yield {one.name: _as(one.source.read(), one.dtype)}, None
                 continue
-            matrix = dequantize(one.source.read())
-            if not np.isfinite(matrix).all():
-                raise ModelLoadError(
-                    f"{self.checkpoint.label}: tensor {one.name!r} has numbers that are not finite, which "
-                    f"{self.compression.kind} cannot hold; download the model again"
-                )
+            matrix = self._numbers(one)
             coded = codes(one.canonical, matrix, self.compression, one.dtype)
-            change = dequantize_scaled(coded) - matrix
-            error = MatrixError(one.canonical, (float(np.vdot(change, change)), float(np.vdot(matrix, matrix))))
+            change = dequantize_scaled(coded.tensor) - matrix
+            squares = float(np.vdot(change, change)), float(np.vdot(matrix, matrix))
             stem = one.name.removesuffix("weight")
-            yield {stem + suffix: tensor for suffix, tensor in self.compression.tensors(coded).items()}, error
+            new = {stem + suffix: tensor for suffix, tensor in self.compression.tensors(coded.tensor).items()}
+            yield new, MatrixError(one.canonical, squares, coded.products)
+
+    def in_layer(self, layer: int) -> Iterator[tuple[str, FloatArray, DType]]:
+        """The matrices of a layer that are quantised: canonical name, numbers, and the type of their scales."""
+        for one in self.tensors:
+            if one.canonical is not None and layer_of(one.canonical) == layer:
+                yield one.canonical, self._numbers(one), one.dtype
+
+    def _numbers(self, tensor: _Tensor) -> FloatArray:
+        matrix = dequantize(tensor.source.read())
+        if not np.isfinite(matrix).all():
+            raise ModelLoadError(
+                f"{self.checkpoint.label}: tensor {tensor.name!r} has numbers that are not finite, which "
+                f"{self.compression.kind} cannot hold; download the model again"
+            )
+        return matrix
 
 
-def nearest(name: str, matrix: FloatArray, compressed: Compression, scale_dtype: DType) -> ScaledTensor:
+def layer_of(name: str) -> int:
+    """Of a matrix's canonical name."""
+    found = re.search(r"\.(\d+)\.", name)
+    assert found is not None, "only matrices of layers are quantised"
+    return int(found[1])
+
+
+def nearest(name: str, matrix: FloatArray, compressed: Compression, scale_dtype: DType) -> Coded:
     """Each number on its own: the nearest that a code can stand for."""
-    return quantised(matrix, compressed.format, scale_dtype)
+    return Coded(quantised(matrix, compressed.format, scale_dtype))
 
 
 def _check_dense(checkpoint: Checkpoint) -> None:
@@ -146,6 +189,19 @@ def _check_dense(checkpoint: Checkpoint) -> None:
             f"{checkpoint.label} is of the family {architecture.family!r}, and compressed-tensors stores Linear "
             "modules, which not all of its matrices are: serve it with --quantization, which quantises while loading"
         )
+
+
+def _without(matrices: Mapping[str, Shape], ignored: Sequence[str]) -> dict[str, Shape]:
+    for module in ignored:
+        if not any(is_named(name, (module,)) for name in matrices):
+            raise ConfigError(
+                f"--ignore has {shown(module)}, which names no matrix of a layer: give names of modules, or parts of "
+                f"them, such as {next(iter(matrices), '').removesuffix('.weight')!r}"
+            )
+    left = {name: shape for name, shape in matrices.items() if not is_named(name, ignored)}
+    if not left:
+        raise ConfigError(f"--ignore has {', '.join(map(shown, ignored))}, which leaves no matrix to be quantised")
+    return left
 
 
 def _of_folder(checkpoint: Checkpoint) -> list[tuple[str, StoredTensor]]:

@@ -108,7 +108,7 @@ def quantised(matrix: FloatArray, form: ScaledFormat, scale_dtype: DType = "F32"
     divisors = scales.copy()
     divisors[scales == 0] = 1
     steps: Any = blocks / divisors[..., :, None, :, None]
-    codes = _nearest(form.code, steps).reshape(padded.shape)[..., :rows, :cols]
+    codes = nearest_codes(form.code, steps).reshape(padded.shape)[..., :rows, :cols]
     packed = pack_nibbles(codes) if form.is_nibbles else np.ascontiguousarray(codes)
     zeros = np.full(counts, 8 if form.code == "U4" else 0, np.int16) if form.has_zeros else None
     groups = (np.arange(cols) // per[1]).astype(np.int32) if form.is_sorted else None
@@ -126,7 +126,7 @@ def _scales(code: Code, largest: FloatArray, smallest: FloatArray) -> FloatArray
     return scales
 
 
-def _nearest(code: Code, numbers: FloatArray) -> NDArray[np.uint8]:
+def nearest_codes(code: Code, numbers: FloatArray) -> NDArray[np.uint8]:
     """The codes of the nearest numbers, of two as near the one with the even code, as IEEE rounds."""
     if code == "I8":
         whole: NDArray[np.int8] = np.clip(np.rint(numbers), -127, 127).astype(np.int8)

@@ -27,8 +27,8 @@ from octavo.kernels.tensor import StoredTensor
 from octavo.quantization.described import Described, KVCodes, is_in_layer, pattern, spellings_of
 from octavo.quantization.fp8 import block_size
 from octavo.quantization.mxfp4 import MXFP4Rows
-from octavo.quantization.packed_words import as_codes, as_zeros, checked_groups, code_of, unpacked
-from octavo.quantization.scaled import FLOATS, Held, ScaledScheme, floats, integers
+from octavo.quantization.packed_words import PackedScheme, as_codes, as_zeros, checked_groups, code_of, unpacked
+from octavo.quantization.scaled import FLOATS, Held, floats, integers
 from octavo.quantization.whole_bytes import WholeBytes
 
 _METHOD = "compressed-tensors"
@@ -37,16 +37,11 @@ _MOST_GROUPS = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Packed(ScaledScheme):
+class Packed(PackedScheme):
     """weight_packed I32 [out, in * bits / 32], weight_scale [out, groups], weight_shape I64 [2]; weight_zero_point I32
     [out * bits / 32, groups], weight_g_idx I32 [in]."""
 
-    bits: int
     method: str = _METHOD
-
-    @property
-    def block_len(self) -> int:
-        return 32 // self.bits if self.format.is_sorted else self.format.block[1] or 32 // self.bits
 
     def held(self, shape: Shape) -> dict[str, Held]:
         (rows, cols), group, per = shape, self.format.block_of(shape)[1], 32 // self.bits

@@ -23,21 +23,16 @@ from octavo.kernels.parameters import Scheme, Shape
 from octavo.kernels.scaled import ScaledFormat, ScaledTensor
 from octavo.kernels.tensor import StoredTensor
 from octavo.quantization.described import Described, KVCodes, is_in_layer, is_named, is_router, pattern, spellings_of
-from octavo.quantization.packed_words import as_codes, as_zeros, checked_groups, code_of, unpacked
-from octavo.quantization.scaled import FLOATS, Held, ScaledScheme, floats, integers
+from octavo.quantization.packed_words import PackedScheme, as_codes, as_zeros, checked_groups, code_of, unpacked
+from octavo.quantization.scaled import FLOATS, Held, floats, integers
 
 
 @dataclass(frozen=True, slots=True)
-class GPTQ(ScaledScheme):
+class GPTQ(PackedScheme):
     """adds_one: to the stored zeros."""
 
-    bits: int
     adds_one: bool = True
     method: str = "gptq"
-
-    @property
-    def block_len(self) -> int:
-        return 32 // self.bits if self.format.is_sorted else self.format.block[1] or 32 // self.bits
 
     def held(self, shape: Shape) -> dict[str, Held]:
         (rows, cols), group, per = shape, self.format.block_of(shape)[1], 32 // self.bits

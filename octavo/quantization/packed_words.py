@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -11,10 +12,22 @@ from octavo.errors import ModelLoadError
 from octavo.kernels.reference.scaled import pack_nibbles
 from octavo.kernels.scaled import Code
 from octavo.kernels.tensor import StoredTensor
+from octavo.quantization.scaled import ScaledScheme
 
 Bits = Literal[4, 8]
 #: the nibbles of AWQ's words hold columns 0, 2, 4, 6, 1, 3, 5, 7: where columns 0 to 7 are
 AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedScheme(ScaledScheme):
+    """bits: of a code. Words are along the inputs, and sorted inputs may be cut between any two words."""
+
+    bits: int
+
+    @property
+    def block_len(self) -> int:
+        return 32 // self.bits if self.format.is_sorted else self.format.block[1] or 32 // self.bits
 
 
 def code_of(bits: int) -> Code:

@@ -12,33 +12,24 @@ import pytest
 
 torch = pytest.importorskip("torch")
 import transformers  # noqa: E402
-from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
 
 from octavo.bench.quality import windows  # noqa: E402
 from octavo.bench.questions import read_questions  # noqa: E402
 from octavo.bench.scoring_model import ScoringModel  # noqa: E402
 from octavo.cli.main import main  # noqa: E402
 from octavo.errors import ConfigError  # noqa: E402
-from tests.tiny_models import make_tiny_model  # noqa: E402
+from tests.tiny_models import make_tiny_model, with_tokenizer  # noqa: E402
 
 TEXT = "the cat sat on the mat and the dog ran to the tree " * 12
 WORDS = ["<unk>", *dict.fromkeys(TEXT.split())]
-
-
-def with_tokenizer(folder: Path) -> Path:
-    """A word a token."""
-    encoder = Tokenizer(models.WordLevel({word: at for at, word in enumerate(WORDS)}, unk_token="<unk>"))
-    encoder.pre_tokenizer = pre_tokenizers.Whitespace()
-    encoder.save(str(folder / "tokenizer.json"))
-    return folder
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two models, `dense` and `int8`, and a text."""
     root = tmp_path_factory.mktemp("evaluation")
-    with_tokenizer(make_tiny_model("gemma3", root / "dense"))
-    assert main(["quantize", str(root / "dense"), str(root / "int8"), "--scheme", "int8"]) == 0
+    with_tokenizer(make_tiny_model("gemma3", root / "dense"), WORDS[1:])
+    assert main(["quantize", str(root / "dense"), str(root / "int8"), "--scheme", "int8", "--no-calibration"]) == 0
     (root / "text").write_text(TEXT)
     return root
 
@@ -192,7 +183,7 @@ def test_what_cannot_be_compared_is_refused(
         return capsys.readouterr().err
 
     other = make_tiny_model("llama", tmp_path / "other", vocab_size=170)
-    with_tokenizer(other)
+    with_tokenizer(other, WORDS[1:])
     text = ("--text", root / "text", "--num-tokens", 30, "--context", 32)
     assert "have different tokenizers or vocabularies" in refusal(other, "--reference", root / "dense", *text)
     assert "--text is 'none' and there are no --questions" in refusal(other, "--text", "none")

@@ -39,7 +39,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def quantize(source: Path | str, target: Path, kind: str, *more: str) -> Path:
-    assert main(["quantize", str(source), str(target), "--scheme", kind, *more]) == 0
+    plain = [] if "--calibration-tokens" in more else ["--no-calibration"]
+    assert main(["quantize", str(source), str(target), "--scheme", kind, *plain, *more]) == 0
     return target
 
 
@@ -152,7 +153,7 @@ def test_a_report_names_every_matrix(root: Path, tmp_path: Path, capsys: pytest.
 def test_what_cannot_be_written_is_refused_and_leaves_nothing(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, out, scheme = dense_model(root), tmp_path / "out", ("--scheme", "int8")
+    source, out, scheme = dense_model(root), tmp_path / "out", ("--scheme", "int8", "--no-calibration")
     assert "which exists: name a new folder" in refusal(capsys, source, source, *scheme)
     assert "there is no folder" in refusal(capsys, source, tmp_path / "none" / "out", *scheme)
     shown = refusal(capsys, folder_of(root, "gptq") / "quantised", out, *scheme)

@@ -1,0 +1,114 @@
+"""Codes that keep products right rather than each number: calibrated quantisation, after GPTQ (Frantar et al., 2022).
+
+Of a matrix W and inputs X, the squared error of the products is tr(D H D^T), with D = Q - W and H = X^T X. Inputs are
+correlated, so the error that one column's rounding makes can be taken back by the columns that are not rounded yet:
+
+    columns by falling H[i, i]: those that matter most are rounded first (act-order)
+        codes of column i       the nearest to W[:, i]
+        W[:, j] -= error of column i / U[i, i] * U[i, j]       for every later j; H^-1 = U^T U
+    then a few times over all columns, each given all others (as QuantEase does; Behdin et al., 2023)
+        codes of column i       the nearest to W[:, i] - (sum over j of D[:, j] H[j, i], without j = i) / H[i, i]
+
+Scales are those of plain rounding, taken before the first column, so groups stay runs of inputs. Columns are worked on
+in blocks, so that most of the work is products of matrices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from octavo.kernels.reference.scaled import columns_of, pack_nibbles
+from octavo.kernels.scaled import IMPLIED_ZERO, FloatArray, ScaledFormat, ScaledTensor, numbers_of
+from octavo.kernels.tensor import DType
+from octavo.quantization.at_load import nearest_codes, quantised
+
+_BLOCK = 128
+_DAMPING = 0.01  # of the mean of H's diagonal, which keeps its inverse in bounds
+_SWEEPS = 2
+
+
+def calibrated(matrix: FloatArray, moments: FloatArray, form: ScaledFormat, scale_dtype: DType) -> ScaledTensor:
+    """moments: H. An input that was always zero has no say, and is rounded to the nearest."""
+    assert form.block[0] == 1, f"a column of {form.label} has a scale for each output"
+    plain = quantised(matrix, form, scale_dtype)
+    largest = float(np.diagonal(moments).max())
+    if largest <= 0:
+        return plain
+    damped = moments / np.float32(largest)  # of a size that float32 holds, whatever the activations'
+    damped[np.diag_indices(len(damped))] += np.float32(_DAMPING) * np.diagonal(damped).mean()
+    columns = _Columns.of(matrix, plain)
+    _feed_back(columns, damped)
+    for _ in range(_SWEEPS):
+        _sweep(columns, damped)
+    codes = np.ascontiguousarray(columns.codes.T)
+    return ScaledTensor(
+        form, matrix.shape, pack_nibbles(codes) if form.is_nibbles else codes, plain.scales, scale_dtype
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """A matrix by its columns: arrays are [in, out], so that a column's numbers are next to each other. spread: the row
+    of `scales` [groups, out] for each column."""
+
+    form: ScaledFormat
+    numbers: FloatArray
+    codes: NDArray[np.uint8]
+    scales: FloatArray
+    spread: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, matrix: FloatArray, plain: ScaledTensor) -> _Columns:
+        scales = np.ascontiguousarray(np.where(plain.scales == 0, np.float32(1), plain.scales).T)
+        numbers = np.ascontiguousarray(matrix.T)
+        return cls(plain.format, numbers, np.empty(numbers.shape, np.uint8), scales, columns_of(plain))
+
+    def round(self, column: int, wanted: FloatArray) -> FloatArray:
+        """Set a column's codes to the nearest, and return the numbers that they stand for."""
+        scales = self.scales[self.spread[column]]
+        codes = self.codes[column] = nearest_codes(self.form.code, wanted / scales)
+        found: FloatArray = self._known[codes] * scales
+        return found
+
+    @property
+    def _known(self) -> FloatArray:
+        return numbers_of(self.form.code) - np.float32(IMPLIED_ZERO.get(self.form.code, 0))
+
+    def errors(self) -> FloatArray:
+        """Of all columns, as their codes are now."""
+        return self._known[self.codes] * self.scales[self.spread] - self.numbers
+
+
+def _feed_back(columns: _Columns, moments: FloatArray) -> None:
+    order = np.argsort(-np.diagonal(moments), kind="stable")
+    upper = _inverse_factor(moments[np.ix_(order, order)])
+    left: Any = columns.numbers[order]
+    for begin in range(0, len(order), _BLOCK):
+        end = min(begin + _BLOCK, len(order))
+        errors = np.empty_like(left[begin:end])
+        for i in range(begin, end):
+            error = errors[i - begin] = (left[i] - columns.round(order[i], left[i])) / upper[i, i]
+            left[i + 1 : end] -= np.outer(upper[i, i + 1 : end], error)
+        left[end:] -= upper[begin:end, end:].T @ errors
+
+
+def _sweep(columns: _Columns, moments: FloatArray) -> None:
+    errors = columns.errors()
+    for begin in range(0, len(errors), _BLOCK):
+        end = min(begin + _BLOCK, len(errors))
+        pulls = moments[begin:end] @ errors
+        for i in range(begin, end):
+            others = pulls[i - begin] / moments[i, i] - errors[i]
+            changed = columns.round(i, columns.numbers[i] - others) - columns.numbers[i]
+            pulls[i - begin + 1 :] += np.outer(moments[i + 1 : end, i], changed - errors[i])
+            errors[i] = changed
+
+
+def _inverse_factor(moments: FloatArray) -> FloatArray:
+    """U, upper triangular, of H^-1 = U^T U: the inverse of R in H = R R^T, which is a Cholesky factor from the end."""
+    lower = np.linalg.cholesky(moments[::-1, ::-1].astype(np.float64))
+    return np.ascontiguousarray(np.linalg.inv(lower)[::-1, ::-1], np.float32)
