@@ -1,4 +1,4 @@
-"""BlockMover: reads whole blocks of a KV pool into the host's memory, and writes blocks from there.
+"""BlockMover: reads whole blocks of a KV pool into the host's memory, and writes blocks from there, or another pool.
 
     engine's thread     fence ─────────────────────── submits steps as ever
     any other thread          read(fence, blocks, memory)         waits for the steps before the fence, no others
@@ -22,6 +22,17 @@ Bytes = NDArray[np.uint8]
 Fence = object
 
 
+class OtherPool(Protocol):
+    """The pool of another process, mapped into this one."""
+
+    num_blocks: int
+
+    def copy(self, fence: Fence, their_ids: Sequence[int], block_ids: Sequence[int]) -> None:
+        """These blocks of the own pool = those of the other. Waits until it is done, for every later step."""
+
+    def close(self) -> None: ...
+
+
 class BlockMover(Protocol):
     """order: names how the backend orders elements inside a block; blocks of equal orders are interchangeable."""
 
@@ -37,8 +48,17 @@ class BlockMover(Protocol):
     def write(self, fence: Fence, block_ids: Sequence[int], data: Bytes) -> None:
         """These blocks = data [n, block_bytes]. Waits until it is done, for every later step."""
 
+    def wait(self, fence: Fence) -> None:
+        """Wait for the steps before a fence."""
+
     def pin(self, memory: Bytes) -> Callable[[], None]:
         """Make copies from and to this memory fast -> the function that undoes it."""
+
+    def exported(self) -> bytes:
+        """What another process of this machine maps the pool with; empty: none can."""
+
+    def open(self, exported: bytes) -> OtherPool:
+        """The pool of another process. Raises RuntimeError if it cannot be read from here."""
 
 
 class HostMover:
@@ -68,8 +88,17 @@ class HostMover:
         for place, block_id in enumerate(block_ids):
             self._blocks[block_id] = data[place]
 
+    def wait(self, fence: Fence) -> None:
+        _wait(fence)
+
     def pin(self, memory: Bytes) -> Callable[[], None]:
         return lambda: None
+
+    def exported(self) -> bytes:
+        return b""
+
+    def open(self, exported: bytes) -> OtherPool:
+        raise RuntimeError("the pool is in a host's memory, which others cannot map")
 
 
 def _wait(fence: Fence) -> None:

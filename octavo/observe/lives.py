@@ -19,6 +19,7 @@ from itertools import accumulate
 from typing import Any
 
 from octavo.observe.events import Arrived, Event, Finished, FirstToken, Forked, Preempted, PrefixHit, Started, Unforked
+from octavo.observe.exposition import Sample
 
 
 @dataclass(slots=True)
@@ -177,9 +178,11 @@ class SizeCounts:
         self.counts[bisect_left(self.bounds, value)] += times
         self.total += value * times
 
-    def cumulative(self) -> list[tuple[tuple[tuple[str, str]], int]]:
-        """(label of an upper bound, observations up to it), as Prometheus expects."""
-        return list(zip(self._labels, accumulate(list(self.counts)), strict=True))
+    def samples(self) -> list[Sample]:
+        """As Prometheus expects: observations up to each bound, their sum and their number."""
+        up_to = list(accumulate(list(self.counts)))
+        buckets: list[Sample] = [("_bucket", label, number) for label, number in zip(self._labels, up_to, strict=True)]
+        return [*buckets, ("_sum", (), self.total), ("_count", (), up_to[-1])]
 
 
 class TokenGaps:

@@ -25,6 +25,7 @@ _FIRST_LABELS: dict[str, tuple[str, ...]] = {
     "prompt_tokens_by_source": ("local_compute", "local_cache_hit"),
     "request_success": ("stop", "length", "abort", "error"),
     "admission_rejections": ("invalid", "queue_full"),
+    "kv_transfer_requests": ("came", "failed", "not_asked"),
     "step_seconds": ("schedule", "execute", "update"),
 }
 _WAIT_REASONS = ("seats", "blocks", "budget", "turn")
@@ -74,6 +75,7 @@ class EngineMetrics:
             events.Waits: self._waits,
             events.Started: self._started,
             events.PrefixHit: self._prefix_hit,
+            events.BlocksCame: self._blocks_came,
             events.BlocksGiven: self._blocks_given,
             events.BlocksFreed: self._blocks_freed,
             events.Scheduled: self._scheduled,
@@ -139,6 +141,13 @@ class EngineMetrics:
         self._why.pop(event.request_id, None)
         if life is not None and life.num_preemptions == 0 and self._sizes.enable_prefix_caching:
             self._counters["prefix_cache_queries"][""] += life.num_prompt_tokens
+
+    def _blocks_came(self, event: events.BlocksCame) -> None:
+        result = "came" if not event.why else "failed" if event.peer else "not_asked"
+        self._counters["kv_transfer_requests"][result] += 1
+        self._counters["kv_transfer_tokens"][""] += event.num_tokens
+        self._counters["kv_transfer_bytes"][""] += event.num_bytes
+        self._observe("kv_transfer_time_seconds", None if event.why else event.seconds)
 
     def _blocks_given(self, event: events.BlocksGiven) -> None:
         self._num_table_entries += len(event.block_ids)
@@ -246,7 +255,7 @@ class EngineMetrics:
             samples: list[Sample] = [("_total", ((label, text),) if label else (), value) for text, value in counted]
             yield MetricFamily(name, "counter", meaning, samples)
         for name, (meaning, _) in HISTOGRAMS.items():
-            yield MetricFamily(name, "histogram", meaning, _histogram_samples(self._histograms[name]))
+            yield MetricFamily(name, "histogram", meaning, self._histograms[name].samples())
 
     def _gauges(self, namespace: str) -> Iterator[MetricFamily]:
         by_reason = self._waiting_by_reason(namespace)
@@ -270,13 +279,6 @@ class EngineMetrics:
         reasons = Counter(list(self._why.values()))
         reasons["turn"] += num_waiting - reasons.total()
         return {reason: reasons[reason] for reason in _WAIT_REASONS}
-
-
-def _histogram_samples(histogram: SizeCounts) -> list[Sample]:
-    samples: list[Sample] = [("_bucket", label, number) for label, number in histogram.cumulative()]
-    samples.append(("_sum", (), histogram.total))
-    samples.append(("_count", (), samples[-2][2]))
-    return samples
 
 
 def _cache_info(sizes: events.EngineStarted) -> Labels:

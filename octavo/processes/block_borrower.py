@@ -15,7 +15,7 @@ import itertools
 import time
 
 from octavo.observe.events import BlocksCame, Waits
-from octavo.processes.block_messages import MAX_TEXT, Cancel, Fetch, pack_tokens
+from octavo.processes.block_messages import MAX_TEXT, Cancel, Fetch, pack_ids
 from octavo.processes.borrower_link import BorrowerLink
 from octavo.processes.incoming_blocks import Incoming
 from octavo.processes.own_blocks import OwnBlocks
@@ -150,7 +150,7 @@ class BlockBorrower:
         self._incoming[number] = self._of_request[request.request_id] = incoming
         link.num_asked += len(hashes)
         link.num_open += 1
-        packed = pack_tokens(sequence.token_ids[: num_blocks * size])
+        packed = pack_ids(sequence.token_ids[: num_blocks * size])
         link.ask(incoming, Fetch(number, request.request_id, packed, request.cache_salt, num_held))
         if self._events.is_on:
             text = f"transfer: {(num_blocks - num_held) * size:,} of its tokens are computed by {link.peer}"

@@ -30,7 +30,7 @@ from octavo.processes.block_messages import (
     Failed,
     Fetch,
     Wire,
-    unpack_tokens,
+    unpack_ids,
 )
 from octavo.processes.lender_link import LenderLink
 from octavo.processes.own_blocks import OwnBlocks
@@ -151,7 +151,7 @@ class BlockLender:
         link.run(is_local=self._is_local)
 
     def _request(self, message: Fetch) -> Request:
-        token_ids, size = unpack_tokens(message.token_ids), self.own.card.block_size
+        token_ids, size = unpack_ids(message.token_ids), self.own.card.block_size
         if not token_ids or len(token_ids) % size or not 0 <= message.num_held < len(token_ids) // size:
             raise BadMessageError(f"{len(token_ids)} tokens are no full blocks of {size}, or are held already")
         if not 0 <= min(token_ids) <= max(token_ids) < self._vocab_size:

@@ -9,6 +9,11 @@
       Free 3 ──────────────────────────────────────▶
          ◀────────────────────────────────── Done 7, or at any time Failed 7
 
+One that shares a machine may map the other's pool, and says Opened. It then reads the blocks by itself:
+         ◀────────────────────────────────── There 7: in these blocks of the pool
+      Read 7 ──────────────────────────────────────▶
+         ◀────────────────────────────────── Done 7: they were there all the time
+
 Nobody trusts what comes: sizes are bounded, and whatever is not understood ends the connection.
 """
 
@@ -17,6 +22,7 @@ from __future__ import annotations
 import socket
 import struct
 from array import array
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TypeVar
 
@@ -86,11 +92,23 @@ class Free(msgspec.Struct, frozen=True, array_like=True, tag=3):
     slot: int
 
 
+class Opened(msgspec.Struct, frozen=True, array_like=True, tag=4):
+    """The pool has been mapped: no block needs to be sent."""
+
+
+class Read(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    """Blocks have been read from the pool."""
+
+    number: int
+
+
 class Admitted(msgspec.Struct, frozen=True, array_like=True, tag=16):
-    """num_slots: of the shared memory, whose descriptor follows; 0: blocks come through the socket."""
+    """num_slots: of the shared memory, whose descriptor follows; 0: blocks come through the socket. pool: what maps the
+    pool itself, if that is possible."""
 
     num_slots: int
     slot_size: int
+    pool: bytes = b""
 
 
 class Refused(msgspec.Struct, frozen=True, array_like=True, tag=17):
@@ -112,6 +130,13 @@ class Chunk(msgspec.Struct, frozen=True, array_like=True, tag=19):
     num_blocks: int
 
 
+class There(msgspec.Struct, frozen=True, array_like=True, tag=22):
+    """All blocks that follow, by their ids in the pool, 4 bytes each. They stay until they have been read."""
+
+    number: int
+    block_ids: bytes
+
+
 class Done(msgspec.Struct, frozen=True, array_like=True, tag=20):
     number: int
 
@@ -121,8 +146,8 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag=21):
     why: str
 
 
-ToLender = BlockCard | Fetch | Cancel | Free
-ToBorrower = Admitted | Refused | Found | Chunk | Done | Failed
+ToLender = BlockCard | Fetch | Cancel | Free | Opened | Read
+ToBorrower = Admitted | Refused | Found | Chunk | There | Done | Failed
 
 Message = TypeVar("Message")
 
@@ -194,14 +219,15 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text[:_MOST_TOLD])
 
 
-def pack_tokens(token_ids: list[int]) -> bytes:
-    return array("i", token_ids).tobytes()
+def pack_ids(ids: Sequence[int]) -> bytes:
+    """Of tokens or blocks."""
+    return array("i", ids).tobytes()
 
 
-def unpack_tokens(packed: bytes) -> list[int]:
+def unpack_ids(packed: bytes) -> list[int]:
     """Raises BadMessageError."""
     if len(packed) % 4:
-        raise BadMessageError(f"token ids of {len(packed)} bytes, allowed are 4 for each")
-    token_ids = array("i")
-    token_ids.frombytes(packed)
-    return token_ids.tolist()
+        raise BadMessageError(f"ids of {len(packed)} bytes, allowed are 4 for each")
+    ids = array("i")
+    ids.frombytes(packed)
+    return ids.tolist()

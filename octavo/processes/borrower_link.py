@@ -1,7 +1,8 @@
 """BorrowerLink: a decode engine's connection with one prefill engine, which it makes again whenever it is lost.
 
 One thread connects, reads, and writes the blocks that come into the pool; another one sends. A transfer that the engine
-has given up is read to its end, and written nowhere.
+has given up is read to its end, and written nowhere. Where the other engine's pool can be mapped nothing is sent, and
+the thread copies blocks from there.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from contextlib import suppress
 from functools import partial
 from typing import Protocol
 
+from octavo.kernels.block_mover import OtherPool
 from octavo.observe.logging import LOGGER
-from octavo.processes.block_door import Slots, knock
+from octavo.processes.block_door import UNIX, Slots, knock
 from octavo.processes.block_messages import (
     TO_BORROWER,
     Admitted,
@@ -25,10 +27,14 @@ from octavo.processes.block_messages import (
     Fetch,
     Found,
     Free,
+    Opened,
+    Read,
     Refused,
+    There,
     ToLender,
     Wire,
     printable,
+    unpack_ids,
 )
 from octavo.processes.incoming_blocks import Incoming
 from octavo.processes.own_blocks import OwnBlocks
@@ -58,7 +64,7 @@ class BorrowerLink:
     it is, for people."""
 
     def __init__(self, address: str, borrower: Borrower) -> None:
-        self.peer = "the prefill engine" if address.startswith("unix:") else f"the prefill engine at {address}"
+        self.peer = "the prefill engine" if address.startswith(UNIX) else f"the prefill engine at {address}"
         self.is_up = self.is_silent = False
         self.num_asked = self.num_open = 0
         self._why_down = "is not connected yet"
@@ -68,6 +74,7 @@ class BorrowerLink:
         self._closed = threading.Event()
         self._wire: Wire | None = None
         self._slots: Slots | None = None
+        self._pool: OtherPool | None = None
         threading.Thread(target=self._run, name="octavo-blocks", daemon=True).start()
 
     @property
@@ -124,8 +131,9 @@ class BorrowerLink:
         wire = self._wire = Wire(knock(self._address, borrower.own.secret))
         wire.send(borrower.own.card)
         match wire.receive(TO_BORROWER):
-            case Admitted(num_slots, slot_size):
+            case Admitted(num_slots, slot_size, pool):
                 self._slots = self._memory(wire, num_slots, slot_size)
+                self._open_pool(wire, pool)
             case Refused(why):
                 raise BadMessageError(printable(why))
             case other:
@@ -133,7 +141,8 @@ class BorrowerLink:
         self._outgoing = queue.SimpleQueue()
         sender = threading.Thread(target=_send_all, args=(wire, self._outgoing), name="octavo-blocks", daemon=True)
         sender.start()
-        LOGGER.info("%s is connected", self.peer)
+        way = "through the host's memory" if self._pool is None else "from its pool into this one"
+        LOGGER.info("%s is connected: blocks come %s", self.peer, way)
         self.is_silent, self.is_up = False, True
         while True:
             message = wire.receive(TO_BORROWER)
@@ -148,6 +157,17 @@ class BorrowerLink:
             return Slots.of_another(num_slots, slot_size, mover, wire.receive_memory())
         return Slots(1, slot_size, mover)
 
+    def _open_pool(self, wire: Wire, exported: bytes) -> None:
+        """Map the other engine's pool, if one can: no block needs to be sent then."""
+        if not exported or not self._address.startswith(UNIX):
+            return
+        try:
+            self._pool = self._borrower.own.mover.open(exported)
+        except RuntimeError as error:
+            LOGGER.warning("blocks of %s come through the host's memory: %s", self.peer, error)
+        else:
+            wire.send(Opened())
+
     def _take(self, wire: Wire, message: object) -> None:
         post, borrower = self._borrower.own.post, self._borrower
         match message:
@@ -156,6 +176,9 @@ class BorrowerLink:
                 self._coming[number].wait_for_room()
             case Chunk(number, slot, num_blocks) if number in self._coming:
                 self._take_chunk(wire, self._coming[number], slot, num_blocks)
+            case There(number, packed) if number in self._coming and self._pool is not None:
+                self._coming[number].copy(self._pool, unpack_ids(packed))
+                self._outgoing.put(Read(number))
             case Done(number) if (incoming := self._coming.pop(number, None)) is not None:
                 if incoming.is_whole:
                     post(partial(borrower.done, number))
@@ -189,6 +212,9 @@ class BorrowerLink:
         if self._slots is not None:
             self._slots.close()
             self._slots = None
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
         self._borrower.own.post(partial(self._borrower.lost, self, why))
 
 

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 from octavo.cache.block_loans import Loan
 from octavo.cache.blocks import BlockId, ContentHash
-from octavo.kernels.block_mover import BlockMover, Fence
+from octavo.kernels.block_mover import BlockMover, Fence, OtherPool
 from octavo.processes.block_door import Slots
 from octavo.processes.block_messages import BadMessageError
 from octavo.request import Request
@@ -71,6 +71,20 @@ class Incoming(Generic[Link]):
             if not self._is_over:
                 mover.write(fence, block_ids[self.num_written : self.num_written + count], slots.blocks(slot, count))
         self.num_written += count
+
+    def copy(self, pool: OtherPool, their_ids: Sequence[int]) -> None:
+        """All blocks are there, to be read from the other engine's pool."""
+        if self.room is None:
+            return
+        block_ids, fence = self.room
+        if self.num_written or len(their_ids) != len(block_ids):
+            raise BadMessageError("other blocks than it has found")
+        if not 0 <= min(their_ids) <= max(their_ids) < pool.num_blocks:
+            raise BadMessageError(f"a block is none of the {pool.num_blocks} of its pool")
+        with self._writing:
+            if not self._is_over:
+                pool.copy(fence, their_ids, block_ids)
+        self.num_written = len(block_ids)
 
     @property
     def is_whole(self) -> bool:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import threading
+from multiprocessing.connection import Connection
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,3 +70,50 @@ def test_a_fence_waits_for_the_steps_before_it_on_another_thread() -> None:
     thread.start()
     thread.join()
     assert (memory == 7).all()
+
+
+@needs_gpu
+def test_another_process_copies_blocks_from_the_pool() -> None:
+    """On another GPU where there is one, and after the steps before the fence. Blocks that follow each other go at
+    once."""
+    blocks = random_blocks(40, 1 << 16, seed=3)
+    mover, (ours, theirs) = DeviceMover("triton", blocks), multiprocessing.Pipe()
+    exported = mover.exported()
+    assert exported == mover.exported() != b""
+    spoiled = exported[:-1] + bytes([exported[-1] ^ 1])
+    process = multiprocessing.get_context("spawn").Process(target=_read_pool, args=(theirs, exported, spoiled))
+    process.start()
+    assert ours.poll(60)
+    num_blocks, why_spoiled, pool = ours.recv()
+    process.join()
+    assert num_blocks >= 40, "the rest of its allocation may count"
+    assert "not what is read here" in why_spoiled
+    assert (pool[[2, 3, 4, 9, 1]] == blocks.cpu().numpy()[[5, 6, 7, 0, 39]]).all()
+    assert (pool[[0, 5, 6, 7, 8]] == 0).all(), "other blocks are left alone"
+    with pytest.raises(RuntimeError, match=r"has \d+ bytes, and not 3"):
+        mover.open(b"abc")
+
+
+def _read_pool(pipe: Connection, exported: bytes, spoiled: bytes) -> None:
+    device = torch.device("cuda", torch.cuda.device_count() - 1)
+    blocks = torch.zeros((10, 1 << 16), dtype=torch.uint8, device=device)
+    mover, why = DeviceMover("triton", blocks), ""
+    try:
+        mover.open(spoiled)
+    except RuntimeError as error:
+        why = str(error)
+    done: list[Any] = []
+
+    def copy() -> None:  # as a connection does, on a thread that has not used the GPU
+        pool = mover.open(exported)
+        torch.cuda._sleep(1000)
+        pool.copy(mover.fence(), [5, 6, 7, 0, 39], [2, 3, 4, 9, 1])
+        done.append(pool.num_blocks)
+        pool.close()
+
+    thread = threading.Thread(target=copy)
+    thread.start()
+    thread.join()
+    pipe.send((done[0], why, blocks.cpu().numpy()))
+    pipe.close()
+    os._exit(0)

@@ -10,7 +10,7 @@ from octavo.observe.lives import SizeCounts, TokenGaps
 
 
 def buckets(histogram: SizeCounts) -> dict[str, int]:
-    return {label[0][1]: number for label, number in histogram.cumulative()}
+    return {label[0][1]: int(number) for name, label, number in histogram.samples() if name == "_bucket"}
 
 
 def test_a_value_at_a_bound_belongs_to_it() -> None:

@@ -17,6 +17,7 @@ from octavo.observe.catalog import COUNTERS, GAUGES, HISTOGRAMS
 from octavo.observe.event_log import EventLog
 from octavo.observe.events import (
     Arrived,
+    BlocksCame,
     BlocksFreed,
     BlocksGiven,
     EngineStarted,
@@ -222,6 +223,17 @@ def test_refusals_and_corruption_are_counted() -> None:
     assert seen("admission_rejections_total", reason="queue_full") == 2
     assert seen("admission_rejections_total", reason="invalid") == 1
     assert seen("corrupted_requests_total") == 1
+
+
+def test_blocks_of_other_engines_are_counted() -> None:
+    seen = scrape(
+        BlocksCame(1.0, "a", "the prefill engine", 32, 4096, 0.25),
+        BlocksCame(1.0, "b", "the prefill engine", 0, 0, 30.0, "it is gone"),
+        BlocksCame(1.0, "c", "", 0, 0, 0.0, "none is connected"),
+    )
+    assert [seen("kv_transfer_requests_total", result=one) for one in ("came", "failed", "not_asked")] == [1, 1, 1]
+    assert (seen("kv_transfer_tokens_total"), seen("kv_transfer_bytes_total")) == (32, 4096)
+    assert (seen("kv_transfer_time_seconds_count"), seen("kv_transfer_time_seconds_sum")) == (1, 0.25)
 
 
 def test_a_resumed_sequence_asks_the_prefix_cache_for_nothing_new() -> None:

@@ -18,6 +18,7 @@ from octavo.processes import borrower_link
 from octavo.processes.process_client import ProcessClient
 from tests.conftest import TinyFolder
 from tests.processes.engines import GREEDY, OPTIONS, ThreadEngine, borrows, lends
+from tests.processes.mapped_pools import map_pools
 from tests.server.live import until
 
 PROMPTS = [[(7 * i + 3 * j + i * j) % 90 + 5 for i in range(40 + 13 * j)] for j in range(5)]
@@ -47,11 +48,13 @@ def expected(tiny_folder: TinyFolder) -> Callable[[str], list[list[int]]]:
     return of
 
 
-@pytest.fixture(params=["unix", "tcp"])
+@pytest.fixture(params=["unix", "tcp", "mapped"])
 def pair(
-    request: pytest.FixtureRequest, tmp_path: Path, tiny_folder: TinyFolder
+    request: pytest.FixtureRequest, tmp_path: Path, tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[ThreadEngine, ThreadEngine]]:
-    address = address_of(request.param, tmp_path)
+    address = address_of("tcp" if request.param == "tcp" else "unix", tmp_path)
+    if request.param == "mapped":
+        map_pools(monkeypatch)
     prefill = ThreadEngine(tmp_path, tiny_folder("llama"), lends(address))
     decode = ThreadEngine(tmp_path, tiny_folder("llama"), borrows(address))
     until(lambda: connected(decode))

@@ -13,9 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 from octavo import ConfigError
+from octavo.kernels.block_mover import HostMover
+from octavo.processes import lender_link
 from octavo.processes.block_door import Slots, admit, knock, listen
 from octavo.processes.block_messages import (
     MAX_MESSAGE_BYTES,
@@ -31,21 +34,26 @@ from octavo.processes.block_messages import (
     Fetch,
     Found,
     Free,
+    Opened,
+    Read,
     Refused,
+    There,
     Wire,
-    pack_tokens,
-    unpack_tokens,
+    pack_ids,
+    unpack_ids,
 )
+from octavo.processes.incoming_blocks import Incoming
 from octavo.server_config import TransferConfig
 from tests.conftest import TinyFolder
 from tests.processes.engines import SECRET, ThreadEngine, borrows, lends
+from tests.processes.mapped_pools import MappedPool
 from tests.server.live import until
 
 PROMPT = [i % 90 + 5 for i in range(70)]
 CARD = BlockCard("1", "digest", "cpu", "float32", 16, 6144, (((0, 1), None),))
 TO_BOTH = [
-    *(CARD, Fetch(1, "a", pack_tokens(PROMPT[:64]), None, 0), Cancel(1), Free(0), Admitted(4, 1 << 24), Refused("no")),
-    *(Found(0, 4), Chunk(0, 0, 1), Done(0), Failed(0, "so")),
+    *(CARD, Fetch(1, "a", pack_ids(PROMPT[:64]), None, 0), Cancel(1), Free(0), Admitted(4, 1 << 24), Refused("no")),
+    *(Found(0, 4), Chunk(0, 0, 1), Done(0), Failed(0, "so"), Opened(), Read(1), There(0, pack_ids([1, 2]))),
 ]
 
 
@@ -82,9 +90,9 @@ def test_sizes_are_bounded() -> None:
         theirs.sendall(struct.pack("!I", MAX_MESSAGE_BYTES + 1))
         with pytest.raises(BadMessageError, match="a message of 67,108,865 bytes, allowed are 67,108,864"):
             Wire(ours).receive(TO_LENDER)
-    with pytest.raises(BadMessageError, match="token ids of 5 bytes"):
-        unpack_tokens(b"12345")
-    assert unpack_tokens(pack_tokens(PROMPT)) == PROMPT
+    with pytest.raises(BadMessageError, match="ids of 5 bytes"):
+        unpack_ids(b"12345")
+    assert unpack_ids(pack_ids(PROMPT)) == PROMPT
 
 
 def test_who_does_not_know_the_secret_is_not_let_in(tmp_path: Path) -> None:
@@ -151,14 +159,14 @@ def test_a_prefill_engine_outlives_whatever_comes(prefill: tuple[ThreadEngine, s
 @pytest.mark.parametrize(
     ("fetch", "why"),
     [
-        (Fetch(1, "a", pack_tokens(PROMPT[:60]), None, 0), "60 tokens are no full blocks of 16"),
+        (Fetch(1, "a", pack_ids(PROMPT[:60]), None, 0), "60 tokens are no full blocks of 16"),
         (Fetch(2, "a", b"", None, 0), "0 tokens are no full blocks"),
-        (Fetch(3, "a", pack_tokens(PROMPT[:64]), None, 4), "or are held already"),
-        (Fetch(4, "a", pack_tokens(PROMPT[:64]), None, -1), "or are held already"),
-        (Fetch(5, "a", pack_tokens([1 << 30] * 16), None, 0), "the size of the vocabulary"),
-        (Fetch(6, "a", pack_tokens([-1] * 16), None, 0), "the size of the vocabulary"),
-        (Fetch(7, "a", pack_tokens([5] * 4096), None, 0), "4096 prompt tokens, allowed are 255"),
-        (Fetch(8, "a" * 5000, pack_tokens(PROMPT[:64]), None, 0), "longer than 4096 characters"),
+        (Fetch(3, "a", pack_ids(PROMPT[:64]), None, 4), "or are held already"),
+        (Fetch(4, "a", pack_ids(PROMPT[:64]), None, -1), "or are held already"),
+        (Fetch(5, "a", pack_ids([1 << 30] * 16), None, 0), "the size of the vocabulary"),
+        (Fetch(6, "a", pack_ids([-1] * 16), None, 0), "the size of the vocabulary"),
+        (Fetch(7, "a", pack_ids([5] * 4096), None, 0), "4096 prompt tokens, allowed are 255"),
+        (Fetch(8, "a" * 5000, pack_ids(PROMPT[:64]), None, 0), "longer than 4096 characters"),
     ],
 )
 def test_a_question_without_sense_is_answered_with_a_reason(
@@ -179,6 +187,45 @@ def test_a_question_without_sense_is_answered_with_a_reason(
     wire.close()
 
 
+def test_blocks_that_nobody_reads_are_let_go_of(
+    prefill: tuple[ThreadEngine, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection is closed, so that whoever reads them later is never told that they were there."""
+    monkeypatch.setattr(lender_link, "_READ_S", 0.2)
+    engine, address = prefill
+    lender = engine.loop._traffic._lender
+    assert lender is not None
+    wire = Wire(knock(address, SECRET))
+    wire.send(lender.own.card)
+    assert isinstance(wire.receive(TO_BORROWER), Admitted)
+    os.close(wire.receive_memory())
+    wire.send(Opened())
+    wire.send(Fetch(1, "a", pack_ids(PROMPT[:64]), None, 0))
+    assert wire.receive(TO_BORROWER) == Found(1, 4)
+    there = wire.receive(TO_BORROWER)
+    assert isinstance(there, There)
+    assert len(unpack_ids(there.block_ids)) == 4
+    wire.send(Read(1))
+    assert wire.receive(TO_BORROWER) == Done(1)
+    until(lambda: not engine.core.cache.pool.lent)
+    wire.send(Read(1))  # again, which changes nothing
+    wire.send(Fetch(2, "a", pack_ids(PROMPT[:64]), None, 1))
+    assert wire.receive(TO_BORROWER) == Found(2, 4)
+    assert isinstance(wire.receive(TO_BORROWER), There)
+    assert engine.core.cache.pool.lent
+    with pytest.raises(EOFError):
+        wire.receive(TO_BORROWER)
+    until(lambda: not engine.core.cache.pool.lent)
+
+
+@pytest.mark.parametrize("their_ids", [[1, 2], [1, 2, 3, 4], [1, 2, 9], [-1, 2, 3], []])
+def test_only_blocks_of_the_other_pool_are_read(their_ids: list[int]) -> None:
+    pools = [HostMover("cpu", np.zeros((9, 16), np.uint8)) for _ in range(2)]
+    incoming = Incoming(0, None, None, (), 0, 0.0, is_found=True, room=([1, 2, 3], None))  # type: ignore[arg-type]
+    with pytest.raises(BadMessageError, match=r"other blocks than|none of the 9 of its pool"):
+        incoming.copy(MappedPool(*pools), their_ids)
+
+
 #: what a prefill engine answers to the first question, after a good welcome
 ANSWERS: dict[str, list[bytes]] = {
     "nothing": [],
@@ -191,6 +238,7 @@ ANSWERS: dict[str, list[bytes]] = {
     "a slot that is none": [encoded(Found(0, 4)), encoded(Chunk(0, 7, 4))],
     "found twice": [encoded(Found(0, 4)), encoded(Found(0, 4))],
     "a reason": [encoded(Failed(0, "I \x1b[31mcannot"))],
+    "in a pool that is not mapped": [encoded(Found(0, 4)), encoded(There(0, pack_ids([1, 2, 3, 4])))],
     "another question's": [encoded(Done(9))],
     "noise": [b"\xff" * 100],
 }

@@ -1,11 +1,12 @@
-"""DeviceMover: reads blocks of a GPU's KV pool into the host's memory, and writes blocks from there.
+"""DeviceMover: reads blocks of a GPU's KV pool into the host's memory, and writes blocks from there or another GPU.
 
     steps     [ step 1 ........ ][ step 2 ........ ][ step 3 ...
                        fence │
     its own                  [ gather │ copy to the host │ gather │ copy ... ]
 
 It has a stream of its own, which waits for the steps before the fence, so steps go on meanwhile. Blocks are gathered in
-one launch into a small buffer on the GPU and leave it in one copy, as many at a time as the buffer holds.
+one launch into a small buffer on the GPU and leave it in one copy, as many at a time as the buffer holds. Blocks of
+another process's pool are copied straight into this one (`peer_pool.py`), and take no kernel and no buffer.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 import torch
 
 from octavo.kernels.block_mover import Bytes, Fence
+from octavo.kernels.cuda.peer_pool import PeerPool, PoolExport
 from octavo.kernels.triton.packed_blocks import gather_blocks, scatter_blocks
 
 _BUFFER_SIZE = 32 << 20
@@ -36,6 +38,7 @@ class DeviceMover:
         num_blocks = max(1, min(buffer_size // self.block_bytes, len(blocks)))
         self._buffer = torch.empty((num_blocks, self.block_bytes), dtype=torch.uint8, device=device)
         self._turn = threading.Lock()
+        self._export: PoolExport | None = None
 
     def fence(self) -> Fence:
         if not self._is_gpu:
@@ -60,6 +63,10 @@ class DeviceMover:
                 packed.copy_(host[part], non_blocking=True)
                 scatter_blocks(packed, ids, self._blocks)
 
+    def wait(self, fence: Fence) -> None:
+        with self._on_stream(fence):
+            pass
+
     def pin(self, memory: Bytes) -> Callable[[], None]:
         """Copies of memory that CUDA refuses to pin are only slower."""
         if not self._is_gpu:
@@ -72,6 +79,32 @@ class DeviceMover:
             runtime.cudaHostUnregister(address)
 
         return undo
+
+    def exported(self) -> bytes:
+        """Empty if the driver does not share the pool's allocation, as with expandable segments."""
+        if not self._is_gpu:
+            return b""
+        with self._context():
+            if self._export is None:
+                try:
+                    self._export = PoolExport.of(self._blocks)
+                except RuntimeError:
+                    return b""
+            return self._export.packed
+
+    def open(self, exported: bytes) -> PeerPool:
+        if not self._is_gpu:
+            raise RuntimeError("the pool is not in a GPU's memory")
+        with self._context():
+            return PeerPool(exported, self._blocks, self._on_stream)
+
+    @contextmanager
+    def _context(self) -> Iterator[None]:
+        """Inside, this thread has the GPU's context."""
+        assert self._stream is not None, "there is a GPU"
+        with torch.cuda.device(self._blocks.device):
+            self._stream.query()  # makes it current, on a thread that has not used the GPU yet
+            yield
 
     def _parts(self, block_ids: Sequence[int]) -> Iterator[tuple[slice, torch.Tensor]]:
         """As many blocks at a time as the buffer holds: their places, and their ids on the device."""
@@ -89,7 +122,7 @@ class DeviceMover:
                 yield
                 return
             assert isinstance(fence, torch.cuda.Event), "a fence of this mover"
-            with torch.cuda.device(self._blocks.device), torch.cuda.stream(self._stream):
+            with self._context(), torch.cuda.stream(self._stream):
                 self._stream.wait_event(fence)
                 yield
                 self._stream.synchronize()

@@ -11,19 +11,24 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from ctypes import Structure, byref, c_char, c_size_t, c_uint, c_uint64, c_void_p
+from ctypes import byref, c_size_t, c_uint, c_uint64
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from octavo.kernels.cuda_cpp.module import check, cuda_driver
+from octavo.kernels.cuda_cpp.shared_allocation import (
+    HANDLE_BYTES,
+    allocate,
+    free,
+    handle_of,
+    map_handle,
+    unmap,
+    whole_granules,
+)
 
 if TYPE_CHECKING:
     from octavo.distributed.collectives import Collectives
-
-_ENABLE_PEER_ACCESS = 1  # CUipcMem_flags: lazily
-_GRANULE = 2 << 20  # a handle is of a whole allocation, and smaller ones may share one
-_HANDLE_BYTES = 64
 
 
 class PeerMemoryError(Exception):
@@ -36,13 +41,13 @@ class PeerMemory:
 
     def __init__(self, ranks: Collectives, num_bytes: int) -> None:
         """All ranks call it together. Raises PeerMemoryError on all, or on none."""
-        self._ranks, self.num_bytes = ranks, -(-num_bytes // _GRANULE) * _GRANULE
+        self._ranks, self.num_bytes = ranks, whole_granules(num_bytes)
         if not ranks.on_one_machine:
             raise PeerMemoryError("they are on several machines")
         self.addresses: list[int] = [0] * ranks.size
         self._closed = weakref.finalize(self, _free, ranks.rank, self.addresses)
         self._closed.atexit = False  # the driver frees a process's memory, and may be gone by then
-        handles = np.zeros((ranks.size, _HANDLE_BYTES), np.uint8)
+        handles = np.zeros((ranks.size, HANDLE_BYTES), np.uint8)
 
         def share() -> None:
             handles[ranks.rank] = self._allocate()
@@ -70,21 +75,14 @@ class PeerMemory:
             raise PeerMemoryError(str(fault or "another rank cannot see the others' memory")) from fault
 
     def _allocate(self) -> np.ndarray:
-        address, handle = c_void_p(), _Handle()
-        driver = cuda_driver()
-        check(driver.cuMemAlloc_v2(byref(address), c_size_t(self.num_bytes)), "allocating memory for other ranks")
-        self.addresses[self._ranks.rank] = address.value or 0
+        self.addresses[self._ranks.rank] = address = allocate(self.num_bytes)
         self._fill(0)
-        check(driver.cuIpcGetMemHandle(byref(handle), address), "sharing memory with other ranks")
-        return np.frombuffer(bytes(handle), np.uint8)
+        return np.frombuffer(handle_of(address), np.uint8)
 
     def _open(self, handles: np.ndarray) -> None:
         for rank, handle in enumerate(handles):
             if rank != self._ranks.rank:
-                address, held = c_void_p(), _Handle.from_buffer_copy(handle.tobytes())
-                code = cuda_driver().cuIpcOpenMemHandle_v2(byref(address), held, c_uint(_ENABLE_PEER_ACCESS))
-                check(code, f"mapping the memory of rank {rank}")
-                self.addresses[rank] = address.value or 0
+                self.addresses[rank] = map_handle(handle.tobytes())
 
     def _tell_others(self) -> None:
         """Write this rank's number, from 1 on, into each other rank's memory."""
@@ -108,13 +106,9 @@ class PeerMemory:
         check(cuda_driver().cuCtxSynchronize(), "filling memory")
 
 
-class _Handle(Structure):
-    _fields_ = (("content", c_char * _HANDLE_BYTES),)
-
-
 def _free(own: int, addresses: Sequence[int]) -> None:
     for rank, address in enumerate(addresses):
         if address and rank == own:
-            cuda_driver().cuMemFree_v2(c_uint64(address))
+            free(address)
         elif address:
-            cuda_driver().cuIpcCloseMemHandle(c_uint64(address))
+            unmap(address)
