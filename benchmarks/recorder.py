@@ -1,6 +1,9 @@
 """The cost of the event log: microseconds of the engine's thread per decode step, without it, in memory, and in a file.
 
 python benchmarks/recorder.py            256 sequences that decode; the model's work takes no time
+
+A snapshot of the engine, with which the ring begins each of its halves, is far rarer than a step and in no median. It
+is timed alone, and told as a share of the steps between two.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from octavo.cache.blocks import make_groups
 from octavo.cache.kv_cache import KVCache
 from octavo.config import SchedulerConfig
 from octavo.engine.core import EngineCore
+from octavo.engine.snapshot import take_snapshot
 from octavo.messages import StepPlan, StepResult
 from octavo.observe.event_log import EventLog
 from octavo.observe.events import EngineStarted
@@ -35,8 +39,8 @@ class NoModel:
     def close(self) -> None: ...
 
 
-def measure(mode: str, num_seqs: int, num_steps: int, folder: Path) -> float:
-    """The median microseconds of a step."""
+def measure(mode: str, num_seqs: int, num_steps: int, folder: Path) -> tuple[float, float, float]:
+    """The median microseconds of a step, those of a snapshot, and the steps from one to the next."""
     clock, num_blocks = time.monotonic, num_seqs * CONTEXT // BLOCK_SIZE
     events = EventLog(0 if mode == "off" else 65536)
     cache = KVCache(
@@ -53,13 +57,25 @@ def measure(mode: str, num_seqs: int, num_steps: int, folder: Path) -> float:
         recorder.record(str(folder / "run.olog"))
     for number in range(num_seqs):
         core.add_request(make_request(str(number), [number % 7] * (10 + number % BLOCK_SIZE), max_tokens=CONTEXT - 64))
-    times = []
-    for _ in range(num_steps):
+    times, was = [], len(events)
+    for _ in range(num_steps // 4):  # which the ring has room for
+        core.step()
+    num_between = events.half * (num_steps // 4) / max(1, len(events) - was)
+    for _ in range(num_steps - num_steps // 4):
         begin = time.thread_time()
         core.step()
         times.append(time.thread_time() - begin)
     if recorder is not None:
         recorder.close()
+    return statistics.median(times) * 1e6, snapshot_us(core), num_between
+
+
+def snapshot_us(core: EngineCore) -> float:
+    times = []
+    for _ in range(9):
+        begin = time.thread_time()
+        take_snapshot(0.0, core._scheduler, core.cache)
+        times.append(time.thread_time() - begin)
     return statistics.median(times) * 1e6
 
 
@@ -70,7 +86,10 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         for mode in ("off", "memory", "file"):
-            print(f"{mode:<6} {measure(mode, args.num_seqs, args.num_steps, Path(name)):6.0f} µs a step", flush=True)
+            step_us, one_us, num_between = measure(mode, args.num_seqs, args.num_steps, Path(name))
+            print(f"{mode:<6} {step_us:6.0f} µs a step", flush=True)
+        share = one_us / (num_between * step_us)
+        print(f"a snapshot takes {one_us:.0f} µs, once in {num_between:,.0f} steps: {share:.2%} of a step")
         size = (Path(name) / "run.olog").stat().st_size
         print(f"the file takes {size / args.num_steps:.0f} bytes a step")
 

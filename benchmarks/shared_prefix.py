@@ -1,15 +1,17 @@
 """How much faster a CPU's decode step is if its sequences share a prefix: they read its blocks through the caches.
 
-    python -m benchmarks.shared_prefix [--model smollm2] [--sequences 64] [--prefix 2048] [--rounds 5]
+    python -m benchmarks.shared_prefix [--model smollm2] [--sequences 16] [--prefix 2048] [--seconds 30]
 
 The engine decodes as many sequences with one prefix in common, and with a prefix of their own each, in turns. All
-prefixes stay in the prefix tree, so that only the first turn of each computes them. A step's time is the median of the
-turn's steps in which all sequences decode; printed are the medians of the turns, and of the pairs' ratios.
+prefixes stay in the prefix tree, so that only the first turn of each computes them; that takes most of the minute that
+it all takes on two cores. A step's time is the median of the turn's steps in which all sequences decode; printed are
+the medians of the turns, and of the pairs' ratios. Other work on the machine slows both of a pair; the load is printed.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 
@@ -21,15 +23,16 @@ from octavo.observe.machine import cpu_name
 
 OWN_TOKENS = 4  # after the prefix
 BLOCK = 16
+FEWEST_PAIRS = 3
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--sequences", type=int, default=64)
+    parser.add_argument("--sequences", type=int, default=16)
     parser.add_argument("--prefix", type=int, default=2048, help="its tokens")
-    parser.add_argument("--new", type=int, default=16, help="decode steps of a turn")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--new", type=int, default=8, help="decode steps of a turn")
+    parser.add_argument("--seconds", type=float, default=30, help="of turns, after the prefixes are computed")
     args = parser.parse_args()
     length = args.prefix + OWN_TOKENS + args.new
     with LLM(
@@ -40,15 +43,27 @@ def main() -> None:
         params = SamplingParams(temperature=0, max_tokens=args.new, ignore_eos=True, detokenize=False)
         for prompts in turns.values():  # computes the prefixes
             llm.generate(prompts, params.replace(max_tokens=1), use_tqdm=False)
-        times: dict[bool, list[float]] = {True: [], False: []}
-        for turn in range(args.rounds + 1):
-            for shares in (True, False) if turn % 2 else (False, True):
-                times[shares].append(step_of(llm, turns[shares], params))
-    shared, private = times[True][1:], times[False][1:]  # the first turn warms up
-    ratio = statistics.median(one / other for one, other in zip(private, shared, strict=True))
-    print(f"{cpu_name()}, {args.model}, {args.sequences} sequences after {args.prefix} tokens, KV in bfloat16")
+        shared, private = measured_pairs(llm, turns, params, args.seconds)
+    ratios = sorted(one / other for one, other in zip(private, shared, strict=True))
+    load = f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors"
+    print(f"{cpu_name()}, {args.model}, {args.sequences} sequences after {args.prefix} tokens, KV in bfloat16; {load}")
     print(f"shared {1e3 * statistics.median(shared):.2f} ms, private {1e3 * statistics.median(private):.2f} ms a step")
-    print(f"private / shared, the median of {args.rounds} pairs: {ratio:.2f}")
+    print(
+        f"private / shared, the median of {len(ratios)} pairs: {statistics.median(ratios):.2f} "
+        f"({ratios[0]:.2f} to {ratios[-1]:.2f})"
+    )
+
+
+def measured_pairs(
+    llm: LLM, turns: dict[bool, list[list[int]]], params: SamplingParams, seconds: float
+) -> tuple[list[float], list[float]]:
+    """Seconds of a step with a shared prefix, and with private ones; the order within a pair alternates."""
+    times: dict[bool, list[float]] = {True: [], False: []}
+    end = time.monotonic() + seconds
+    while len(times[True]) <= FEWEST_PAIRS or time.monotonic() < end:
+        for shares in (True, False) if len(times[True]) % 2 else (False, True):
+            times[shares].append(step_of(llm, turns[shares], params))
+    return times[True][1:], times[False][1:]  # the first turn warms up
 
 
 def prompts_of(sequences: int, prefix: int, shares: bool) -> list[list[int]]:

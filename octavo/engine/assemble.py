@@ -94,7 +94,7 @@ def build_engine(config: EngineConfig, clock: Clock = time.monotonic, *, serves:
             tracer=tracer,
             recorder=recorder,
             default_sampling_params=SamplingParams(**shape.sampling_defaults),
-            card=start_up_card(shape, clock() - begin),
+            card=start_up_card(shape, measured(executor), clock() - begin),
             measure=lambda: measured(executor),
         )
     except BaseException:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from octavo.kernels.ledger import size
 from octavo.models.architecture import context_len
 from octavo.observe.logging import LOGGER
 from octavo.shown import shown_names
 from octavo.worker.task import WorkerShape
 
 
-def start_up_card(shape: WorkerShape, seconds: float) -> list[tuple[str, str]]:
-    """What runs, where and why, as (label, text) lines."""
+def start_up_card(shape: WorkerShape, measured: Mapping[str, int], seconds: float) -> list[tuple[str, str]]:
+    """What runs, where and why, as (label, text) lines. measured: bytes by component, KV blocks included."""
     architecture, layout, limits = shape.architecture, shape.layout, shape.limits
     num_tokens = (layout.num_blocks - 1) * layout.block_size
     context = f"{limits.max_model_len:,} tokens"
@@ -21,13 +22,14 @@ def start_up_card(shape: WorkerShape, seconds: float) -> list[tuple[str, str]]:
     codes = f" with {shape.kv_scales}" if shape.kv_scales else ""
     lines = [
         ("model", f"{shape.label} ({architecture.family}, {architecture.num_layers} layers)"),
-        ("weights", f"{_size(shape.weight_bytes)} as {shape.weight_dtypes}"),
+        ("weights", f"{size(shape.weight_bytes)} as {shape.weight_dtypes}"),
         (
             "KV cache",
             f"{layout.num_blocks - 1:,} blocks of {layout.block_size} tokens, "
-            f"{_size(layout.num_blocks * layout.block_bytes)} as {layout.dtype}{codes}{on_each}",
+            f"{size(layout.num_blocks * layout.block_bytes)} as {layout.dtype}{codes}{on_each}",
         ),
         ("holds", f"{num_tokens:,} tokens in one cache group, {limits.max_num_seqs} sequences at once"),
+        ("memory", _memory(shape, measured) + (" on the first rank" if shape.ranks else "")),
         ("context", context),
         ("step", f"up to {limits.max_num_tokens:,} tokens"),
         ("backend", shape.backend),
@@ -44,6 +46,14 @@ def start_up_card(shape: WorkerShape, seconds: float) -> list[tuple[str, str]]:
     return lines
 
 
+def _memory(shape: WorkerShape, measured: Mapping[str, int]) -> str:
+    """Planned and measured of what can be measured. Some of the plan comes with the first steps."""
+    kv_bytes = shape.layout.num_blocks * shape.layout.block_bytes
+    planned = sum(num_bytes for name, num_bytes in shape.planned.items() if name in measured) + kv_bytes
+    now = sum(measured.values())
+    return f"{size(planned)} planned for the largest steps, {size(now)} measured now, {(now - planned) / planned:+.1%}"
+
+
 def warn_of_leftovers(label: str, unused: Sequence[str]) -> None:
     """Warn of tensors that the model did not use: its configuration may describe another model."""
     if unused:
@@ -51,10 +61,3 @@ def warn_of_leftovers(label: str, unused: Sequence[str]) -> None:
             "%s: %d tensors are not used, the model's configuration has no place for them: %s",
             *(label, len(unused), shown_names(unused)),
         )
-
-
-def _size(num_bytes: int) -> str:
-    for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if num_bytes >= scale:
-            return f"{num_bytes / scale:,.1f} {unit}"
-    return f"{num_bytes} bytes"

@@ -11,6 +11,7 @@ from octavo.config import BackendConfig, CacheConfig, EngineConfig, LogprobsMode
 from octavo.distributed.world import Meeting, World
 from octavo.kernels.device import StepLimits
 from octavo.kernels.kv_layout import KVLayout
+from octavo.kernels.ledger import Measured
 from octavo.models.architecture import Architecture
 from octavo.models.checkpoint import TokenizerSource
 
@@ -62,6 +63,7 @@ class WorkerShape:
     place: where this worker computes. link: what its rank exchanges results by, if there are others. ranks: the places
     of all ranks, if there are several. num_stages: of the pipeline that they are. quantised: how the device multiplies
     the quantised matrices, if there are any. kv_scales: where those of KV blocks come from, if their type has any.
+    planned: bytes of each component but the KV blocks, with the largest steps.
     """
 
     groups: tuple[CacheGroup, ...]
@@ -83,3 +85,4 @@ class WorkerShape:
     num_stages: int = 1
     quantised: str = ""
     kv_scales: str = ""
+    planned: Measured = field(default_factory=dict)

@@ -14,7 +14,7 @@ from octavo.distributed.world import check_alike
 from octavo.errors import ConfigError
 from octavo.kernels.block_mover import BlockMover
 from octavo.kernels.device import Device, KernelCompiler
-from octavo.kernels.ledger import Component, Ledger, Measured
+from octavo.kernels.ledger import COMPONENTS, Component, Ledger, Measured
 from octavo.kernels.program.model_recording import ModelRecording
 from octavo.kernels.registry import Selection, compile_ahead, converter, select
 from octavo.kernels.vocabulary_parts import VocabularyPart
@@ -94,9 +94,10 @@ class Worker:
         sizes = WorkerSizes.of(checkpoint, task, device)
         ranks = self._ranks = _meet(task, device)
         with explained(task, checkpoint, device):
-            model, sizes, notes = self._load(task, device, checkpoint, sizes, ranks)
+            model, sizes, notes, ledger = self._load(task, device, checkpoint, sizes, ranks)
         stages = task.world.pipeline_parallel_size
-        self.shape = _shape(checkpoint, selection, sizes, device.label(sizes.dtypes.compute), ranks, stages, notes)
+        label, planned = device.label(sizes.dtypes.compute), {name: ledger.of(name) for name in COMPONENTS}
+        self.shape = _shape(checkpoint, selection, sizes, label, ranks, stages, notes, planned)
         self._runner = _runner(task, device, model, self.shape, ranks)
         self.submit, self.mover = self._runner.submit, model.mover
         self.measured()
@@ -105,8 +106,8 @@ class Worker:
 
     def _load(
         self, task: WorkerTask, device: Device, checkpoint: Checkpoint, sizes: WorkerSizes, ranks: Collectives | None
-    ) -> tuple[Any, WorkerSizes, dict[str, str]]:
-        """The model, bound to its KV pool, and what the shape says of its quantised matrices and KV blocks."""
+    ) -> tuple[Any, WorkerSizes, dict[str, str], Ledger]:
+        """The model, bound to its KV pool, and what the shape says of its quantised matrices, KV blocks and memory."""
         utilization, world = task.cache.gpu_memory_utilization, task.world
         if not device.sizes_cache_last:
             sizes = _fitted(task, sizes, device.free_bytes(Ledger(()), utilization), device, ranks)
@@ -116,10 +117,11 @@ class Worker:
         scales = source_of_scales(task, sizes, model)
         loaded = device.load(model, sizes.layout, sizes.limits, sizes.dtypes.compute, ranks)
         quantised = "" if checkpoint.architecture.quantization is None else held_as(model, loaded.parameters)
+        recording = ModelRecording.of(model)
+        ledger = device.ledger(recording, sizes.layout, sizes.limits, sizes.dtypes.compute)
         if device.sizes_cache_last:
-            recording = ModelRecording.of(model)
-            ledger = device.ledger(recording, sizes.layout, sizes.limits, sizes.dtypes.compute)
             sizes = _fitted(task, sizes, device.free_bytes(ledger, utilization), device, ranks)
+            ledger = device.ledger(recording, sizes.layout, sizes.limits, sizes.dtypes.compute)
         self._held, self._used = loaded.held, device.used_bytes
         bound = loaded.bind(sizes.layout.num_blocks)
         if scales == TO_CALIBRATE:
@@ -127,7 +129,7 @@ class Worker:
         has_parts = ranks is not None and ranks.size > 1 and not device.is_asynchronous and world.is_last_stage
         if ranks is not None and has_parts and checkpoint.architecture.pooling is None:
             bound = VocabularyPart(bound, sizes.limits.vocab_size, ranks)
-        return bound, sizes, {"quantised": quantised, "kv_scales": scales}
+        return bound, sizes, {"quantised": quantised, "kv_scales": scales}, ledger
 
 
 def _fitted(
@@ -164,6 +166,7 @@ def _shape(
     ranks: Collectives | None,
     num_stages: int,
     notes: dict[str, str],
+    planned: Measured,
 ) -> WorkerShape:
     return WorkerShape(
         groups=sizes.groups,
@@ -184,6 +187,7 @@ def _shape(
         num_stages=num_stages,
         quantised=notes["quantised"],
         kv_scales=notes["kv_scales"],
+        planned=planned,
     )
 
 

@@ -18,10 +18,12 @@ import pytest
 from octavo import LLM, SamplingParams
 from octavo.config import EngineConfig
 from octavo.distributed.world import Meeting, World
+from octavo.engine.assemble import engine_config
 from octavo.errors import ConfigError, EngineDeadError, ModelLoadError, OctavoError, OutOfMemoryError
 from octavo.executor.rank_process import portable
 from octavo.messages import BlockWrite, ForkRow, LogprobRow, NewRow, StepPlan, StepResult
 from octavo.observe.events import EngineStarted, Preempted
+from octavo.worker.plan import planned
 from octavo.worker.task import WorkerTask
 from tests.conftest import TinyFolder
 from tests.engine.test_overlap import PROMPTS, answers, engine
@@ -217,6 +219,10 @@ def test_a_worker_tells_its_memory_from_its_process(tiny_folder: TinyFolder) -> 
     sizes = {"skip_tokenizer_init": True, "max_num_seqs": 4, "max_model_len": 64}
     for options in ({}, {"distributed_executor_backend": "mp"}, {"async_scheduling": True}):
         with LLM(str(tiny_folder("llama")), **sizes, **options) as llm:
+            held, line = llm.memory(), dict(llm.card)["memory"]
+            plan = planned(engine_config(model=str(tiny_folder("llama")), **sizes, **options))
+            now, all_planned = sum(held.values()), sum(plan[part] for part in held)
+            assert line.endswith(f" measured now, {(now - all_planned) / all_planned:+.1%}")
             llm.generate([[3, 4, 5]], SamplingParams(max_tokens=3, detokenize=False), use_tqdm=False)
             found.append(llm.memory())
         assert found[-1].pop("workspace") > 0

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+from pathlib import Path
+
 import pytest
 
 from octavo.cache.kv_cache import KVCache
 from octavo.engine.snapshot import take_snapshot
 from octavo.observe.block_use import BlockUse
+from octavo.observe.event_log import EventLog
 from octavo.observe.events import (
     BlockCopied,
     BlockEvicted,
@@ -15,8 +19,12 @@ from octavo.observe.events import (
     Forked,
     Preempted,
     PrefixHit,
+    Scheduled,
     Unforked,
 )
+from octavo.observe.flight_log import read_open_log
+from octavo.observe.recorder import FlightRecorder
+from octavo.observe.snapshot import Snapshot
 from octavo.request import SequenceState
 from octavo.viz.frames import Frame, frames
 from tests.viz.runs import RandomRun
@@ -89,6 +97,50 @@ def test_a_log_that_lost_its_beginning_goes_on_from_a_snapshot(seed: int) -> Non
             assert (frame.running, frame.waiting) == (running, sequences.keys() - running)
             is_known = True
     assert is_known
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_frames_of_a_dumped_ring_are_those_of_the_whole_log(seed: int, tmp_path: Path) -> None:
+    """From its snapshot on, at every step that both have; the ring is dumped again and again, at any moment."""
+    run, ring = RandomRun(seed), EventLog(300)
+    whole, expected, dumps = Frame(run.started), dict[int, object](), list[bytes]()
+    run.simulator.events.listen(whole.follow)
+    run.simulator.events.listen(lambda event: ring.write(event))  # which changes with each half
+    for number, _ in enumerate(run.steps(NUM_STEPS)):
+        if number == 0:
+            ring.started = run.started
+            recorder = FlightRecorder(ring, {}, lambda: 0.0, lambda: tmp_path)
+        expected[whole.step] = told(whole)
+        if number % 20 == 19:
+            dumps.append(recorder.dump())
+        if len(ring.newer) >= ring.half:
+            ring.begin_half(take_snapshot(0.0, run.simulator.scheduler, run.simulator.cache))
+    num_alike = 0
+    for dump in dumps:
+        header, log = read_open_log(io.BytesIO(dump), "the ring")
+        frame, is_known = Frame(header.started), header.is_whole
+        for event in log:
+            frame.follow(event)
+            is_known |= type(event) is Snapshot
+            if type(event) is Scheduled and is_known:
+                assert told(frame) == expected[event.step]
+                num_alike += 1
+    assert not header.is_whole
+    assert num_alike > 10 * len(dumps)
+
+
+def told(frame: Frame) -> object:
+    """All that a frame says. A file has hashes of its own, so contents are numbered in the order of their blocks."""
+    numbers: dict[bytes, int] = {}
+    nodes = [
+        (block_id, node.group, node.depth, numbers.setdefault(node.content, len(numbers)))
+        for block_id, node in sorted(frame.nodes.items())
+    ]
+    grants = {name: (grant.start, grant.num_tokens) for name, grant in frame.batch.items()}
+    held = {name: [list(table) for table in tables] for name, tables in frame.tables.items() if any(tables)}
+    who = dict(frame.request_of), set(frame.running), set(frame.waiting)
+    computed = {name: number for name, number in frame.num_computed.items() if number}  # none of those that wait again
+    return frame.step, *who, held, grants, list(frame.ref_counts), nodes, computed
 
 
 @pytest.mark.parametrize("seed", range(4))
