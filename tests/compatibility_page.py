@@ -19,8 +19,9 @@ from octavo.llm import LLM
 from octavo.server.app import OPTIONAL_ROUTES, ROUTES
 from octavo.server.bodies import NEUTRAL, NO_EFFECT, instead_of
 from octavo.server.protocol import ChatCompletionRequest, CompletionRequest, MessagesRequest, TokenizeRequest
+from octavo.server.responses.protocol import ResponsesRequest
 from octavo.server.sessions import ROUTES as SESSION_ROUTES
-from octavo.server.settings import LIMITS, SESSION_LIMITS, ServerSettings
+from octavo.server.settings import LIMITS, RESPONSE_LIMITS, SESSION_LIMITS, ServerSettings
 from octavo.server_config import AdmissionConfig, ServerConfig, TransferConfig
 from octavo.vllm_options import NotHere
 
@@ -61,6 +62,8 @@ DIFFERENT: dict[str, dict[str, str]] = {
         "/metrics": "vLLM's names, and more under `octavo:`",
         "/health": "503 while the engine restarts",
         "/v1/models": "one model, under its served names",
+        "/v1/responses": "with function tools; kept by default, within limits",
+        "/v1/responses/{id}": "also DELETE",
     },
     "fields": {
         "prompt": "no embeddings",
@@ -84,6 +87,7 @@ OURS: dict[str, frozenset[str]] = {
             *("queue_timeout", "engine_hang_timeout", "front_end_hang_timeout", "api_key_file", "timeout_request_head"),
             *("prefill_engines", "role", "kv_listen", "kv_peer", "kv_transfer_timeout", "kv_min_tokens"),
             *("timeout_request_body", "max_idle_connections", *LIMITS, *SESSION_LIMITS, "session_timeout"),
+            *(*RESPONSE_LIMITS, "responses_store", "stored_response_timeout"),
         }
     ),
     "parameters": frozenset({"truncate_prompt_tokens", "num_beam_groups", "diversity_penalty"}),
@@ -101,6 +105,7 @@ OURS: dict[str, frozenset[str]] = {
                 "/api/version",
             ),
             *(path for _, path, _ in SESSION_ROUTES),
+            "/v1/responses/{id}/input_items",
         }
     ),
     "fields": frozenset(),
@@ -126,7 +131,6 @@ OURS: dict[str, frozenset[str]] = {
 _NOT_LIVE = "close the engine and start a new one: it takes about a second"
 #: vLLM's routes that Octavo lacks -> the alternative
 ROUTES_NOT_HERE: dict[str, str] = {
-    "/v1/responses": "use /v1/chat/completions",
     "/pooling": "use /v1/embeddings",
     "/classify": vllm_options.METHODS["classify"],
     "/v1/audio/transcriptions, /v1/audio/translations, /v1/realtime": "models read text only",
@@ -190,7 +194,7 @@ def _methods() -> list[str]:
 
 
 def _fields() -> list[str]:
-    structs = (CompletionRequest, ChatCompletionRequest, MessagesRequest, TokenizeRequest)
+    structs = (CompletionRequest, ChatCompletionRequest, ResponsesRequest, MessagesRequest, TokenizeRequest)
     return list(dict.fromkeys(name for struct in structs for name in struct.__struct_fields__))
 
 

@@ -146,14 +146,14 @@ class Reading:
             ]
         return message
 
-    def call_id(self, given: str | None) -> str:
+    def call_id(self, given: str | None, before: str = "chatcmpl-tool-") -> str:
         """Mistral's templates take ids of nine letters only."""
         if given is not None:
             return given
         number = uuid.uuid4()
         if self.style.calls == "mistral":
             return "".join(_LETTERS[byte % len(_LETTERS)] for byte in number.bytes[:9])
-        return f"chatcmpl-tool-{number.hex}"
+        return f"{before}{number.hex}"
 
 
 class AnswerEvents:

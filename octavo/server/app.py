@@ -43,9 +43,12 @@ from octavo.server.answers import AnswerReader
 from octavo.server.api_errors import ApiError, error_response
 from octavo.server.logprob_room import LogprobRoom
 from octavo.server.openapi import describe, documentation
-from octavo.server.serving import REQUEST_ID_HEADER, Endpoint, Serving, is_request_id, route
+from octavo.server.responses import kept_routes as responses
+from octavo.server.responses.store import ResponseStore
+from octavo.server.serving import OWNER, REQUEST_ID_HEADER, Endpoint, Serving, is_request_id, route
 from octavo.server.session_store import SessionStore
 from octavo.server.settings import ServerSettings
+from octavo.server.streaming import Lanes
 from octavo.shown import shown
 
 ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
@@ -65,6 +68,7 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("GET", "/api/version", operations.version),
     ("GET", "/v1/models", operations.list_models),
     ("GET", "/v1/models/{model:path}", operations.get_model),
+    *responses.ROUTES,
     *sessions.ROUTES,
     ("POST", "/tokenize", tokens.tokenize),
     ("POST", "/detokenize", tokens.detokenize),
@@ -99,13 +103,15 @@ def create_app(client: EngineClient, settings: ServerSettings) -> FastAPI:
     options["redirect_slashes"] = not settings.root_path  # redirects would lose it
     app = FastAPI(title="Octavo", **options)
     room = LogprobRoom(2 * settings.max_logprobs_per_request)
-    created, sessions = int(time.time()), SessionStore(settings)
+    created, sessions, lanes = int(time.time()), SessionStore(settings), Lanes()
     serving = Serving(
         client=client,
         settings=settings,
         created=created,
         logprob_room=room,
         sessions=sessions,
+        responses=ResponseStore(settings, lanes),
+        lanes=lanes,
         answers=AnswerReader(client.get_tokenizer(), settings),
     )
     routes = [*ROUTES, *OPTIONAL_ROUTES] if settings.enable_tokenizer_info_endpoint else [*ROUTES]
@@ -191,15 +197,17 @@ class RequireKey:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_call = scope["type"] == "http"  # the router refuses websockets
-        if not is_call or _path(scope) in OPEN_PATHS or self._knows_one_of(_keys(Headers(scope=scope))):
+        if not is_call or _path(scope) in OPEN_PATHS:
             await self._app(scope, receive, send)
-            return
-        await error_response(_refusal(_path(scope)), scope["path"])(scope, receive, send)
+        elif known := self._known(_keys(Headers(scope=scope))):
+            await self._app({**scope, OWNER: known[0].hex()}, receive, send)
+        else:
+            await error_response(_refusal(_path(scope)), scope["path"])(scope, receive, send)
 
-    def _knows_one_of(self, keys: list[str]) -> bool:
-        """Compares all with all, to take the same time whichever is right."""
+    def _known(self, keys: list[str]) -> list[bytes]:
+        """The digests of those that are right. Compares all with all, to take the same time whichever they are."""
         digests = [_digest(key) for key in keys]
-        return sum(hmac.compare_digest(digest, known) for digest in digests for known in self._digests) > 0
+        return [digest for digest in digests if sum(hmac.compare_digest(digest, known) for known in self._digests)]
 
 
 def _path(scope: Scope) -> str:

@@ -43,7 +43,7 @@ def stream_answer(
     shape: CompletionChunks | ChatChunks,
     outputs: AsyncGenerator[RequestOutput],
     places: Mapping[str, int] | None = None,
-) -> EventStream:
+) -> EventStream[RequestOutput]:
     if call.num_logprobs:
         outputs = serving.logprob_room.held(call.num_logprobs, outputs)
     return serving.event_stream(outputs, OpenAIEvents(call, shape, places), serving.id_headers(call.known_as))

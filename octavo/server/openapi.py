@@ -21,6 +21,7 @@ from octavo.server import answer_bodies, ollama_protocol, protocol, session_prot
 from octavo.server.api_errors import JSON
 from octavo.server.bodies import NEUTRAL, NO_EFFECT
 from octavo.server.field_meanings import meaning
+from octavo.server.responses import protocol as responses
 from octavo.server.serving import Endpoint, Serving
 
 _TEXT = {"type": "string"}
@@ -46,6 +47,7 @@ _BODIES: dict[str, tuple[type[msgspec.Struct] | None, type[msgspec.Struct] | Non
     "/api/show": (ollama_protocol.OllamaShowRequest, None, False),
     "/v1/models": (None, answer_bodies.ModelList, False),
     "/v1/models/{model:path}": (None, answer_bodies.ModelCard, False),
+    **responses.BODIES,
     **session_protocol.BODIES,
     "/tokenize": (protocol.TokenizeRequest, answer_bodies.TokenizeResponse, False),
     "/detokenize": (protocol.DetokenizeRequest, answer_bodies.DetokenizeResponse, False),
@@ -57,6 +59,7 @@ _WITH_PARAMETERS_OF_OTHERS = (
     protocol.ChatCompletionRequest,
     protocol.BatchChatCompletionRequest,
     protocol.MessagesRequest,
+    responses.ResponsesRequest,
     session_protocol.SessionGenerateRequest,
 )
 
@@ -114,7 +117,9 @@ def documentation(app: FastAPI, root_path: str) -> tuple[tuple[str, str, Endpoin
 def request_structs() -> list[type[msgspec.Struct]]:
     """The structs of bodies, and the structs inside them."""
     found = [asked for asked, _, _ in _BODIES.values() if asked is not None]
-    return [*found, protocol.StreamOptions, protocol.AnthropicMessage, ollama_protocol.OllamaOptions]
+    inside = (protocol.StreamOptions, protocol.AnthropicMessage, ollama_protocol.OllamaOptions)
+    of_responses = (responses.ReasoningOptions, responses.TextOptions, responses.ResponseStreamOptions)
+    return [*found, *inside, *of_responses]
 
 
 def _reference(kind: type[msgspec.Struct]) -> dict[str, str]:

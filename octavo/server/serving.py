@@ -25,12 +25,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from octavo.engine.llm_engine import EngineClient
-from octavo.outputs import RequestOutput
 from octavo.server.answers import AnswerReader
 from octavo.server.api_errors import JSON, ApiError, as_api_error, bad_field, error_response, speaks_ollama
 from octavo.server.bodies import explain
 from octavo.server.logprob_room import LogprobRoom
 from octavo.server.protocol import ModelRequest
+from octavo.server.responses.store import ResponseStore
 from octavo.server.session_store import SessionStore
 from octavo.server.settings import ServerSettings
 from octavo.server.streaming import CLIENT_CLOSED_REQUEST, Events, EventStream, Lanes
@@ -38,6 +38,8 @@ from octavo.shown import shown
 from octavo.text.tokenizer import Tokenizer
 
 REQUEST_ID_HEADER = "x-request-id"
+#: where a request's scope says whose key it brought
+OWNER = "octavo.owner"
 
 _LARGE_BODY = 2**17  # bytes; decoding a smaller body takes a few milliseconds
 _PIECE = 2**16
@@ -45,21 +47,23 @@ _ESCAPED = re.compile(rb"\\.", re.DOTALL)
 
 S = TypeVar("S", bound=msgspec.Struct)
 T = TypeVar("T", bound=ModelRequest)
+O = TypeVar("O")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
     """created: when the server started, in seconds since 1970. lanes: threads for long work. logprob_room: limits the
-    log-probabilities held by all answers together. sessions: those of this front end. answers: how the model writes
-    thoughts and calls. body_turn: held while a large body is decoded."""
+    log-probabilities held by all answers together. sessions: those of this front end. responses: those that are kept.
+    answers: how the model writes thoughts and calls. body_turn: held while a large body is decoded."""
 
     client: EngineClient
     settings: ServerSettings
     created: int
     logprob_room: LogprobRoom
     sessions: SessionStore
+    responses: ResponseStore
     answers: AnswerReader
-    lanes: Lanes = field(default_factory=Lanes)
+    lanes: Lanes
     body_turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def read(self, request: Request, kind: type[T]) -> T:
@@ -89,9 +93,7 @@ class Serving:
             finally:
                 await asyncio.sleep(0)
 
-    def event_stream(
-        self, outputs: AsyncGenerator[RequestOutput], events: Events, headers: Mapping[str, str]
-    ) -> EventStream:
+    def event_stream(self, outputs: AsyncGenerator[O], events: Events[O], headers: Mapping[str, str]) -> EventStream[O]:
         return EventStream(outputs, events, headers, self.settings.sse_keep_alive_interval, self.lanes)
 
     def id_headers(self, known_as: str) -> dict[str, str]:
@@ -124,6 +126,11 @@ def route(endpoint: Endpoint, serving: Serving) -> Callable[[Request], Awaitable
             return error_response(as_api_error(error), request.scope["path"])
 
     return call
+
+
+def owner_of(request: Request) -> str:
+    """Whose key the request brought: a digest of it; "" on a server without keys."""
+    return str(request.scope.get(OWNER, ""))
 
 
 def request_id(request: Request, asked: str | None) -> str:

@@ -79,6 +79,14 @@ class ServerSettings:
     max_session_tokens: int = knob(2**22, "most tokens in the branches of all sessions together")
     session_timeout: float = knob(600.0, "seconds without a call after which a session is dropped")
 
+    responses_store: str | None = knob(
+        None, "a file for the responses that /v1/responses keeps; default: in memory, which needs one front end"
+    )
+    max_stored_responses: int = knob(4096, "most responses that are kept; the one unused the longest makes room")
+    max_stored_response_bytes: int = knob(2**28, "most bytes of all of them together")
+    stored_response_timeout: float = knob(86400.0, "seconds without a use after which a response is dropped")
+    max_background_responses: int = knob(256, "most responses that are made in the background at a time")
+
     def __post_init__(self) -> None:
         if self.root_path and (self.root_path[0] != "/" or self.root_path[-1] == "/"):
             raise ConfigError(
@@ -95,9 +103,10 @@ class ServerSettings:
             )
         if not 0 <= self.sse_keep_alive_interval < math.inf:
             raise ConfigError(f"sse_keep_alive_interval is {self.sse_keep_alive_interval}, allowed is 0 or more")
-        if not 0 < self.session_timeout < math.inf:
-            raise ConfigError(f"session_timeout is {self.session_timeout}, allowed is a number of seconds above 0")
-        for name in (*LIMITS, *SESSION_LIMITS):
+        for name in ("session_timeout", "stored_response_timeout"):
+            if not 0 < (seconds := getattr(self, name)) < math.inf:
+                raise ConfigError(f"{name} is {seconds}, allowed is a number of seconds above 0")
+        for name in (*LIMITS, *SESSION_LIMITS, *RESPONSE_LIMITS):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, allowed is 1 or more")
 
@@ -110,9 +119,12 @@ class ServerSettings:
 
 
 SESSION_LIMITS = ("max_sessions", "max_session_tokens")
+RESPONSE_LIMITS = ("max_stored_responses", "max_stored_response_bytes", "max_background_responses")
 #: names of the limits of one request
 LIMITS = tuple(
-    one.name for one in fields(ServerSettings) if one.name.startswith("max_") and one.name not in SESSION_LIMITS
+    one.name
+    for one in fields(ServerSettings)
+    if one.name.startswith("max_") and one.name not in (*SESSION_LIMITS, *RESPONSE_LIMITS)
 )
 
 

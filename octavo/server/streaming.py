@@ -13,6 +13,7 @@ event loop.
     huge        more: one at a time, since it takes a hundred bytes of memory a byte, and seconds
     templates   chat templates sent with requests: foreign programs, which run up to their time limit
     answers     large answers and lists, in Python: one at a time, since such threads take turns with the event loop
+    store       reading and writing kept responses, which may be on a disk
 """
 
 from __future__ import annotations
@@ -22,12 +23,11 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Literal, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from octavo.outputs import RequestOutput
 from octavo.server.api_errors import ApiError, as_api_error, error_response
 
 #: the status that a log shows for a request whose client left; no client receives it
@@ -38,8 +38,10 @@ _MAX_WRITE = 2**18  # bytes of an event sent at a time
 _HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}
 
 T = TypeVar("T")
-Lane = Literal["short", "long", "huge", "templates", "answers"]
-_NUM_THREADS: dict[Lane, int] = {"short": 2, "long": 2, "huge": 1, "templates": 1, "answers": 1}
+O = TypeVar("O")
+In = TypeVar("In", contravariant=True)
+Lane = Literal["short", "long", "huge", "templates", "answers", "store"]
+_NUM_THREADS: dict[Lane, int] = {"short": 2, "long": 2, "huge": 1, "templates": 1, "answers": 1, "store": 1}
 
 
 class Lanes:
@@ -62,13 +64,13 @@ def lane_for(size: int) -> Lane:
     return "long" if size <= 2**20 else "huge"
 
 
-class Events(Protocol):
+class Events(Protocol[In]):
     """One stream's events, as bytes to send."""
 
-    def output(self, output: RequestOutput) -> bytes:
+    def output(self, output: In) -> bytes:
         """The events of one output; b"" for none yet. Raises ApiError if the engine failed at the request."""
 
-    def is_large(self, output: RequestOutput) -> bool:
+    def is_large(self, output: In) -> bool:
         """Whether encoding this output takes more than a few milliseconds."""
 
     def end(self) -> bytes:
@@ -78,13 +80,13 @@ class Events(Protocol):
         """The events that end a failed stream."""
 
 
-class EventStream(Response):
+class EventStream(Response, Generic[O]):
     """Outputs as events until they end, fail or the client leaves, which ends the engine's work too."""
 
     def __init__(
         self,
-        outputs: AsyncGenerator[RequestOutput],
-        events: Events,
+        outputs: AsyncGenerator[O],
+        events: Events[O],
         headers: Mapping[str, str],
         keep_alive_s: float,
         lanes: Lanes,

@@ -6,11 +6,12 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import anthropic
 import ollama
 import openai
+import pydantic
 import pytest
 
 from octavo import LLM, AsyncLLM, SamplingParams
@@ -217,6 +218,67 @@ def test_a_forced_call_reaches_openais_client(client: openai.OpenAI, engine: Asy
     with client.chat.completions.stream(**asked) as stream:
         final = stream.get_final_completion().choices[0]
     assert json.loads(final.message.tool_calls[0].function.arguments)["city"] in ("Rome", "Oslo")
+
+
+def test_responses_say_what_the_offline_engine_says(client: openai.OpenAI, offline: dict[str, str]) -> None:
+    asked: dict[str, Any] = {"model": MODEL, "input": "Name a colour.", "temperature": 0, "max_output_tokens": CHAT_LEN}
+    response = client.responses.create(**asked, include=["message.output_text.logprobs"], top_logprobs=2)
+    assert response.output_text == offline["chat"]
+    assert (response.status, response.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+    assert response.usage.output_tokens == CHAT_LEN
+    assert "".join(one.token for one in response.output[0].content[0].logprobs) == offline["chat"]
+    events = list(client.responses.create(**asked, stream=True))
+    assert "".join(one.delta for one in events if one.type == "response.output_text.delta") == offline["chat"]
+    assert [one.sequence_number for one in events] == list(range(len(events)))
+    assert events[-1].response.output_text == offline["chat"]
+
+
+def test_responses_are_continued_read_listed_and_deleted(client: openai.OpenAI, engine: AsyncLLM) -> None:
+    short: dict[str, Any] = {"model": MODEL, "max_output_tokens": 4}
+    first = client.responses.create(input="Name a colour.", instructions="Be brief.", metadata={"a": "b"}, **short)
+    second = client.responses.create(input="Another?", previous_response_id=first.id, **short)
+    assert second.usage.input_tokens > first.usage.output_tokens
+    assert client.responses.retrieve(first.id) == first
+    assert client.responses.retrieve(first.id).metadata == {"a": "b"}
+    items = list(client.responses.input_items.list(second.id, order="asc", limit=1))
+    assert [one.role for one in items] == ["user", "assistant", "user"]
+    client.responses.delete(first.id)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(first.id)
+    with pytest.raises(openai.BadRequestError, match="previous_response_id is"):
+        client.responses.create(input="Another?", previous_response_id=second.id, **short)
+    begun = client.responses.create(
+        model=MODEL, input="Tell a story.", background=True, extra_body={"ignore_eos": True}
+    )
+    assert begun.status == "queued"
+    assert client.responses.cancel(begun.id).status == "cancelled"
+    assert client.responses.retrieve(begun.id).status == "cancelled"
+    _until_idle(engine)
+
+
+class City(pydantic.BaseModel):
+    city: Literal["Rome", "Oslo"]
+
+
+def test_forms_and_forced_calls_reach_the_responses_client(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": MODEL, "input": "Weather in Oslo?", "max_output_tokens": 60}
+    assert client.responses.parse(**asked, text_format=City).output_parsed.city in ("Rome", "Oslo")
+    tool = openai.pydantic_function_tool(City, name="weather")["function"]
+    asked |= {"tools": [{"type": "function", **tool}], "tool_choice": {"type": "function", "name": "weather"}}
+    (call,) = client.responses.parse(**asked).output
+    assert (call.type, call.name) == ("function_call", "weather")
+    assert call.parsed_arguments["city"] in ("Rome", "Oslo")
+    with client.responses.stream(**asked) as stream:
+        kinds = {event.type for event in stream}
+        (streamed,) = stream.get_final_response().output
+    assert "response.function_call_arguments.delta" in kinds
+    assert json.loads(streamed.arguments)["city"] in ("Rome", "Oslo")
+    sent_back: list[Any] = [
+        {"role": "user", "content": "Weather in Oslo?"},
+        streamed,
+        {"type": "function_call_output", "call_id": streamed.call_id, "output": "Rain"},
+    ]
+    assert client.responses.create(model=MODEL, input=sent_back, max_output_tokens=4).output_text
 
 
 def test_claudes_client_hears_the_same(claude: anthropic.Anthropic, offline: dict[str, str]) -> None:

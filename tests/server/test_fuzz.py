@@ -34,6 +34,7 @@ from octavo.server.protocol import (
     StreamOptions,
     TokenizeRequest,
 )
+from octavo.server.responses.protocol import ReasoningOptions, ResponsesRequest, ResponseStreamOptions, TextOptions
 from octavo.server.session_protocol import (
     SessionExtendRequest,
     SessionForkRequest,
@@ -46,6 +47,7 @@ from tests.server.scripted_engine import Answer, ScriptedEngine, app_of, call
 
 HI = [{"role": "user", "content": "Hi"}]
 TEXT = {"prompt": "Hi", "max_tokens": 2}
+RESPONSE = {"input": "Hi", "max_output_tokens": 2}
 OLLAMA = {"model": "tiny", "stream": False}
 
 #: route, a valid body, where in it the struct's fields are, the struct, a base struct whose fields are tried elsewhere
@@ -64,6 +66,16 @@ PLACES: tuple[tuple[str, dict[str, Any], tuple[str | int, ...], type, type | Non
     ("/api/chat", OLLAMA | {"messages": HI}, (), OllamaChatRequest, None),
     ("/api/chat", OLLAMA | {"messages": HI, "options": {}}, ("options",), OllamaOptions, None),
     ("/api/generate", OLLAMA | {"prompt": "Hi"}, (), OllamaGenerateRequest, OllamaRequest),
+    ("/v1/responses", RESPONSE, (), ResponsesRequest, GenerationRequest),
+    ("/v1/responses", RESPONSE | {"reasoning": {}}, ("reasoning",), ReasoningOptions, None),
+    ("/v1/responses", RESPONSE | {"text": {}}, ("text",), TextOptions, None),
+    (
+        "/v1/responses",
+        RESPONSE | {"stream": True, "stream_options": {}},
+        ("stream_options",),
+        ResponseStreamOptions,
+        None,
+    ),
     ("/v1/sessions", {"prompt": "Hi"}, (), SessionRequest, None),
     ("/v1/sessions/none/fork", {"n": 2}, (), SessionForkRequest, None),
     ("/v1/sessions/none/extend", {"text": "Hi"}, (), SessionExtendRequest, None),
