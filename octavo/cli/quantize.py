@@ -1,29 +1,26 @@
-"""octavo quantize IN OUT: a dense model as a smaller checkpoint, in the compressed-tensors format.
+"""octavo quantize IN OUT: a dense model as a smaller checkpoint, or a GGUF file as a smaller one.
 
 octavo quantize models/llama models/llama-int8 --scheme int8
 octavo quantize smollm2 smollm2-int4 --scheme int4 --group-size 32
 octavo quantize owner/name out --scheme fp8 --calibration texts.txt --report errors.json
+octavo quantize model-f16.gguf model-q8.gguf --scheme q8_0       needs the package gguf
 
 The model reads a text first, and codes are chosen so that the products of its layers keep right; that takes torch, and
-one layer is in memory at a time. With --no-calibration every number is rounded on its own, one tensor at a time.
-Octavo, vLLM and transformers read what it writes. OUT appears when it is whole. `octavo eval` measures what the smaller
-model has lost.
+one layer is in memory at a time. With --no-calibration, and in a GGUF file, every number is rounded on its own. A new
+folder is in the compressed-tensors format, which vLLM and transformers read too. OUT appears when it is whole. `octavo
+eval` measures what the smaller model has lost.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from octavo.cli.flags import check_counts, check_not_read, whole_number
+from octavo.cli.new_target import check_room, made_whole, new_target
 from octavo.cli.parser import CommandParser
 from octavo.cli.progress_bar import progress_bar
 from octavo.cli.quantize_report import Report
@@ -35,20 +32,19 @@ if TYPE_CHECKING:
     from octavo.models.quantized_copy import Codes, QuantizedCopy
 
 KINDS = ("fp8", "int8", "int4")
+GGUF_KINDS = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _CALIBRATION_TOKENS = 1 << 15
-_ROOM = 1 << 24  # for the tokenizer and other small files
 
 
 def add_arguments(parser: CommandParser) -> None:
-    parser.usage = "octavo quantize IN OUT --scheme {fp8,int8,int4} [options]"
+    parser.usage = "octavo quantize IN OUT --scheme {fp8,int8,int4,q8_0,...} [options]"
     parser.add_argument(
         "source", metavar="IN", help="a dense model: a folder, a packaged model, a hub id, a .gguf file"
     )
-    parser.add_argument("target", metavar="OUT", help="the new folder")
-    parser.add_argument(
-        "--scheme", choices=KINDS, required=True, help="fp8 and int8: a scale an output; int4: in groups"
-    )
+    parser.add_argument("target", metavar="OUT", help="the new folder, or the new .gguf file")
+    kinds = "fp8 and int8: a scale an output; int4: in groups; the others: blocks of a GGUF file, from another one"
+    parser.add_argument("--scheme", choices=(*KINDS, *GGUF_KINDS), required=True, help=kinds)
     sizes = "inputs that share a scale of int4: 128, 64, 32 (default: the largest that divides every matrix)"
     parser.add_argument("--group-size", type=whole_number, metavar="N", help=sizes)
     kept = "type of what stays dense (default: as it is, bfloat16 where a GGUF file has it in blocks)"
@@ -64,28 +60,49 @@ def add_arguments(parser: CommandParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    target = _target(args.target)
+    target = new_target(args.target)
     check_counts(args, "calibration_tokens", least=2)
     if args.no_calibration and args.calibration is not None:
         raise ConfigError(f"--no-calibration is set, and --calibration is {args.calibration!r}: leave one of them out")
     check_not_read("--report", args.report, {"IN": args.source, "--calibration": args.calibration})
     if args.report is not None:
         _write_report(args.report, "")  # a name that cannot be written is told before the work
-    from octavo.models.quantized_copy import QuantizedCopy
-
-    copied = QuantizedCopy.of(args.source, args.scheme, args.group_size, args.dtype, args.ignore)
-    _check_room(copied, target)
-    codes = _codes(args, copied)
-    report = Report(copied.dense_bytes)
-    with _made_whole(target) as folder:
-        _write(copied, codes, folder, report)
-        report.num_bytes = _size(folder)
-    print("\n".join(report.lines(copied.compression.scheme.name)))
+    write = _write_gguf if args.scheme in GGUF_KINDS else _write_folder
+    report = write(args, target)
+    print("\n".join(report.lines()))
     print(f"\n{target}: {report.size_line}\nTo see what it lost: octavo eval {target} --reference {args.source}")
     if args.report is not None:
         facts = {"source": args.source, "scheme": args.scheme, **report.facts()}
         _write_report(args.report, json.dumps(facts, indent=2))
     return 0
+
+
+def _write_folder(args: argparse.Namespace, target: Path) -> Report:
+    from octavo.models.quantized_copy import QuantizedCopy
+    from octavo.models.safetensors_writer import SafetensorsWriter, total_bytes
+    from octavo.text.tokenizer_files import write_tokenizer
+
+    if target.suffix == ".gguf":
+        raise ConfigError(f"OUT is {str(target)!r}, but {args.scheme} makes a folder; GGUF has {', '.join(GGUF_KINDS)}")
+    copied = QuantizedCopy.of(args.source, args.scheme, args.group_size, args.dtype, args.ignore)
+    layout, source = copied.layout, copied.checkpoint.tokenizer_source
+    check_room(target, total_bytes(layout))
+    codes, report = _codes(args, copied), Report(copied.compression.scheme.name, copied.dense_bytes)
+    with made_whole(target) as folder:
+        if source is not None:
+            write_tokenizer(source, folder)
+        (folder / "config.json").write_text(json.dumps(copied.config, indent=2), encoding="utf-8")
+        with (
+            SafetensorsWriter(folder, layout) as writer,
+            progress_bar("written", total_bytes(layout), is_bytes=True) as advance,
+        ):
+            for tensors, error in copied.written(codes):
+                for name, tensor in tensors.items():
+                    writer.write(name, tensor)
+                    advance(tensor.data.nbytes)
+                report.add(error)
+        report.num_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return report
 
 
 def _codes(args: argparse.Namespace, copied: QuantizedCopy) -> Codes:
@@ -116,73 +133,31 @@ def _codes(args: argparse.Namespace, copied: QuantizedCopy) -> Codes:
     return Calibration(copied, windows(tokenizer, text, longest, args.calibration_tokens))
 
 
-def _write(copied: QuantizedCopy, codes: Codes, folder: Path, report: Report) -> None:
-    from octavo.models.safetensors_writer import SafetensorsWriter, total_bytes
-    from octavo.text.tokenizer_files import write_tokenizer
+def _write_gguf(args: argparse.Namespace, target: Path) -> Report:
+    for flag, is_given in {
+        "--group-size": args.group_size is not None,
+        "--dtype": args.dtype != "auto",
+        "--calibration": args.calibration is not None,
+        "--ignore": bool(args.ignore),
+    }.items():
+        if is_given:
+            raise ConfigError(f"{flag} is given, but {args.scheme} is of GGUF, which has none: leave it out")
+    if target.suffix != ".gguf":
+        raise ConfigError(f"OUT is {str(target)!r}, but {args.scheme} makes a file: name one that ends in .gguf")
+    if find_spec("gguf") is None:
+        raise ConfigError("writing GGUF takes the package gguf, which is not installed: pip install gguf")
+    from octavo.models.gguf_copy import GGUFCopy
 
-    source = copied.checkpoint.tokenizer_source
-    if source is not None:
-        write_tokenizer(source, folder)
-    (folder / "config.json").write_text(json.dumps(copied.config, indent=2), encoding="utf-8")
-    layout = copied.layout
-    with (
-        SafetensorsWriter(folder, layout) as writer,
-        progress_bar("written", total_bytes(layout), is_bytes=True) as advance,
-    ):
-        for tensors, error in copied.written(codes):
-            for name, tensor in tensors.items():
-                writer.write(name, tensor)
-                advance(tensor.data.nbytes)
-            if error is not None:
+    copied = GGUFCopy.of(args.source, args.scheme)
+    check_room(target, copied.num_bytes)
+    report = Report(f"GGUF ({args.scheme.upper()})", copied.dense_bytes)
+    with made_whole(target, "model.gguf") as folder:
+        with progress_bar("written", copied.num_bytes, is_bytes=True) as advance:
+            for num_bytes, error in copied.written(folder / "model.gguf"):
+                advance(num_bytes)
                 report.add(error)
-
-
-def _target(name: str) -> Path:
-    target = Path(name)
-    try:
-        if os.path.lexists(target):
-            raise ConfigError(f"OUT is {name!r}, which exists: name a new folder, or remove it")
-        if not target.parent.is_dir():
-            raise ConfigError(f"OUT is {name!r}, but there is no folder {str(target.parent)!r}: make it first")
-    except (OSError, ValueError) as error:  # a name too long, a NUL
-        raise ConfigError(f"OUT is {name[:80]!r}, which cannot be a folder's name: {error}") from None
-    return target
-
-
-def _check_room(copied: QuantizedCopy, target: Path) -> None:
-    from octavo.models.safetensors_writer import total_bytes
-
-    needed, free = total_bytes(copied.layout) + _ROOM, shutil.disk_usage(target.parent).free
-    if needed > free:
-        raise ConfigError(
-            f"OUT is {str(target)!r}, where {free / 1e9:,.2f} GB are free, and the model takes {needed / 1e9:,.2f} GB: "
-            "free the rest, or name a folder on another disk"
-        )
-
-
-@contextmanager
-def _made_whole(target: Path) -> Iterator[Path]:
-    """A folder beside the target, which becomes it at the end, or is removed if something fails."""
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield folder
-        folder.chmod(0o777 & ~_umask())
-        if os.path.lexists(target):
-            raise ConfigError(f"OUT is {str(target)!r}, which something has made meanwhile: name another folder")
-        folder.rename(target)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        report.num_bytes = copied.num_bytes
+    return report
 
 
 def _write_report(path: str, text: str) -> None:

@@ -17,21 +17,24 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Report:
-    """dense_bytes, num_bytes: of the weights, dense and quantised."""
+    """scheme: its name, for people. dense_bytes, num_bytes: of the weights, dense and quantised."""
 
+    scheme: str
     dense_bytes: int
     num_bytes: int = 0
     errors: list[MatrixError] = field(default_factory=list)
 
-    def add(self, error: MatrixError) -> None:
-        self.errors.append(error)
+    def add(self, error: MatrixError | None) -> None:
+        """None: of a tensor that is no matrix of a layer."""
+        if error is not None:
+            self.errors.append(error)
 
     @property
     def size_line(self) -> str:
         share = self.num_bytes / max(1, self.dense_bytes)
         return f"{self.num_bytes / 1e6:,.1f} MB of weights, {share:.0%} of the dense {self.dense_bytes / 1e6:,.1f} MB"
 
-    def lines(self, scheme: str) -> list[str]:
+    def lines(self) -> list[str]:
         from octavo.models.quantized_copy import layer_of
 
         layers: dict[int, list[MatrixError]] = {}
@@ -39,7 +42,7 @@ class Report:
             layers.setdefault(layer_of(error.name), []).append(error)
         of_products = f"  {'of products':>11}" if any(error.products for error in self.errors) else ""
         title = f"{'layer':>5}  {'relative error':>14}{of_products}  largest in"
-        head = [f"{len(self.errors)} matrices as {scheme}", "", title]
+        head = [f"{len(self.errors)} matrices as {self.scheme}", "", title]
         rows = [_row(str(layer), layers[layer], bool(of_products)) for layer in sorted(layers)]
         return [*head, *rows, _row("all", self.errors, bool(of_products))] if len(rows) > 1 else [*head, *rows]
 

@@ -154,7 +154,7 @@ def test_what_cannot_be_written_is_refused_and_leaves_nothing(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, out, scheme = dense_model(root), tmp_path / "out", ("--scheme", "int8", "--no-calibration")
-    assert "which exists: name a new folder" in refusal(capsys, source, source, *scheme)
+    assert "which exists: choose a new name" in refusal(capsys, source, source, *scheme)
     assert "there is no folder" in refusal(capsys, source, tmp_path / "none" / "out", *scheme)
     shown = refusal(capsys, folder_of(root, "gptq") / "quantised", out, *scheme)
     assert "has no dense weights, it is quantised as gptq: name the dense model" in shown
