@@ -1,19 +1,26 @@
 """Skinny products on a GPU: ours against torch's (cuBLAS), in graphs, with every weight cold in L2.
 
-    python -m benchmarks.kernels.gpu_linear [--sweep]
+    python -m benchmarks.kernels.gpu_linear [--sweep | --codes]
 
 --sweep times every tiling and prints the best, for the table in `octavo/kernels/triton/linear/skinny_linear.py`.
+--codes times matrices of codes with scales by Triton's kernels: few rows, and making them dense, for many.
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
+from functools import partial
 from itertools import product
 from multiprocessing import get_context
 
 import torch
 
-from octavo.kernels.cuda.timing import copies_past_cache, graph_time_us, print_machine
+from octavo.kernels.cuda.plain_codes import PlainCodes
+from octavo.kernels.cuda.timing import copies_past_cache, graph_time_us, measured_limits, print_machine
+from octavo.kernels.scaled import ScaledFormat
+from octavo.kernels.triton.coded.coded_linear import coded_linear, make_dense
+from octavo.kernels.triton.coded.weight_stack import WeightStack
 from octavo.kernels.triton.linear.skinny_linear import Tiling, choose_tiling, skinny_linear
 
 #: name -> (in, out); gate_up counts both halves
@@ -28,6 +35,14 @@ SHAPES = {
     "8B gate_up": (4096, 28672),
     "8B down": (14336, 4096),
     "8B lm_head": (4096, 128256),
+}
+CODES = {
+    "fp8": ScaledFormat("F8_E4M3", (1, 0)),
+    "int8": ScaledFormat("I8", (1, 0)),
+    "int4 g128": ScaledFormat("U4", (1, 128)),
+    "int4 g32 sorted": ScaledFormat("U4", (1, 32), is_sorted=True),
+    "nf4": ScaledFormat("NF4", (1, 64)),
+    "mxfp4": ScaledFormat("E2M1", (1, 32)),
 }
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 VECTOR = [Tiling(n, 0, w) for n, w in product((1, 2, 4, 8, 16), (2, 4, 8))]
@@ -91,7 +106,32 @@ def measure(name: str, rows: int, tilings: list[Tiling]) -> str:
     return f"{name:>13} {rows:>3}: {theirs:7.2f} | {ours}  {rest}"
 
 
+def measure_codes(name: str) -> None:
+    """Microseconds and the share of the card's copy bandwidth, by rows; and to make the matrix dense."""
+    depth, columns = SHAPES[name]
+    for scheme, form in CODES.items():
+        if depth % (form.block[1] or 1):
+            continue
+        dense = torch.randn(columns, depth, device="cuda", dtype=torch.bfloat16) * depth**-0.5
+        one = WeightStack.coded([PlainCodes.quantise(dense, form)], [(columns, depth)], form, dense.device)
+        again = range(copies_past_cache(one.num_bytes, most=48) - 1)
+        weights = [one, *(replace(one, data=one.data.clone()) for _ in again)]
+        texts = []
+        for rows in ROWS:
+            x, out = (torch.randn(rows, size, device="cuda", dtype=torch.bfloat16) for size in (depth, columns))
+            us = graph_time_us([partial(coded_linear, x, w, out, chained=True) for w in weights])
+            texts.append(f"{us:7.1f} ({one.num_bytes / us * 1e6 / measured_limits()[0]:4.0%})")
+        us = graph_time_us([partial(make_dense, w, dense, chained=True) for w in weights])
+        print(f"{name:>13} {scheme:<15} {one.num_bytes / 1e6:6.1f} MB {' '.join(texts)} | {us:7.1f}", flush=True)
+
+
 def main() -> None:
+    if "--codes" in sys.argv:
+        print_machine()
+        print(f"us and share of the copy bandwidth for {', '.join(map(str, ROWS))} rows | us to make it dense")
+        for name in (name for name in SHAPES if "lm_head" not in name):
+            measure_codes(name)
+        return
     sweep = "--sweep" in sys.argv
     work = {
         (name, rows): candidates(rows, sweep, columns, depth)

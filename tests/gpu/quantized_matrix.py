@@ -29,4 +29,7 @@ def random_matrix(form: ScaledFormat, shape: tuple[int, int], seed: int = 0, siz
     if form.code == "E2M1":  # powers of two
         scales = np.exp2(np.round(np.log2(scales))).astype(np.float32)
     zeros = rng.integers(0, 16, blocks).astype(np.int16) if form.has_zeros else None
-    return ScaledTensor(form, shape, codes, scales, zeros=zeros)
+    groups = None
+    if form.is_sorted:
+        groups = rng.permutation(np.arange(shape[1]) // form.block[1]).astype(np.int32)
+    return ScaledTensor(form, shape, codes, scales, zeros=zeros, groups=groups)

@@ -24,7 +24,7 @@ FORMATS = [
     *(ScaledFormat("F8_E4M3", block) for block in ((0, 0), (1, 0), (128, 128))),
     *(ScaledFormat("I8", (1, 0)), ScaledFormat("I8", (1, 32), has_zeros=True)),
     *(ScaledFormat("U4", (1, 0)), ScaledFormat("U4", (1, 32)), ScaledFormat("U4", (1, 64), has_zeros=True)),
-    *(ScaledFormat("U4", (1, 128)), ScaledFormat("E2M1", (1, 32))),
+    *(ScaledFormat("U4", (1, 128)), ScaledFormat("E2M1", (1, 32)), ScaledFormat("NF4", (1, 32))),
 ]
 ROWS = NUM_ROWS if ON_GPU else [1, 5]
 COMPUTED = [torch.bfloat16] if ON_GPU else DTYPES

@@ -76,15 +76,15 @@ def test_it_gives_the_hosts_tokens(
 
 
 @pytest.mark.usefixtures("_interpreted")
-def test_experts_that_stay_quantised_give_the_hosts_tokens(tmp_path: Path) -> None:
+def test_matrices_that_stay_quantised_give_the_hosts_tokens(tmp_path: Path) -> None:
     sizes = {"hidden_size": 64, "moe_intermediate_size": 32, "num_hidden_layers": 1, "num_experts": 4}
     folder, answers = make_tiny_model("qwen3-moe", tmp_path, **sizes), []
     for backend in ("reference", "triton"):
         with engine(folder, backend, quantization="int4", max_num_batched_tokens=48) as llm:
             if backend == "triton":
                 card = dict(llm.card)["quantised"]
-                assert re.search(r"gate_proj, up_proj(, down_proj)?: multiplied as they are", card)
-                assert re.search(r"q_proj, k_proj, v_proj(, o_proj)?: made float32 while loading", card)
+                assert "made" not in card
+                assert card.endswith("multiplied as they are")
             answers.append([output.outputs[0].token_ids for output in llm.generate(PROMPTS, GREEDY)])
     assert answers[0] == answers[1]
 

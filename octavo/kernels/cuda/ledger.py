@@ -65,7 +65,10 @@ def _weights(
     coded = {linear.name for stack, _ in stacks for linear in stack.experts}
     for linear in contents.linears.values():
         is_product = linear.name in contents.products
-        form = format_of(linear, dtype, gpu, is_fixed=is_fixed) if is_product else None
+        form = None
+        if is_product:
+            form = format_of(linear, dtype, gpu, is_fixed=is_fixed)
+            form = form or coded_format.product_format(linear, is_fixed=is_fixed)
         if form is not None:
             formats[linear.name] = linear, form
         is_dense = form is None and linear.name not in coded
@@ -76,7 +79,7 @@ def _weights(
         labels = ", ".join(dict.fromkeys(form.label for _, form in stacks))
         yield Entry("weights", codes, f"{len(coded):,} products of experts as {labels}")
     if formats:
-        codes = sum(held_bytes(form, one.out_features, one.in_features) for one, form in formats.values())
+        codes = sum(_held_bytes(one, form, dtype, gpu, is_fixed=is_fixed) for one, form in formats.values())
         labels = ", ".join(dict.fromkeys(form.label for _, form in formats.values()))
         yield Entry("weights", codes, f"{len(formats):,} products as {labels}")
         rows = max(limits.max_num_tokens, limits.max_num_seqs)
@@ -85,6 +88,12 @@ def _weights(
         yield Entry("workspace", num_bytes, "quantised products of many rows")
     vectors = 4 * sum(prod(vector.shape) for vector in contents.vectors.values())
     yield Entry("weights", vectors + contents.rotary_bytes(limits.max_model_len), "norms and angles in float32")
+
+
+def _held_bytes(linear: Linear, form: ScaledFormat, dtype: KVDType, gpu: GPU, *, is_fixed: bool) -> int:
+    if format_of(linear, dtype, gpu, is_fixed=is_fixed) is not None:
+        return held_bytes(form, linear.out_features, linear.in_features)
+    return coded_format.held_bytes(form, [part.shape for part in linear.parts])
 
 
 def _activations(

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from octavo.errors import UnsupportedModelError
 from octavo.kernels.cuda_cpp.quantized_format import scales_of
 from octavo.kernels.scaled import Code, ScaledFormat, ScaledTensor, numbers_of
 
@@ -18,11 +20,13 @@ _LARGEST: dict[Code, float] = {"F8_E4M3": 448.0, "I8": 127.0, "E2M1": 6.0, "NF4"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlainCodes:
-    """codes: uint8 [out, in]. scales: float32, [out] or by groups or blocks. zeros: as scales."""
+    """codes: uint8 [out, in]. scales: float32, [out] or by groups or blocks. zeros: as scales. order: int32, of inputs
+    that are sorted by importance the one that each column meets; the columns of a group are neighbours."""
 
     codes: torch.Tensor
     scales: torch.Tensor
     zeros: torch.Tensor | None = None
+    order: torch.Tensor | None = None
 
     @classmethod
     def of(cls, tensor: ScaledTensor, device: torch.device) -> PlainCodes:
@@ -34,7 +38,10 @@ class PlainCodes:
         if scales_of(tensor.format) == "outputs":
             scales = scales.reshape(-1).expand(tensor.rows)
         zeros = None if tensor.zeros is None else torch.from_numpy(tensor.zeros).to(device)
-        return cls(codes, scales, zeros)
+        if tensor.groups is None:
+            return cls(codes, scales, zeros)
+        order = torch.from_numpy(_sorted(tensor.groups, tensor.format.block[1])).to(device)
+        return cls(codes[:, order], scales, zeros, order.int())
 
     @classmethod
     def quantise(cls, matrix: torch.Tensor, form: ScaledFormat) -> PlainCodes:
@@ -49,7 +56,18 @@ class PlainCodes:
         zeros = torch.full_like(scales, 8 if form.code == "U4" else 0) if form.has_zeros else None
         if scales_of(form) == "outputs":
             scales = scales.reshape(-1).expand(rows)
-        return cls(codes, scales, zeros)
+        order = torch.arange(cols, dtype=torch.int32, device=matrix.device) if form.is_sorted else None
+        return cls(codes, scales, zeros, order)
+
+
+def _sorted(groups: NDArray[np.int32], size: int) -> NDArray[np.int64]:
+    """Inputs by group. Raises UnsupportedModelError if groups are not of this size."""
+    order = np.argsort(groups, kind="stable")
+    if not np.array_equal(groups[order], np.arange(len(groups)) // size):
+        raise UnsupportedModelError(
+            f"its inputs are in groups of unequal sizes, and on a GPU all have {size}: set backend to 'cpu'"
+        )
+    return order
 
 
 def _scales(code: Code, largest: torch.Tensor, smallest: torch.Tensor) -> torch.Tensor:

@@ -28,7 +28,7 @@ from octavo.kernels.triton.linear.fixed_linear import fixed_linear
 from octavo.kernels.triton.linear.skinny_linear import choose_tiling, library_linear, skinny_linear
 
 if TYPE_CHECKING:
-    from octavo.kernels.cuda.quantized_product import QuantizedProduct, QuantizedProducts
+    from octavo.kernels.cuda.quantized_product import Product, QuantizedProducts
     from octavo.kernels.cuda.rank_sums import RankSums
     from octavo.kernels.triton.linear.tile_linear import TileLinear
 
@@ -47,7 +47,7 @@ class Shared:
     room: Room | None = None  # None: no layer has experts
     quantized: QuantizedProducts | None = None  # None: all matrices are dense
 
-    def quantized_product(self, weight: Linear) -> QuantizedProduct | None:
+    def quantized_product(self, weight: Linear) -> Product | None:
         return None if self.quantized is None else self.quantized.product(weight, self.weights)
 
     @property

@@ -3,15 +3,19 @@
 rows        fp8 with scales of outputs, bf16    all others
 up to 16    csrc/cuda/quantized_linear.cu, if shared memory holds the rows; it adds what is fused
 more        rows become fp8, too; cuBLAS        made dense in the scratch; cuBLAS
+
+What that kernel does not take, or without nvcc: `coded_product.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
+from octavo.kernels.cuda.coded_product import CodedProduct
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda.sizes import MAX_SPLIT, multiplies_fp8, scratch_shapes
 from octavo.kernels.cuda.weights import DeviceWeights
@@ -21,11 +25,25 @@ from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight
 from octavo.kernels.kv_layout import KVDType
 from octavo.kernels.ops import Activation
 from octavo.kernels.parameters import Linear
-from octavo.kernels.scaled import ScaledFormat
 from octavo.kernels.triton.attention.memory import TORCH_DTYPE
+from octavo.kernels.triton.coded.coded_format import product_format
 from octavo.kernels.triton.elementwise import norm
-from octavo.kernels.triton.linear.quantized import dequantise, quantise_rows
+from octavo.kernels.triton.linear.quantized import dequantise, fp8_product
 from octavo.kernels.triton.linear.skinny_linear import library_linear
+
+
+class Product(Protocol):
+    """A product of a quantised matrix; see `QuantizedProduct`."""
+
+    def run(
+        self, x: torch.Tensor, *rest: torch.Tensor, norm_weight: torch.Tensor | None = None, eps: float = 1e-6,
+        gate: Activation | None = None,
+    ) -> None: ...  # fmt: skip
+
+    def run_add_rms_norm(
+        self, x: torch.Tensor, total: torch.Tensor, norm_weight: torch.Tensor, eps: float, out: torch.Tensor,
+        room: torch.Tensor | None,
+    ) -> None: ...  # fmt: skip
 
 
 class QuantizedProducts:
@@ -37,7 +55,7 @@ class QuantizedProducts:
     ) -> QuantizedProducts | None:
         """None: all are dense."""
         products = cls(linears, dtype, max_rows, device, gpu, is_fixed=is_fixed)
-        return products if products._formats else None
+        return products if products._formats or products._coded else None
 
     def __init__(
         self,
@@ -52,7 +70,13 @@ class QuantizedProducts:
         self._gpu, self._dtype = gpu, dtype
         formats = {linear.name: format_of(linear, dtype, gpu, is_fixed=is_fixed) for linear in linears}
         self._formats = {name: form for name, form in formats.items() if form is not None}
-        quantized = [linear for linear in linears if linear.name in self._formats]
+        rest = {
+            linear.name: product_format(linear, is_fixed=is_fixed)
+            for linear in linears
+            if linear.name not in self._formats
+        }
+        self._coded = {name: form for name, form in rest.items() if form is not None}
+        quantized = [linear for linear in linears if linear.name in self._formats or linear.name in self._coded]
         shapes = scratch_shapes(quantized, max_rows, dtype, gpu)
         self._dense = torch.empty(shapes["dense"], dtype=TORCH_DTYPE[dtype], device=device)
         self._codes = torch.empty(shapes["codes"], dtype=torch.uint8, device=device)
@@ -63,28 +87,28 @@ class QuantizedProducts:
         """Of the scratch."""
         return self._dense.nbytes + self._codes.nbytes + self._scales.nbytes
 
-    def format_of(self, weight: Linear) -> ScaledFormat | None:
-        """None: the matrix is made dense when it is loaded."""
-        return self._formats.get(weight.name)
-
     def fuses(self, num_rows: int) -> Callable[[Linear, bool], bool]:
         """Whether a product of so many rows, with a gate or without, takes what surrounds it."""
 
         def fuses(weight: Linear, gated: bool) -> bool:
-            form = self.format_of(weight)
-            return form is None or fits(scales_of(form), num_rows, weight.in_features, self._gpu, is_gated=gated)
+            form = self._formats.get(weight.name)
+            if form is None:
+                return weight.name not in self._coded
+            return fits(scales_of(form), num_rows, weight.in_features, self._gpu, is_gated=gated)
 
         return fuses
 
-    def product(self, weight: Linear, weights: DeviceWeights) -> QuantizedProduct | None:
+    def product(self, weight: Linear, weights: DeviceWeights) -> Product | None:
         """None: the matrix is dense."""
-        form = self.format_of(weight)
+        form = self._formats.get(weight.name) or self._coded.get(weight.name)
         if form is None:
             return None
         bias = weights.stacked(*weight.biases) if weight.biases else None
         dense = None if multiplies_fp8(form, self._dtype, self._gpu) else self._dense
-        matrix = weights.quantized(weight.parts, form)
-        return QuantizedProduct(matrix, bias, dense, self._codes, self._scales, self._gpu)
+        scratch = bias, dense, self._codes, self._scales, self._gpu
+        if weight.name in self._coded:
+            return CodedProduct.of(weight, form, weights, *scratch)
+        return QuantizedProduct(weights.quantized(weight.parts, form), *scratch)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,7 +138,8 @@ class QuantizedProduct:
         fused = (*residuals, norm_weight, gate)
         assert all(each is None for each in fused), "fused only where the kernel for few rows takes it"
         if self.dense is None:
-            self._multiply_fp8(x, out)
+            given = (self.weight.data, self.weight.scales, self.bias, out, self.codes, self.scales)
+            fp8_product(x, *given, chained=self.gpu.chains)
         else:
             dense = self.dense[: self.weight.columns * self.weight.depth].view(self.weight.columns, -1)
             dequantise(self.weight, dense, chained=self.gpu.chains)
@@ -140,15 +165,3 @@ class QuantizedProduct:
     def takes(self, num_rows: int, num_parts: int = 1, *, gated: bool = False) -> bool:
         """Whether the kernel for few rows does."""
         return fits(self.weight.kind, num_rows, part_depth(self.weight.depth, num_parts), self.gpu, is_gated=gated)
-
-    def _multiply_fp8(self, x: torch.Tensor, out: torch.Tensor) -> None:
-        num_rows, depth = x.shape
-        codes = self.codes[: num_rows * depth].view(torch.float8_e4m3fn).view(num_rows, depth)
-        scales = self.scales[:num_rows].view(num_rows, 1)
-        quantise_rows(x, codes, scales, chained=self.gpu.chains)
-        torch._scaled_mm(
-            codes, self.weight.data.t(), scale_a=scales, scale_b=self.weight.scales.view(1, -1),
-            out_dtype=out.dtype, out=out,
-        )  # fmt: skip
-        if self.bias is not None:
-            out.add_(self.bias)

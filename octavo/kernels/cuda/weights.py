@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from octavo.errors import UnsupportedModelError
 from octavo.kernels.ops import RotaryTable
 from octavo.kernels.parameters import Parameter
 from octavo.kernels.scaled import ScaledFormat, ScaledTensor
@@ -82,7 +83,10 @@ class DeviceWeights:
             else:
                 tensor = part.compact()
                 assert isinstance(tensor, ScaledTensor), "a scheme with a format gives codes and scales"
-                yield PlainCodes.of(tensor, self.device)
+                try:
+                    yield PlainCodes.of(tensor, self.device)
+                except UnsupportedModelError as error:
+                    raise UnsupportedModelError(f"{part.sources[0].label}: {error}") from None
 
     def _as_stored(self, source: StoredTensor) -> torch.Tensor:
         """A dense matrix in its own type: its codes are those of the file's numbers."""

@@ -5,6 +5,8 @@ codes share a byte; of whole bytes only the first half counts, which then has al
 
     bytes     first: inputs 0 1 2 ...
     nibbles   first: inputs 0..15, 32..47, 64..79 ...     second: inputs 16..31, 48..63 ...
+
+zeros_ptr has the zeros of units, or for NF4 the sixteen numbers.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import triton.language as tl
 
 @triton.constexpr_function
 def are_nibbles(code: str) -> bool:
-    return code in ("U4", "E2M1")
+    return code in ("U4", "E2M1", "NF4")
 
 
 @triton.jit
@@ -29,7 +31,7 @@ def first_inputs(COLUMNS: tl.constexpr, CODE: tl.constexpr):
 
 
 @triton.jit
-def _load_codes(data_ptr, row, start, is_wanted, K: tl.constexpr, COLUMNS: tl.constexpr, CODE: tl.constexpr):
+def _load_codes(data_ptr, table_ptr, row, start, is_wanted, K: tl.constexpr, COLUMNS: tl.constexpr, CODE: tl.constexpr):
     """Both halves of a tile from column `start`, [rows, inputs of a half] in float32, without scales; zeros unless they
     are wanted. row: int64."""
     if are_nibbles(CODE):
@@ -38,7 +40,7 @@ def _load_codes(data_ptr, row, start, is_wanted, K: tl.constexpr, COLUMNS: tl.co
             data_ptr + row[:, None] * (K // 2) + byte[None, :], mask=(is_wanted & (byte < K // 2))[None, :], other=0
         )
         both = both.to(tl.int32)
-        return _nibbles(both & 15, CODE), _nibbles(both >> 4, CODE)
+        return _nibbles(both & 15, table_ptr, CODE), _nibbles(both >> 4, table_ptr, CODE)
     else:
         k = start + tl.arange(0, COLUMNS)
         codes = _bytes(
@@ -74,7 +76,7 @@ def load_tile(
     GROUP: tl.constexpr, ROW_BLOCK: tl.constexpr, HAS_ZEROS: tl.constexpr,
 ):  # fmt: skip
     """Both halves of a tile; if a scale is of whole outputs (GROUP 0), without it."""
-    first, second = _load_codes(data_ptr, row, start, True, K, COLUMNS, CODE)
+    first, second = _load_codes(data_ptr, zeros_ptr, row, start, True, K, COLUMNS, CODE)
     if GROUP == 0:
         if CODE == "U4":
             first, second = first - 8, second - 8
@@ -100,17 +102,17 @@ def _in_units(codes, scales, zeros, CODE: tl.constexpr, HAS_ZEROS: tl.constexpr)
 
 @triton.jit
 def row_product(
-    data_ptr, scales_ptr, zeros_ptr, row, x_ptr, is_wanted, K: tl.constexpr, COLUMNS: tl.constexpr, CODE: tl.constexpr,
-    GROUP: tl.constexpr, ROW_BLOCK: tl.constexpr, HAS_ZEROS: tl.constexpr,
+    data_ptr, scales_ptr, zeros_ptr, row, x_ptr, order_ptr, is_wanted, K: tl.constexpr, COLUMNS: tl.constexpr,
+    CODE: tl.constexpr, GROUP: tl.constexpr, ROW_BLOCK: tl.constexpr, HAS_ZEROS: tl.constexpr, IS_SORTED: tl.constexpr,
 ):  # fmt: skip
     """[rows]: whole rows of a matrix times one vector; units are summed before they are scaled. Unless they are wanted,
-    nothing is read, and the result is 0."""
-    first, second = _load_codes(data_ptr, row, 0, is_wanted, K, COLUMNS, CODE)
+    nothing is read, and the result is 0. IS_SORTED: the matrix's inputs are those of the vector in this order."""
+    first, second = _load_codes(data_ptr, zeros_ptr, row, 0, is_wanted, K, COLUMNS, CODE)
     k = first_inputs(COLUMNS, CODE)
-    x = tl.load(x_ptr + k, mask=is_wanted & (k < K), other=0.0).to(tl.float32)
+    x = _vector(x_ptr, order_ptr, k, is_wanted & (k < K), IS_SORTED)
     total = first * x[None, :]
     if are_nibbles(CODE):
-        later = tl.load(x_ptr + k + 16, mask=is_wanted & (k < K), other=0.0).to(tl.float32)
+        later = _vector(x_ptr, order_ptr, k + 16, is_wanted & (k < K), IS_SORTED)
         total += second * later[None, :]
         x += later
     if GROUP == 0:  # a scale of each output
@@ -131,11 +133,66 @@ def row_product(
 
 
 @triton.jit
-def _nibbles(nibble, CODE: tl.constexpr):
+def multiply_codes(
+    rows, data_ptr, scales_ptr, zeros_ptr, order_ptr, output, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BK: tl.constexpr, UP: tl.constexpr, CODE: tl.constexpr, GROUP: tl.constexpr, ROW_BLOCK: tl.constexpr,
+    HAS_ZEROS: tl.constexpr, IS_SORTED: tl.constexpr,
+):  # fmt: skip
+    """[BM, BN]: the vectors at the pointers `rows` times BN rows of a matrix, by their int64 places `output`; and times
+    those UP further, unless that is 0. Codes become the vectors' type in registers, from where the matrix units take a
+    left operand."""
+    k = first_inputs(BK, CODE)
+    y = tl.zeros([BN, BM], tl.float32)
+    up = tl.zeros([BN, BM], tl.float32)
+    for start in range(0, K, BK):
+        x = _vectors(rows, order_ptr, start + k, start + k < K, IS_SORTED)
+        later = _vectors(rows, order_ptr, start + k + 16, start + k < K, IS_SORTED) if are_nibbles(CODE) else x
+        y = _add_products(
+            y, x, later, data_ptr, scales_ptr, zeros_ptr, output, start, K, BK, CODE, GROUP, ROW_BLOCK, HAS_ZEROS
+        )  # fmt: skip
+        if UP != 0:
+            up = _add_products(
+                up, x, later, data_ptr, scales_ptr, zeros_ptr, output + UP, start, K, BK, CODE, GROUP, ROW_BLOCK,
+                HAS_ZEROS,
+            )  # fmt: skip
+    return tl.trans(y), tl.trans(up)
+
+
+@triton.jit
+def _add_products(
+    total, x, later, data_ptr, scales_ptr, zeros_ptr, output, start, K: tl.constexpr, BK: tl.constexpr,
+    CODE: tl.constexpr, GROUP: tl.constexpr, ROW_BLOCK: tl.constexpr, HAS_ZEROS: tl.constexpr,
+):  # fmt: skip
+    """[BN, BM]: total, and a tile times both halves of the vectors."""
+    first, second = load_tile(
+        data_ptr, scales_ptr, zeros_ptr, output, start, K, BK, CODE, GROUP, ROW_BLOCK, HAS_ZEROS
+    )  # fmt: skip
+    total = tl.dot(first.to(x.dtype), x, total, input_precision="ieee")
+    if are_nibbles(CODE):
+        total = tl.dot(second.to(x.dtype), later, total, input_precision="ieee")
+    return total
+
+
+@triton.jit
+def _vector(x_ptr, order_ptr, k, inside, IS_SORTED: tl.constexpr):
+    at = tl.load(order_ptr + k, mask=inside, other=0) if IS_SORTED else k
+    return tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _vectors(rows, order_ptr, k, inside, IS_SORTED: tl.constexpr):
+    at = tl.load(order_ptr + k, mask=inside, other=0) if IS_SORTED else k
+    return tl.load(rows[None, :] + at[:, None], mask=inside[:, None], other=0.0)
+
+
+@triton.jit
+def _nibbles(nibble, table_ptr, CODE: tl.constexpr):
     """Of int32 from 0 to 15."""
     if CODE == "E2M1":  # moved to where float32 has its exponent and mantissa, and the missing bias multiplied in
         bits = ((nibble & 7) << 22) | ((nibble & 8) << 28)
         return bits.to(tl.float32, bitcast=True) * 8.507059173023462e37
+    elif CODE == "NF4":
+        return tl.load(table_ptr + nibble)
     else:
         return ((nibble << 19) | 0x41800000).to(tl.float32, bitcast=True) - 16
 
@@ -144,5 +201,8 @@ def _nibbles(nibble, CODE: tl.constexpr):
 def _bytes(byte, CODE: tl.constexpr):
     if CODE == "I8":
         return byte.to(tl.int8, bitcast=True).to(tl.float32)
+    elif CODE == "F8_BITS":  # F8_E4M3 on a GPU that cannot convert it; by float32's exponent, as E2M1
+        bits = ((byte & 127).to(tl.int32) << 20) | ((byte & 128).to(tl.int32) << 24)
+        return bits.to(tl.float32, bitcast=True) * 1.329227995784916e36
     else:
         return byte.to(tl.float8e4nv, bitcast=True).to(tl.float32)

@@ -2,7 +2,7 @@
 
     code              data [rows, bytes], rows = experts x outputs
     F8_E4M3, I8       a byte for each input
-    U4, E2M1          units of 32 inputs in 16 bytes: input i in byte i's low half, input 16 + i in its high half
+    U4, E2M1, NF4     units of 32 inputs in 16 bytes: input i in byte i's low half, input 16 + i in its high half
 
 A half of a unit is a run of inputs, so a kernel that has unpacked halves finds the numbers to multiply them by in runs,
 too, and never interleaves. Scales are float32, or exponents of two in a byte for E2M1.
@@ -12,20 +12,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 
 from octavo.kernels.cuda.plain_codes import PlainCodes
-from octavo.kernels.scaled import Code, ScaledFormat
+from octavo.kernels.scaled import Code, ScaledFormat, numbers_of
 from octavo.kernels.triton.coded.coded_format import UNIT, row_block
 
-NIBBLES: tuple[Code, ...] = ("U4", "E2M1")
+NIBBLES: tuple[Code, ...] = ("U4", "E2M1", "NF4")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WeightStack:
     """shape: [experts, outputs, inputs]. code: None if data is dense, in that shape. scales [rows / row_block, inputs /
-    group]: rounded up; zeros: int8, like them."""
+    group]: rounded up; zeros: int8, like them. order: int32, the input that each column meets; None: in their order."""
 
     shape: tuple[int, int, int]
     data: torch.Tensor
@@ -34,6 +35,7 @@ class WeightStack:
     zeros: torch.Tensor | None = None
     group: int = 0
     row_block: int = 1
+    order: torch.Tensor | None = None
 
     @classmethod
     def dense(cls, matrices: torch.Tensor) -> WeightStack:
@@ -44,14 +46,16 @@ class WeightStack:
     def coded(
         cls, parts: Iterable[PlainCodes], shapes: Sequence[tuple[int, ...]], form: ScaledFormat, device: torch.device
     ) -> WeightStack:
-        """One matrix of parts, one below the other, with these shapes; each part is read when its turn comes."""
+        """One matrix of parts, one below the other, with these shapes; each part is read when its turn comes. Sorted
+        inputs: of a single part, since each has its own order."""
+        assert len(shapes) == 1 or not form.is_sorted, "parts with orders of their own"
         rows, depth = sum(shape[-2] for shape in shapes), shapes[0][-1]
         group, per = form.block[1] or depth, row_block(form, shapes)
         blocks = rows // per, -(-depth // group)
         data = torch.empty(rows, depth // (2 if form.is_nibbles else 1), dtype=torch.uint8, device=device)
         scales = torch.empty(blocks, dtype=torch.uint8 if form.code == "E2M1" else torch.float32, device=device)
         zeros = torch.empty(blocks, dtype=torch.int8, device=device) if form.has_zeros else None
-        start = 0
+        start, order = 0, None
         for part in parts:
             end = start + len(part.codes)
             data[start:end] = packed(part.codes) if form.is_nibbles else part.codes
@@ -60,8 +64,8 @@ class WeightStack:
             scales[own] = _exponents(numbers) if form.code == "E2M1" else numbers
             if zeros is not None and part.zeros is not None:
                 zeros[own] = _by_rows(part.zeros, end - start, spread).to(torch.int8)
-            start = end
-        return cls((1, rows, depth), data, form.code, scales, zeros, group, per)
+            start, order = end, part.order
+        return cls((1, rows, depth), data, form.code, scales, zeros, group, per, order)
 
     def split(self, num_experts: int) -> WeightStack:
         """The same rows as the matrices of so many experts."""
@@ -70,7 +74,7 @@ class WeightStack:
 
     @property
     def num_bytes(self) -> int:
-        return sum(each.nbytes for each in (self.data, self.scales, self.zeros) if each is not None)
+        return sum(each.nbytes for each in (self.data, self.scales, self.zeros, self.order) if each is not None)
 
     @property
     def scales_outputs(self) -> bool:
@@ -79,19 +83,31 @@ class WeightStack:
 
     @property
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Codes, scales and zeros, or what stands for them."""
+        """Codes, scales and zeros, or what stands for them: NF4's numbers, which have no zeros."""
         scales = self.data if self.scales is None else self.scales
+        if self.code == "NF4":
+            return self.data, scales, _table(self.data.device)
         return self.data, scales, scales if self.zeros is None else self.zeros
 
     @property
     def constants(self) -> dict[str, str | int | bool]:
         """What a kernel is compiled for."""
         return {
-            "CODE": self.code or "",
+            "CODE": "F8_BITS" if self.code == "F8_E4M3" and not _converts_fp8(self.data.device) else self.code or "",
             "GROUP": 0 if self.code is None or self.scales_outputs else self.group,
             "ROW_BLOCK": self.row_block,
             "HAS_ZEROS": self.zeros is not None,
         }
+
+
+@cache
+def _table(device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(numbers_of("NF4")).to(device)
+
+
+@cache
+def _converts_fp8(device: torch.device) -> bool:
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 9)
 
 
 def packed(codes: torch.Tensor) -> torch.Tensor:

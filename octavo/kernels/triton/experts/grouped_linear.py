@@ -23,7 +23,7 @@ import triton.language as tl
 from octavo.kernels.mixture import Gate
 from octavo.kernels.scaled import Code
 from octavo.kernels.triton.chain import wait_for_previous
-from octavo.kernels.triton.coded.numbers import are_nibbles, first_inputs, load_tile
+from octavo.kernels.triton.coded.numbers import multiply_codes
 from octavo.kernels.triton.coded.weight_stack import NIBBLES, WeightStack
 from octavo.kernels.triton.experts.gate import gated
 from octavo.kernels.triton.experts.room import Room
@@ -135,8 +135,9 @@ def _grouped_kernel(
         matrix = weight_ptr + expert.to(tl.int64) * (HALVES * N * K)
         y, up = _multiply(rows, matrix, n_load, K, N, BM, BN, BK, GATE)
     else:
-        y, up = _multiply_codes(
-            rows, weight_ptr, scales_ptr, zeros_ptr, output, K, N, BM, BN, BK, GATE, CODE, GROUP, ROW_BLOCK, HAS_ZEROS
+        y, up = multiply_codes(
+            rows, weight_ptr, scales_ptr, zeros_ptr, order_ptr, output, K, BM, BN, BK, 0 if GATE == "" else N, CODE,
+            GROUP, ROW_BLOCK, HAS_ZEROS, False,
         )  # fmt: skip
     if CODE != "" and GROUP == 0:
         y *= tl.load(scales_ptr + output)[None, :]
@@ -182,35 +183,3 @@ def _multiply(
                 w = tl.load(cell + N * K + start, mask=left[:, None], other=0.0)
             up = tl.dot(x, w, up, input_precision="ieee")
     return y, up
-
-
-@triton.jit
-def _multiply_codes(
-    rows, data_ptr, scales_ptr, zeros_ptr, output, K: tl.constexpr, N: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, BK: tl.constexpr, GATE: tl.constexpr, CODE: tl.constexpr, GROUP: tl.constexpr,
-    ROW_BLOCK: tl.constexpr, HAS_ZEROS: tl.constexpr,
-):  # fmt: skip
-    """The same with codes, which become the rows' type in registers. These are the left operand, which the matrix units
-    take from registers."""
-    k = first_inputs(BK, CODE)
-    y = tl.zeros([BN, BM], tl.float32)
-    up = tl.zeros([BN, BM], tl.float32)
-    cells = rows[None, :] + k[:, None]
-    for start in range(0, K, BK):
-        inside = (start + k < K)[:, None]
-        x = tl.load(cells + start, mask=inside, other=0.0)
-        later = tl.load(cells + start + 16, mask=inside, other=0.0) if are_nibbles(CODE) else x
-        w, w_later = load_tile(
-            data_ptr, scales_ptr, zeros_ptr, output, start, K, BK, CODE, GROUP, ROW_BLOCK, HAS_ZEROS
-        )  # fmt: skip
-        y = tl.dot(w.to(x.dtype), x, y, input_precision="ieee")
-        if are_nibbles(CODE):
-            y = tl.dot(w_later.to(x.dtype), later, y, input_precision="ieee")
-        if GATE != "":
-            w, w_later = load_tile(
-                data_ptr, scales_ptr, zeros_ptr, output + N, start, K, BK, CODE, GROUP, ROW_BLOCK, HAS_ZEROS
-            )  # fmt: skip
-            up = tl.dot(w.to(x.dtype), x, up, input_precision="ieee")
-            if are_nibbles(CODE):
-                up = tl.dot(w_later.to(x.dtype), later, up, input_precision="ieee")
-    return tl.trans(y), tl.trans(up)

@@ -78,10 +78,12 @@ def _gate_up_kernel(
         y, up = tl.sum(w.to(tl.float32) * x, 1), tl.sum(w_up.to(tl.float32) * x, 1)
     else:
         y = row_product(
-            weight_ptr, scales_ptr, zeros_ptr, output, x_ptr, True, K, BK, CODE, GROUP, ROW_BLOCK, HAS_ZEROS
+            weight_ptr, scales_ptr, zeros_ptr, output, x_ptr, x_ptr, True, K, BK, CODE, GROUP, ROW_BLOCK, HAS_ZEROS,
+            False,
         )  # fmt: skip
         up = row_product(
-            weight_ptr, scales_ptr, zeros_ptr, output + N, x_ptr, True, K, BK, CODE, GROUP, ROW_BLOCK, HAS_ZEROS
+            weight_ptr, scales_ptr, zeros_ptr, output + N, x_ptr, x_ptr, True, K, BK, CODE, GROUP, ROW_BLOCK, HAS_ZEROS,
+            False,
         )  # fmt: skip
     if HAS_BIAS:
         bias = bias_ptr + expert * 2 * N + n_load
@@ -111,8 +113,8 @@ def _down_kernel(
             y = tl.sum(w * tl.load(gated_ptr + place * K + k, mask=inside, other=0.0).to(tl.float32)[None, :], 1)
         else:
             y = row_product(
-                weight_ptr, scales_ptr, zeros_ptr, row, gated_ptr + place * K, is_here, K, BK, CODE, GROUP, ROW_BLOCK,
-                HAS_ZEROS,
+                weight_ptr, scales_ptr, zeros_ptr, row, gated_ptr + place * K, ids_ptr, is_here, K, BK, CODE, GROUP,
+                ROW_BLOCK, HAS_ZEROS, False,
             )  # fmt: skip
         if HAS_BIAS:
             y += tl.load(bias_ptr + row, mask=is_here & (n < N), other=0.0).to(tl.float32)

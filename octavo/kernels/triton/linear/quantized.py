@@ -32,6 +32,21 @@ def quantise_rows(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, *,
     )  # fmt: skip
 
 
+def fp8_product(
+    x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor,
+    codes: torch.Tensor, row_scales: torch.Tensor, *, chained: bool,
+) -> None:  # fmt: skip
+    """out = x W^T + bias by a library, for a weight [out, in] of fp8 with scales [out]. codes, row_scales: flat, room
+    for the rows in fp8."""
+    num_rows, depth = x.shape
+    codes = codes[: num_rows * depth].view(torch.float8_e4m3fn).view(num_rows, depth)
+    row_scales = row_scales[:num_rows].view(num_rows, 1)
+    quantise_rows(x, codes, row_scales, chained=chained)
+    torch._scaled_mm(codes, weight.t(), scale_a=row_scales, scale_b=scales.view(1, -1), out_dtype=out.dtype, out=out)
+    if bias is not None:
+        out.add_(bias)
+
+
 @triton.jit
 def _dequantise_kernel(
     data_ptr, scales_ptr, zeros_ptr, out_ptr, depth, group, scale_columns,

@@ -1,0 +1,85 @@
+"""Products with matrices that stay codes with scales, by Triton's kernels: without nvcc, and in more formats.
+
+rows        fp8 with scales of outputs, bf16    all others
+up to 64    triton/coded/coded_linear.py, which adds a bias
+more        rows become fp8, too; cuBLAS        made dense in the scratch; cuBLAS
+
+Nothing else is fused into them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from octavo.kernels.cuda.driver import GPU
+from octavo.kernels.cuda.weights import DeviceWeights
+from octavo.kernels.ops import Activation
+from octavo.kernels.parameters import Linear
+from octavo.kernels.scaled import ScaledFormat
+from octavo.kernels.triton.coded.coded_linear import MAX_ROWS, coded_linear, make_dense
+from octavo.kernels.triton.coded.weight_stack import WeightStack
+from octavo.kernels.triton.elementwise import norm
+from octavo.kernels.triton.linear.quantized import fp8_product
+from octavo.kernels.triton.linear.skinny_linear import library_linear
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CodedProduct:
+    """pieces: one below the other; several where each part sorts its inputs in its own order. dense: scratch for the
+    whole matrix; None: a library multiplies it as it is. codes, scales: for rows in fp8."""
+
+    pieces: tuple[WeightStack, ...]
+    bias: torch.Tensor | None
+    dense: torch.Tensor | None
+    codes: torch.Tensor
+    scales: torch.Tensor
+    gpu: GPU
+
+    @classmethod
+    def of(
+        cls, weight: Linear, form: ScaledFormat, weights: DeviceWeights, bias: torch.Tensor | None,
+        dense: torch.Tensor | None, codes: torch.Tensor, scales: torch.Tensor, gpu: GPU,
+    ) -> CodedProduct:  # fmt: skip
+        pieces = [(part,) for part in weight.parts] if form.is_sorted else [weight.parts]
+        stacks = tuple(weights.coded(parts, form) for parts in pieces)
+        return cls(stacks, bias, dense, codes, scales, gpu)
+
+    def run(
+        self, x: torch.Tensor, *rest: torch.Tensor, norm_weight: torch.Tensor | None = None, eps: float = 1e-6,
+        gate: Activation | None = None,
+    ) -> None:  # fmt: skip
+        """rest: out. out = x W^T + bias; no norm and no gate."""
+        (out,) = rest
+        assert norm_weight is None, "no norm is fused with codes"
+        assert gate is None, "no gate is fused with codes"
+        chained = self.gpu.chains
+        if len(x) <= MAX_ROWS:
+            for piece, columns, bias in self._columns(out):
+                coded_linear(x, piece, columns, bias=bias, chained=chained)
+        elif self.dense is None:
+            (piece,) = self.pieces
+            codes, scales, _ = piece.tensors
+            given = (codes.view(torch.float8_e4m3fn), scales, self.bias, out, self.codes, self.scales)
+            fp8_product(x, *given, chained=chained)
+        else:
+            depth = self.pieces[0].shape[2]
+            dense = self.dense[: out.shape[1] * depth].view(out.shape[1], depth)
+            for piece, rows in zip(self.pieces, dense.split([each.shape[1] for each in self.pieces]), strict=True):
+                make_dense(piece, rows, chained=chained)
+            library_linear(x, dense, out, self.bias)
+
+    def run_add_rms_norm(
+        self, x: torch.Tensor, total: torch.Tensor, norm_weight: torch.Tensor, eps: float, out: torch.Tensor,
+        room: torch.Tensor | None,
+    ) -> None:  # fmt: skip
+        """total += x W^T; out = its RMSNorm."""
+        self.run(x, out)
+        norm.add_rms_norm(out, total, norm_weight, eps, out, chained=self.gpu.chains)
+
+    def _columns(self, out: torch.Tensor) -> list[tuple[WeightStack, torch.Tensor, torch.Tensor | None]]:
+        """Each piece with its columns of the result, and of the bias."""
+        counts = [piece.shape[1] for piece in self.pieces]
+        biases = [None] * len(counts) if self.bias is None else self.bias.split(counts)
+        return [*zip(self.pieces, out.split(counts, dim=1), biases, strict=True)]
