@@ -28,7 +28,7 @@ COMMANDS = {
     "chat": "chat with the model of a running server",
     "complete": "complete prompts with the model of a running server",
     "plan": "the memory that a model will take, here or on a GPU you name",
-    "quantize": "a dense model as a smaller checkpoint: fp8, int8, int4, or GGUF blocks",
+    "quantize": "a dense model as a smaller checkpoint or GGUF file",
     "eval": "what a model has lost: perplexity, KL divergence, questions",
     "list": "the models here: packaged, from the hub, in this folder",
     "pull": "download a model from the Hugging Face hub",

@@ -3,12 +3,12 @@
 octavo quantize models/llama models/llama-int8 --scheme int8
 octavo quantize smollm2 smollm2-int4 --scheme int4 --group-size 32
 octavo quantize owner/name out --scheme fp8 --calibration texts.txt --report errors.json
-octavo quantize model-f16.gguf model-q8.gguf --scheme q8_0       needs the package gguf
+octavo quantize model-f16.gguf model-q8.gguf --scheme q8_0
 
-The model reads a text first, and codes are chosen so that the products of its layers keep right; that takes torch, and
-one layer is in memory at a time. With --no-calibration, and in a GGUF file, every number is rounded on its own. A new
-folder is in the compressed-tensors format, which vLLM and transformers read too. OUT appears when it is whole. `octavo
-eval` measures what the smaller model has lost.
+The model reads a text first, and codes are chosen so that the products of its layers stay right; that takes torch. With
+--no-calibration, and in a GGUF file, which takes the package gguf, every number is rounded on its own. A new folder is
+in the compressed-tensors format, which vLLM and transformers read too. OUT appears when it is whole. `octavo eval`
+measures what the smaller model has lost.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ def add_arguments(parser: CommandParser) -> None:
         "source", metavar="IN", help="a dense model: a folder, a packaged model, a hub id, a .gguf file"
     )
     parser.add_argument("target", metavar="OUT", help="the new folder, or the new .gguf file")
-    kinds = "fp8 and int8: a scale an output; int4: in groups; the others: blocks of a GGUF file, from another one"
+    kinds = "int4: in groups; q...: a GGUF file, from another one"
     parser.add_argument("--scheme", choices=(*KINDS, *GGUF_KINDS), required=True, help=kinds)
-    sizes = "inputs that share a scale of int4: 128, 64, 32 (default: the largest that divides every matrix)"
+    sizes = "inputs that share a scale of int4: 128, 64, 32 (default: the largest that fits)"
     parser.add_argument("--group-size", type=whole_number, metavar="N", help=sizes)
-    kept = "type of what stays dense (default: as it is, bfloat16 where a GGUF file has it in blocks)"
+    kept = "type of what stays dense (default: as it is, bfloat16 for blocks)"
     parser.add_argument("--dtype", choices=_DTYPES, default="auto", help=kept)
-    text = "a text in UTF-8 that the model reads to choose the codes (default: docstrings of Python's standard library)"
+    text = "the text that the model reads (default: docstrings of Python's library)"
     parser.add_argument("--calibration", metavar="FILE", help=text)
     parser.add_argument("--no-calibration", action="store_true", help="round every number on its own; needs no torch")
     read = f"tokens of the text (default: {_CALIBRATION_TOKENS:,})"
     parser.add_argument("--calibration-tokens", type=whole_number, default=_CALIBRATION_TOKENS, metavar="N", help=read)
-    spared = "modules whose matrices stay dense, by name or a part of it: mlp.down_proj, model.layers.0"
+    spared = "modules that stay dense: mlp.down_proj, model.layers.0"
     parser.add_argument("--ignore", nargs="+", action="extend", default=[], metavar="NAME", help=spared)
     parser.add_argument("--report", metavar="FILE", help="write the error of every matrix as JSON")
 
