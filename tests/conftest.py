@@ -51,7 +51,7 @@ SLOW = {
     "recorder reference registry sampling token_ops top_logprobs vocabulary_parts",
     "layers": "rotary",
     "models": "architecture families gguf gguf_checkpoint gguf_names gguf_parts hostile_files loader packaged "
-    "parameters safetensors weight_files",
+    "parameters safetensors stacked_experts weight_files",
     "observe": "metrics tracing",
     "text": "chat_template detokenizer folder_tokenizer gguf_tokenizer sentencepiece_merges template_process "
     "text_bounds tokenizer tokenizer_calls",

@@ -72,6 +72,21 @@ GLM = {
     "topk_group": 2,
     "routed_scaling_factor": 1.5,
 }
+GPT_OSS = {
+    "num_hidden_layers": 4,
+    "head_dim": 16,
+    "num_local_experts": 5,
+    "num_experts_per_tok": 2,
+    "sliding_window": 12,
+    "swiglu_limit": 1.5,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 1000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 64,
+        "truncate": False,
+    },
+}
 GRANITE = {
     "embedding_multiplier": 3.0,
     "attention_multiplier": 0.3,
@@ -130,6 +145,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-moe": ("Qwen3MoeConfig", SIZES | EXPERTS | {"head_dim": 16, "norm_topk_prob": True}),
     "glm4-moe": ("Glm4MoeConfig", SIZES | GLM),
     "olmoe": ("OlmoeConfig", SIZES | {"num_experts": 6, "num_experts_per_tok": 2}),
+    "gpt-oss": ("GptOssConfig", SIZES | GPT_OSS),
     "granite-moe": (
         "GraniteMoeSharedConfig",
         SIZES | GRANITE | {"num_local_experts": 5, "num_experts_per_tok": 2, "shared_intermediate_size": 40},

@@ -105,7 +105,7 @@ def decode_us(
         step, start = (qkv, out, case.layer, case.pool, case.plan, workspace), case.step["query_start_loc"]
         if hopper is not None:
             hopper.attend(*step, table, transform, chained=True)
-            join_parts(out, case.layer, case.plan, workspace, start, chained=True)
+            join_parts(out, case.layer, case.pool, case.plan, workspace, start, chained=True)
         else:
             decode_attention(
                 *step, block_table=table, num_multiprocessors=132, transform=transform, chained=True,

@@ -14,6 +14,7 @@
 //     tile   [-- item 2 --]                                                whole: joined as it goes
 #include "attention.h"
 
+#include <cmath>
 #include <type_traits>
 
 #include "attention_kernels.h"
@@ -117,6 +118,7 @@ class Attention {
                     float& maximum) const;
   void join(Result part, Result total, int64_t rows) const;
   void finish(const Tile& tile, Result total) const;
+  float sink(const Tile& tile, int64_t row, float maximum) const;
 
   const LayerSpec& spec_;
   const KVPool& kv_;
@@ -341,10 +343,16 @@ void Attention::finish(const Tile& tile, Result total) const {
   for (int64_t i = 0; i < tile.num_queries; ++i) {
     float* target = out_[tile.first_token + i] + tile.kv_head * heads_per_group_ * D_;
     for (int64_t row = i * heads_per_group_; row < (i + 1) * heads_per_group_; ++row, target += D_) {
-      const float factor = unit / total.sums[row];
+      const float factor = unit / (total.sums[row] + sink(tile, row, total.maxima[row]));
       for (int64_t d = 0; d < D_; ++d) target[d] = total.values[row * D_ + d] * factor;
     }
   }
+}
+
+// What the head's sink adds to the sum of a row with this largest score.
+float Attention::sink(const Tile& tile, int64_t row, float maximum) const {
+  if (!spec_.sinks) return 0.0f;
+  return std::exp(spec_.sinks[tile.kv_head * heads_per_group_ + row % heads_per_group_] - maximum);
 }
 
 }  // namespace

@@ -195,6 +195,7 @@ template <> Run read_run<DType::I8_32>(const uint8_t* block, int run) { return r
 template <> Run read_run<DType::I8_128>(const uint8_t* block, int run) { return read_coded<8>(block, run); }
 template <> Run read_run<DType::U4_32>(const uint8_t* block, int run) { return read_coded<4>(block, run); }
 template <> Run read_run<DType::U4_128>(const uint8_t* block, int run) { return read_coded<4>(block, run); }
+template <> Run read_run<DType::E2M1_32>(const uint8_t* block, int run) { return read_coded<4>(block, run); }
 
 namespace {
 
@@ -206,7 +207,8 @@ void dequantize_blocks(const uint8_t* row, int64_t cols, float* out) {
     const Run run = read_row_run<dtype>(row, i);
     const float min = run.d_min * static_cast<float>(run.min);
     for (int j = 0; j < kRun; ++j) {
-      const int q = (F::bits == 8 ? static_cast<int8_t>(run.q[j]) : run.q[j] - F::offset) - run.zero;
+      const int code = F::is_e2m1 ? kE2M1[run.q[j]] : run.q[j];
+      const int q = (F::bits == 8 ? static_cast<int8_t>(run.q[j]) : code - F::offset) - run.zero;
       const float product = run.d * static_cast<float>(run.scale[j / 16]) * static_cast<float>(q);
       out[j] = F::has_min ? product + min : product;
     }
@@ -238,6 +240,7 @@ void dequantize_row(DType dtype, const uint8_t* row, int64_t cols, float* out) {
     case DType::I8_128: return dequantize_blocks<DType::I8_128>(row, cols, out);
     case DType::U4_32: return dequantize_blocks<DType::U4_32>(row, cols, out);
     case DType::U4_128: return dequantize_blocks<DType::U4_128>(row, cols, out);
+    case DType::E2M1_32: return dequantize_blocks<DType::E2M1_32>(row, cols, out);
     case DType::F8_32: return dequantize_float8<DType::F8_32>(row, cols, out);
     case DType::F8_128: return dequantize_float8<DType::F8_128>(row, cols, out);
   }

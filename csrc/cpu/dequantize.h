@@ -40,11 +40,12 @@ inline float read_half(const uint8_t* bytes) {
 //   has_min            d_min * min is not always zero
 //   runs_per_block     8 for the K formats, whose scale and min are per run, d and d_min per block
 //   scales_per_run     2 where scale differs between the halves of a run
-//   is_coded           d is a float32, zero not always 0; no scale, min or offset
+//   is_coded           d is a float32, zero not always 0; no scale or min
+//   is_e2m1            codes are looked up in kE2M1
 template <int Bits, int Offset, bool HasMin, int BlockBytes, int RunsPerBlock = 1, int ScalesPerRun = 1,
           bool IsCoded = false>
 struct Traits {
-  static constexpr bool is_coded = IsCoded;
+  static constexpr bool is_coded = IsCoded, is_e2m1 = false;
   static constexpr int bits = Bits, offset = Offset, block_bytes = BlockBytes;
   static constexpr int runs_per_block = RunsPerBlock, scales_per_run = ScalesPerRun;
   static constexpr bool has_min = HasMin;
@@ -69,6 +70,12 @@ template <> struct Format<DType::I8_32> : Coded<8, 1> {};
 template <> struct Format<DType::I8_128> : Coded<8, 4> {};
 template <> struct Format<DType::U4_32> : Coded<4, 1> {};
 template <> struct Format<DType::U4_128> : Coded<4, 4> {};
+
+// Floats of 4 bits: twice each is a whole number, which is stored with 12 added, as q, once the code is looked up.
+template <> struct Format<DType::E2M1_32> : Traits<4, 12, false, 21, 1, 1, true> {
+  static constexpr bool is_e2m1 = true;
+};
+alignas(16) constexpr uint8_t kE2M1[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
 
 // Blocks of floats of 8 bits (e4m3, without infinities): a float32 scale, then a byte for each column.
 template <DType dtype>

@@ -41,6 +41,7 @@ struct LayerSpec {
   int64_t rotary_dim;
   float* k_scales;  // [num_kv_heads] what codes are multiplied by; null if the pool has none
   float* v_scales;
+  const float* sinks;  // [num_heads] scores that have no value; or null
 };
 
 // One layer's keys and values in all blocks. Cache groups may differ in the number and size of heads.

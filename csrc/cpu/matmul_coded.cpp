@@ -11,6 +11,7 @@ std::unique_ptr<PackedMatrix> pack_coded(ThreadPool& pool, DType dtype, const ui
     case DType::I8_128: return pack_blocks<DType::I8_128>(pool, data, rows, cols, activation_bytes);
     case DType::U4_32: return pack_blocks<DType::U4_32>(pool, data, rows, cols, activation_bytes);
     case DType::U4_128: return pack_blocks<DType::U4_128>(pool, data, rows, cols, activation_bytes);
+    case DType::E2M1_32: return pack_blocks<DType::E2M1_32>(pool, data, rows, cols, activation_bytes);
     default: return nullptr;
   }
 }

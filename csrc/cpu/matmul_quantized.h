@@ -8,7 +8,7 @@ namespace octavo {
 std::unique_ptr<PackedMatrix> pack_simple(ThreadPool& pool, DType dtype, const uint8_t* data, int64_t rows,
                                           int64_t cols, int activation_bytes);
 
-// I8 and U4 in blocks of 32 or 128; null for any other dtype.
+// I8 and U4 in blocks of 32 or 128, E2M1 in blocks of 32; null for any other dtype.
 std::unique_ptr<PackedMatrix> pack_coded(ThreadPool& pool, DType dtype, const uint8_t* data, int64_t rows, int64_t cols,
                                          int activation_bytes);
 

@@ -33,6 +33,14 @@ simd::Bytes load_chunk(const uint8_t* vectors) {
   return low;
 }
 
+// Chunk c's numbers: its bytes, or what they are looked up as.
+template <typename F, int c>
+simd::Bytes load_numbers(const uint8_t* vectors) {
+  const simd::Bytes codes = load_chunk<F::bits, c>(vectors);
+  if constexpr (F::is_e2m1) return simd::lookup(kE2M1, codes);
+  return codes;
+}
+
 template <DType dtype, int num_bytes>
 struct QuantizedKernel {
   using F = Format<dtype>;
@@ -80,6 +88,7 @@ struct QuantizedKernel {
 
  private:
   static constexpr int offset = F::bits == 8 ? simd::kQ8Offset : F::offset;
+  static constexpr int number_bits = F::is_e2m1 ? 5 : F::bits;  // what is looked up is at most 24
   static constexpr int parts = F::scales_per_run;
   static constexpr int chunks_per_part = kChunks / parts;
 
@@ -112,10 +121,10 @@ struct QuantizedKernel {
     simd::F32 run_sums[n];
     simd::unroll<parts>([&](auto part) {
       const simd::F32 scale = Layout::is_k ? simd::mul(head.d, simd::load_int8(scales + part * simd::kLanes)) : head.d;
-      simd::Dot<F::bits> dots[num_bytes * n];
+      simd::Dot<number_bits> dots[num_bytes * n];
       simd::unroll<chunks_per_part>([&](auto i) {
         constexpr int chunk = part * chunks_per_part + i;
-        const simd::Bytes w = load_chunk<F::bits, chunk>(vectors);
+        const simd::Bytes w = load_numbers<F, chunk>(vectors);
         simd::unroll<num_bytes * n>([&](auto t) {
           dots[t].template add<i>(w, simd::broadcast_four(x + t * kRun + chunk * kColumnsPerLane));
         });

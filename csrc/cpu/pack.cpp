@@ -118,5 +118,6 @@ template void pack_block<DType::I8_32>(const uint8_t*, int64_t, int, int64_t, ui
 template void pack_block<DType::I8_128>(const uint8_t*, int64_t, int, int64_t, uint8_t*);
 template void pack_block<DType::U4_32>(const uint8_t*, int64_t, int, int64_t, uint8_t*);
 template void pack_block<DType::U4_128>(const uint8_t*, int64_t, int, int64_t, uint8_t*);
+template void pack_block<DType::E2M1_32>(const uint8_t*, int64_t, int, int64_t, uint8_t*);
 
 }  // namespace octavo

@@ -48,6 +48,11 @@ inline Bytes broadcast_four(const int8_t* p) {
   return _mm256_set1_epi32(four);
 }
 inline Bytes bit_or(Bytes a, Bytes b) { return _mm256_or_si256(a, b); }
+// Each byte's entry; bytes are from 0 to 15.
+inline Bytes lookup(const uint8_t (&table)[16], Bytes index) {
+  const __m128i entries = _mm_load_si128(reinterpret_cast<const __m128i*>(table));
+  return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(entries), index);
+}
 
 // (each byte shifted right by Shift, left if negative) & mask, for masks that drop bits from a neighbouring byte.
 template <int Shift>

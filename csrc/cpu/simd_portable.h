@@ -72,6 +72,12 @@ inline Bytes broadcast_four(const int8_t* p) {
   return v;
 }
 inline Bytes bit_or(Bytes a, Bytes b) { return a | b; }
+// Each byte's entry; bytes are from 0 to 15.
+inline Bytes lookup(const uint8_t (&table)[16], Bytes index) {
+  Bytes found;
+  for (int i = 0; i < 16; ++i) found[i] = table[index[i]];
+  return found;
+}
 
 // (each byte shifted right by Shift, left if negative) & mask.
 template <int Shift>

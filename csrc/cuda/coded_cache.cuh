@@ -100,5 +100,7 @@ struct Int8 {
 
 using Fp8Cache = CodedCache<E4M3>;
 using Int8Cache = CodedCache<Int8>;
+using Fp8CacheAndSinks = LearnedSinks<Fp8Cache>;
+using Int8CacheAndSinks = LearnedSinks<Int8Cache>;
 
 }  // namespace octavo

@@ -69,4 +69,15 @@ struct PlainHooks {
   __device__ float unit(int kv_head, bool is_value, int num_kv_heads) const { return 1.0f; }
 };
 
+// Sinks that a model has learned, one for each query head, beside what the other hooks change
+template <typename Others>
+struct LearnedSinks : Others {
+  const float* sinks;
+
+  static constexpr bool kHasSinks = true;
+  __device__ float sink(int head) const { return __ldg(sinks + head) * 1.4426950408889634f; }
+};
+
+using Sinks = LearnedSinks<PlainHooks>;
+
 }  // namespace octavo

@@ -104,8 +104,8 @@ class Contents:
             for part in (*argument.linears, argument.bias):
                 self._add(part)
         elif isinstance(argument, AttentionLayer):
-            for norm in (argument.q_norm, argument.k_norm):
-                self._add(norm)
+            for parameter in argument.parameters:
+                self._add(parameter)
             if argument.rotary is not None:
                 self.rotary[id(argument.rotary)] = argument.rotary
         elif isinstance(argument, Parameter):

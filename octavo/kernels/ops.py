@@ -79,7 +79,8 @@ class AttentionLayer:
     group, index_in_group: the place of its keys and values (see `kv_layout.py`). scale: multiplies q·k.
     window w: a token at position p sees positions p-w+1 .. p; None sees all. not is_causal: it also sees those after
     it, with a window up to p+w-1; then a step has all tokens of its sequences. softcap c: scores become
-    c * tanh(score / c). q_norm, k_norm: RMSNorm weights [D], applied per head before the rotation.
+    c * tanh(score / c). q_norm, k_norm: RMSNorm weights [D], applied per head before the rotation. sinks [Q]: a
+    score of each query head, beside those of keys, that has no value: it takes weight from them.
     scales: the checkpoint's; None: codes are the numbers themselves, until scales are calibrated.
     """
 
@@ -97,6 +98,11 @@ class AttentionLayer:
     rotary: RotaryTable | None = None
     scales: KVScales | None = None
     is_causal: bool = True
+    sinks: Parameter | None = None
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        return tuple(each for each in (self.q_norm, self.k_norm, self.sinks) if each is not None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 FileDType = Literal["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"]
 #: codes in blocks of 32 or 128 columns, each with a float32 scale: as the CPU holds the matrices of `kernels/scaled.py`
-CodedDType = Literal["I8_32", "I8_128", "U4_32", "U4_128", "F8_32", "F8_128"]
+CodedDType = Literal["I8_32", "I8_128", "U4_32", "U4_128", "F8_32", "F8_128", "E2M1_32"]
 #: parts of a quantised matrix, which are no numbers without its scales; see `kernels/scaled.py`
 PartDType = Literal["F8_E4M3", "I8", "U8", "I32", "I64"]
 DType = FileDType | CodedDType | PartDType
@@ -50,6 +50,7 @@ BLOCK_FORMATS: dict[DType, tuple[int, int]] = {
     "U4_128": (128, 69),
     "F8_32": (32, 36),
     "F8_128": (128, 132),
+    "E2M1_32": (32, 21),
     "F8_E4M3": (1, 1),
     "I8": (1, 1),
     "U8": (1, 1),

@@ -16,7 +16,7 @@ from octavo.models.architecture import Architecture, checked, known_tokens
 from octavo.models.config_file import ConfigFile
 from octavo.models.encoder_json import bert, roberta
 from octavo.models.llama_json import MOST_LAYERS, granite, llama, llama_like, mistral, olmo2, qwen, windows
-from octavo.models.mixture_json import glm4_moe, granitemoe, mixtral, olmoe, qwen2_moe, qwen3_moe
+from octavo.models.mixture_json import glm4_moe, gpt_oss, granitemoe, mixtral, olmoe, qwen2_moe, qwen3_moe
 from octavo.models.pooling import Pooling
 from octavo.models.rope_json import local_rope_config, rope_config
 from octavo.quantization.described import Quantization
@@ -205,6 +205,7 @@ FAMILIES: dict[str, FamilyReader] = {
     "Qwen2MoeForCausalLM": ("qwen2_moe", qwen2_moe),
     "Qwen3MoeForCausalLM": ("qwen3_moe", qwen3_moe),
     "Glm4MoeForCausalLM": ("glm4_moe", glm4_moe),
+    "GptOssForCausalLM": ("gpt_oss", gpt_oss),
     "OlmoeForCausalLM": ("olmoe", olmoe),
     "GraniteMoeForCausalLM": ("granitemoe", granitemoe),
     "GraniteMoeSharedForCausalLM": ("granitemoe", granitemoe),

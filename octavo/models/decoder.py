@@ -197,7 +197,14 @@ class AttentionSpecs:
         self._scales = scales
         self._tables: dict[int, RotaryTable] = {}  # by the RopeConfig's identity: it holds a dict and has no hash
 
-    def layer(self, index: int, q_norm: Parameter | None = None, k_norm: Parameter | None = None) -> AttentionLayer:
+    def layer(
+        self,
+        index: int,
+        q_norm: Parameter | None = None,
+        k_norm: Parameter | None = None,
+        sinks: Parameter | None = None,
+    ) -> AttentionLayer:
+        """The norms and sinks are of the rank's heads; all else is of all heads."""
         a = self._architecture
         group, index_in_group = self._slots[index]
         window = a.windows[index] if a.windows else None
@@ -216,6 +223,7 @@ class AttentionSpecs:
             rotary=self._rotary(a.rope if window is None or a.local_rope is None else a.local_rope),
             scales=self._scales.get(index),
             is_causal=a.is_causal,
+            sinks=sinks,
         )
 
     def _rotary(self, rope: RopeConfig | None) -> RotaryTable | None:

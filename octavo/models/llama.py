@@ -17,7 +17,7 @@ from dataclasses import replace
 from math import sqrt
 
 from octavo.errors import ConfigError
-from octavo.kernels.parameters import Parameter
+from octavo.kernels.parameters import Parameter, Shard
 from octavo.layers.blocks import MLP, Embedding, RMSNorm, SelfAttention
 from octavo.models.architecture import Architecture
 from octavo.models.decoder import AttentionSpecs, Decoder, DecoderLayer, Layer, LayerWithNormedOutputs
@@ -110,7 +110,8 @@ def _decoder(a: Architecture, weights: Weights, layer: Callable[[int], Layer]) -
 def _attention(a: Architecture, w: Weights, specs: AttentionSpecs, index: int, qkv: tuple[str, ...]) -> SelfAttention:
     q_norm, k_norm = (w.optional(f"self_attn.{x}_norm.weight") for x in "qk")
     if q_norm is None or k_norm is None or q_norm.shape == (a.head_dim,):
-        return w.attention(specs.layer(index, q_norm, k_norm), "self_attn.o_proj", *qkv)
+        sinks = w.optional("self_attn.sinks", Shard.heads(a.num_heads, a.num_heads))
+        return w.attention(specs.layer(index, q_norm, k_norm, sinks), "self_attn.o_proj", *qkv)
     if w.num_ranks > 1:
         raise ConfigError(
             f"tensor_parallel_size is {w.num_ranks}, but {a.family} norms the queries of all heads together, which no "

@@ -10,7 +10,7 @@ from octavo.models.rope_json import rope_config
 
 MOST_LAYERS = 1 << 12
 #: bounds of a scale: far outside any real one, and safe in float32
-_FACTORS = {"least": 1e-6, "most": 1e6}
+FACTORS = {"least": 1e-6, "most": 1e6}
 
 
 def llama_like(config: ConfigFile, *, ties_by_default: bool = False, default_eps: float = 1e-6) -> dict[str, Any]:
@@ -62,10 +62,10 @@ def qwen(config: ConfigFile) -> dict[str, Any]:
 def granite(config: ConfigFile) -> dict[str, Any]:
     """Factors of the stream; `logits_scaling` divides."""
     return llama(config) | {
-        "embedding_scale": config.number("embedding_multiplier", 1.0, **_FACTORS),
-        "residual_scale": config.number("residual_multiplier", 1.0, **_FACTORS),
-        "attention_scale": config.number("attention_multiplier", 1.0, **_FACTORS),
-        "logits_scale": 1 / config.number("logits_scaling", 1.0, **_FACTORS),
+        "embedding_scale": config.number("embedding_multiplier", 1.0, **FACTORS),
+        "residual_scale": config.number("residual_multiplier", 1.0, **FACTORS),
+        "attention_scale": config.number("attention_multiplier", 1.0, **FACTORS),
+        "logits_scale": 1 / config.number("logits_scaling", 1.0, **FACTORS),
     }
 
 

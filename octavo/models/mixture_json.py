@@ -8,10 +8,12 @@ from typing import Any
 from octavo.kernels.mixture import Gate, GroupScore, Routing, Scoring
 from octavo.models.architecture import ExpertsConfig
 from octavo.models.config_file import ConfigFile
-from octavo.models.llama_json import MOST_LAYERS, granite, llama_like, mistral, olmo2, qwen
+from octavo.models.llama_json import FACTORS, MOST_LAYERS, granite, llama_like, mistral, olmo2, qwen, windows
 from octavo.models.rope_json import rope_config
 
 _MOST_EXPERTS = 1 << 12
+#: of gpt-oss's gate; published files state only the limit
+_SWIGLU = {"alpha": 1.702, "limit": 7.0}
 
 
 def mixtral(config: ConfigFile) -> dict[str, Any]:
@@ -60,6 +62,21 @@ def granitemoe(config: ConfigFile) -> dict[str, Any]:
     shared = config.size("shared_intermediate_size", 0, smallest=0)
     experts = _of_intermediate_size(config, found, routing_of(config, "num_local_experts", renormalises=True))
     return found | {"experts": replace(experts, shared_size=shared)}
+
+
+def gpt_oss(config: ConfigFile) -> dict[str, Any]:
+    """Every other layer has a window, the first one included. The softmax of the chosen logits."""
+    config = ConfigFile(config.path, {"sliding_window": 128, **config.values}, config.within)
+    found = llama_like(config, default_eps=1e-5)
+    config.refuse("hidden_act", "silu", "swish")
+    clamped = Gate("clamped", *(config.number(f"swiglu_{key}", default, **FACTORS) for key, default in _SWIGLU.items()))
+    routing = routing_of(config, "num_local_experts", renormalises=True)
+    return found | {
+        "attention_bias": config.flag("attention_bias", True),
+        "rope": rope_config(config, default_theta=150_000.0),
+        "windows": windows(config, lambda layer: layer % 2 == 0),
+        "experts": ExpertsConfig(routing=routing, intermediate_size=found["intermediate_size"], gate=clamped),
+    }
 
 
 def _of_intermediate_size(config: ConfigFile, found: dict[str, Any], routing: Routing) -> ExpertsConfig:

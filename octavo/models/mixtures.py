@@ -1,4 +1,4 @@
-"""Families with layers of experts, whose attention is Llama's: Mixtral, Qwen 2 and 3 MoE, GLM 4.5, OLMoE, Granite MoE.
+"""Families with layers of experts, whose attention is Llama's: Mixtral, Qwen MoE, GLM 4.5, OLMoE, Granite, gpt-oss.
 
 A layer of experts has a router and, for each expert, the three matrices of a gated MLP; `ExpertNames` says what they
 are called. Some layers may have one MLP instead, as in a dense model. Which, and how the router chooses, are values of
@@ -17,12 +17,13 @@ from octavo.layers.experts import MixtureMLP, SharedExpert
 from octavo.models import llama
 from octavo.models.architecture import Architecture, ExpertsConfig
 from octavo.models.decoder import AttentionSpecs, Decoder
-from octavo.models.weights import TensorTable, Weights
+from octavo.models.weights import TensorTable, Weights, in_layers, with_biases
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertNames:
-    """Tensors under a layer's prefix. bias: of the choice, or None. shared: the expert for every token."""
+    """Tensors under a layer's prefix. bias: of the choice, or None. shared: the expert for every token. has_biases: of
+    the router and of the experts' matrices."""
 
     mlp: str = "mlp"
     router: str = "gate"
@@ -31,6 +32,7 @@ class ExpertNames:
     down: str = "down_proj"
     bias: str | None = None
     shared: str = "mlp.shared_expert"
+    has_biases: bool = False
 
     def matrices(self, expert: int) -> tuple[str, str, str]:
         """The names of an expert's gate, up and down."""
@@ -41,6 +43,7 @@ class ExpertNames:
 MIXTRAL = ExpertNames(mlp="block_sparse_moe", gate="w1", up="w3", down="w2")
 QWEN = ExpertNames()
 GLM = ExpertNames(bias="gate.e_score_correction_bias", shared="mlp.shared_experts")
+GPT_OSS = ExpertNames(router="router", has_biases=True)
 GRANITE = ExpertNames(mlp="block_sparse_moe", router="router.layer", shared="shared_mlp")
 
 
@@ -70,12 +73,21 @@ def granite_tensors(a: Architecture) -> TensorTable:
     return _with_experts(a, llama.tensors(a), GRANITE)
 
 
+def gpt_oss_tensors(a: Architecture) -> TensorTable:
+    sinks: TensorTable = {"self_attn.sinks": (a.num_heads,)}
+    return _with_experts(a, llama.tensors(a), GPT_OSS) | in_layers(a, sinks)
+
+
 def build_mixtral(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decoder:
     return _build(a, weights, specs, MIXTRAL)
 
 
 def build_qwen(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decoder:
     return _build(a, weights, specs, QWEN)
+
+
+def build_gpt_oss(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decoder:
+    return _build(a, weights, specs, GPT_OSS)
 
 
 def build_granite(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decoder:
@@ -93,6 +105,7 @@ def _with_experts(a: Architecture, dense: TensorTable, names: ExpertNames) -> Te
     prefixes = {f"model.layers.{i}." for i in range(a.num_layers) if i not in experts.dense_layers}
     table = {name: shape for name, shape in dense.items() if name.split("mlp.")[0] not in prefixes}
     layer = dict(_layer_tensors(a.hidden_size, experts, names))
+    layer = with_biases(layer) if names.has_biases else layer
     return table | {prefix + name: shape for prefix in sorted(prefixes) for name, shape in layer.items()}
 
 

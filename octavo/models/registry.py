@@ -33,6 +33,7 @@ FAMILIES: dict[str, Family] = {
     "qwen2_moe": Family(mixtures.qwen2_tensors, mixtures.build_qwen),
     "qwen3_moe": Family(mixtures.qwen3_tensors, mixtures.build_qwen),
     "glm4_moe": Family(mixtures.glm4_tensors, mixtures.build_glm4),
+    "gpt_oss": Family(mixtures.gpt_oss_tensors, mixtures.build_gpt_oss),
     "olmoe": Family(mixtures.olmoe_tensors, mixtures.build_qwen),
     "granitemoe": Family(mixtures.granite_tensors, mixtures.build_granite),
     "granite": Family(llama.tensors, llama.build),

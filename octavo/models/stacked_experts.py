@@ -2,6 +2,9 @@
 
     Granite    input_linear     [experts, 2F, H]   gate, then up; without the first dimension of the shared expert
                output_linear    [experts, H, F]
+    gpt-oss    gate_up_proj     [experts, H, 2F]   columns of gate and up in turns; its bias [experts, 2F]
+               down_proj        [experts, F, H]    its bias [experts, H]
+               in MXFP4         [experts, 2F, ...] and [experts, H, ...], rows in turns: codes and scales
 
 The canonical form is a matrix for each expert, [out, in], as most families' files have it. Nothing is read here: a
 tensor of one expert reads its part of the stack when it is read itself.
@@ -26,10 +29,13 @@ from octavo.models.weights import TensorTable
 @dataclass(frozen=True, slots=True)
 class Stack:
     """name: of the tensor, and parts: of those that it becomes, under a layer's prefix. A * is an expert's number;
-    without it the tensor is of one. Of several parts, each has as many outputs."""
+    without it the tensor is of one. Of several parts, each has as many outputs, one after the other or in turns.
+    is_turned: outputs are the last dimension."""
 
     name: str
     parts: tuple[str, ...]
+    in_turns: bool = False
+    is_turned: bool = False
 
     @property
     def is_of_all(self) -> bool:
@@ -37,20 +43,37 @@ class Stack:
 
     def shape(self, count: int, one: Shape) -> Shape:
         """Of the stack of `count` experts' parts of this shape."""
-        return (*((count,) if self.is_of_all else ()), len(self.parts) * one[0], *one[1:])
+        whole = (len(self.parts) * one[0], *one[1:])
+        return (*((count,) if self.is_of_all else ()), *(reversed(whole) if self.is_turned else whole))
 
     def part(self, stack: NDArray[Any], expert: int, which: int) -> NDArray[Any]:
         """The expert's part of the name `parts[which]`."""
         matrix: NDArray[Any] = stack[expert] if self.is_of_all else stack
+        matrix = matrix.T if self.is_turned else matrix
         outputs = len(matrix) // len(self.parts)
-        return matrix[which * outputs : (which + 1) * outputs]
+        return matrix[which :: len(self.parts)] if self.in_turns else matrix[which * outputs : (which + 1) * outputs]
 
 
-def _gate_up(prefix: str) -> tuple[str, str]:
-    return f"{prefix}.gate_proj.weight", f"{prefix}.up_proj.weight"
+def _gate_up(prefix: str, kind: str = "weight") -> tuple[str, str]:
+    return f"{prefix}.gate_proj.{kind}", f"{prefix}.up_proj.{kind}"
+
+
+def _gpt_oss(ending: str, kind: str, *, is_turned: bool = False) -> tuple[Stack, Stack]:
+    """Of gate and up, and of down. ending: of the stacks' names, kind: of their parts'."""
+    prefix = "mlp.experts"
+    return (
+        Stack(f"{prefix}.gate_up_proj{ending}", _gate_up(f"{prefix}.*", kind), in_turns=True, is_turned=is_turned),
+        Stack(f"{prefix}.down_proj{ending}", (f"{prefix}.*.down_proj.{kind}",), is_turned=is_turned),
+    )
 
 
 STACKS: dict[str, tuple[Stack, ...]] = {
+    "gpt_oss": (
+        *_gpt_oss("", "weight", is_turned=True),
+        *_gpt_oss("_blocks", "weight_blocks"),
+        *_gpt_oss("_scales", "weight_scales"),
+        *_gpt_oss("_bias", "bias"),
+    ),
     "granitemoe": (
         Stack("block_sparse_moe.input_linear.weight", _gate_up("block_sparse_moe.experts.*")),
         Stack("block_sparse_moe.output_linear.weight", ("block_sparse_moe.experts.*.down_proj.weight",)),

@@ -59,8 +59,8 @@ class Weights:
         whole = Parameter(full, shape, scheme or scheme_of(sources[0]), sources, shard)
         return whole.part(self.rank, self.num_ranks)
 
-    def optional(self, name: str) -> Parameter | None:
-        return self.parameter(name) if self.lists(name) else None
+    def optional(self, name: str, shard: Shard = REPLICATED) -> Parameter | None:
+        return self.parameter(name, shard) if self.lists(name) else None
 
     def rms_norm(self, name: str, eps: float) -> RMSNorm:
         return RMSNorm(self.parameter(f"{name}.weight"), eps)

@@ -1,9 +1,9 @@
 """MXFP4: nibbles of E2M1 in blocks of 32 inputs, and a power of two for each block.
 
-gpt-oss has its experts so, [experts, out, in] under the parameter's own name:
+gpt-oss has its experts so, in stacks that `models/stacked_experts.py` takes apart:
 
-    <name>_blocks     U8 [experts, out, in / 32, 16]
-    <name>_scales     U8 [experts, out, in / 32]: the exponent, plus 127
+    weight_blocks     U8 [out, in / 32, 16]
+    weight_scales     U8 [out, in / 32]: the exponent, plus 127
 
 compressed-tensors has any matrix so (mxfp4-pack-quantized):
 
@@ -56,19 +56,16 @@ class MXFP4Blocks(ScaledScheme):
 
     method: str = "mxfp4"
 
-    def tensors(self, name: str, shape: Shape) -> dict[str, Shape]:
-        return {f"{name}_{suffix}": held.shape for suffix, held in self.held(shape).items()}
-
     def held(self, shape: Shape) -> dict[str, Held]:
         *lead, cols = shape
         rows, blocks = len(lead) - 1, cols // _BLOCK
         return {
-            "blocks": Held((*lead, blocks, _BLOCK // 2), ("U8",), (rows, 1), (rows + 1, _BLOCK)),
-            "scales": Held((*lead, blocks), ("U8",), (rows, 1), (rows + 1, _BLOCK)),
+            "weight_blocks": Held((*lead, blocks, _BLOCK // 2), ("U8",), (rows, 1), (rows + 1, _BLOCK)),
+            "weight_scales": Held((*lead, blocks), ("U8",), (rows, 1), (rows + 1, _BLOCK)),
         }
 
     def read(self, sources: Mapping[str, StoredTensor]) -> ScaledTensor:
-        codes, scales = sources["blocks"], sources["scales"]
+        codes, scales = sources.values()
         *lead, blocks, half = codes.shape
         shape = (*lead, blocks * 2 * half)
         return ScaledTensor(self.format, shape, integers(codes).reshape(*lead, blocks * half), _powers(scales))
@@ -83,7 +80,7 @@ def _powers(source: StoredTensor) -> FloatArray:
 
 @dataclass(frozen=True, slots=True)
 class OfExperts:
-    """The stacks of experts, [experts, out, in]; all else is dense."""
+    """The matrices of experts; all else is dense."""
 
     scheme: Scheme
     skipped: tuple[str, ...]
@@ -91,7 +88,8 @@ class OfExperts:
     kv_cache: KVCodes | None = None
 
     def scheme_of(self, name: str, shape: Shape) -> Scheme | None:
-        return self.scheme if len(shape) == 3 and not is_named(name, self.skipped) else None
+        is_expert = ".experts." in name and len(shape) == 2
+        return self.scheme if is_expert and not is_named(name, self.skipped) else None
 
 
 def mxfp4(config: Mapping[str, Any]) -> OfExperts:

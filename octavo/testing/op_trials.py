@@ -181,10 +181,11 @@ def _rotary_kv_write() -> Iterator[Trial]:
 
 def _paged_attention() -> Iterator[Trial]:
     for heads, kv_heads, dim in _HEADS:
-        for window, softcap in ((None, None), (40, None), (None, 20.0)):
-            layer = _layer(heads, kv_heads, dim, window=window, softcap=softcap)
+        for window, softcap, has_sinks in ((None, None, False), (40, None, True), (None, 20.0, False)):
+            layer = _layer(heads, kv_heads, dim, window=window, softcap=softcap, has_sinks=has_sinks)
             write = _call("rotary_kv_write", (random_table((heads + 2 * kv_heads) * dim),), layer)
             options = f"{f', window {window}' if window else ''}{f', softcap {softcap:g}' if softcap else ''}"
+            options += ", sinks" if has_sinks else ""
             label = f"{heads} heads of {dim}, {kv_heads} KV{options}"
             pool = Pool(num_kv_heads=kv_heads, head_dim=dim)
             yield Trial(label, partial(_attend, layer, write), heads * dim, pool, window)
@@ -205,7 +206,7 @@ _HEADS = ((4, 2, 64), (6, 1, 128))
 
 def _layer(
     heads: int, kv_heads: int, dim: int, *, has_norms: bool = False, window: int | None = None,
-    softcap: float | None = None,
+    softcap: float | None = None, has_sinks: bool = False,
 ) -> AttentionLayer:  # fmt: skip
     angles = np.outer(np.arange(768), 1e4 ** -(np.arange(dim // 2) / (dim // 2))).astype(np.float32)
     norms = [parameter(1 + _array(dim, seed=seed) / 4) if has_norms else None for seed in (1, 2)]
@@ -214,6 +215,7 @@ def _layer(
         q_norm=norms[0],
         k_norm=norms[1],
         rotary=RotaryTable(np.cos(angles), np.sin(angles)),
+        sinks=parameter(2 * _array(heads)) if has_sinks else None,
     )
 
 

@@ -16,7 +16,7 @@ from tests.engine.test_overlap import PROMPTS, params
 FAMILIES = (
     *("llama", "llama-tied-bias", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3"),
     *("gpt2", "opt", "opt-normed-after", "opt-galactica"),
-    *("qwen2-moe", "granite-moe"),
+    *("qwen2-moe", "granite-moe", "gpt-oss"),
 )
 GREEDY = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True, detokenize=False)
 

@@ -16,7 +16,7 @@ from octavo.kernels.triton.linear import tile_linear
 
 HOPPER = GPUTarget("cuda", 90, 32)
 INTS = ("block_table", "totals", "tiles", "items", "counter")
-FLOATS = ("part_values", "part_max_sum", "q_norm", "k_norm", "cos", "sin")
+FLOATS = ("part_values", "part_max_sum", "q_norm", "k_norm", "cos", "sin", "sinks")
 SWIZZLED = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16)
 
 
@@ -42,12 +42,13 @@ def compile_kernel(
 def main() -> None:
     for dim in triton_attention.HOPPER_HEAD_DIMS:
         constants = {"HEADS": 16, "GROUP": 2, "D": dim, "BLOCK_SIZE": 16, "STAGES": 256 // dim, "CHAINED": True}
+        constants["HAS_SINKS"] = dim == 64
         known = {"q_boxes": boxes(64, dim), "pool_boxes": boxes(16, dim)}
         compile_kernel(f"prefill-{dim}", hopper_prefill._kernel, constants, known, num_warps=4, maxnreg=168)
     for dim, fused in ((128, True), (128, False), (64, True)):
         constants = {
             "KV_HEADS": 8, "GROUP": 2, "D": dim, "BLOCK_SIZE": 16, "ROTARY": dim, "HAS_NORM": True, "FUSED": fused,
-            "STAGES": 384 // dim, "CHAINED": True,
+            "HAS_SINKS": fused, "STAGES": 384 // dim, "CHAINED": True,
         }  # fmt: skip
         known = {"boxes": boxes(16, dim)}
         compile_kernel(f"decode-{dim}-{fused}", hopper_decode._kernel, constants, known, num_warps=4, maxnreg=128)

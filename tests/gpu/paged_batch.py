@@ -11,6 +11,7 @@ import torch
 from octavo.kernels.device import StepBatch
 from octavo.kernels.kv_layout import LARGEST_CODE, KVDType, KVGroup, KVLayout
 from octavo.kernels.ops import AttentionLayer, KVScales, RotaryTable
+from octavo.kernels.reference.dequantize import values
 from octavo.kernels.triton.attention.memory import LayerPool
 from octavo.testing.made_parameters import parameter
 from tests.gpu.device import DEVICE
@@ -98,7 +99,10 @@ class PagedBatch:
             seen = key <= position
             if layer.window is not None:
                 seen &= key > position - layer.window
-            weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+            scores = scores.masked_fill(~seen, -torch.inf)
+            if layer.sinks is not None:
+                scores = torch.cat([scores, self.pool.sinks[:, None, None].expand(-1, num_queries, 1)], -1)
+            weights = scores.softmax(-1)[..., : len(k)]
             out[start : start + num_queries] = torch.einsum("hqk,khd->qhd", weights, v).flatten(1)
         return out
 
@@ -118,6 +122,7 @@ def make_batch(
     seed: int = 0,
     beside: tuple[KVGroup, ...] = (),
     codes: KVDType | None = None,
+    has_sinks: bool = False,
 ) -> PagedBatch:
     """A step in which sequence i has seqs[i] = (tokens cached, tokens new). beside: cache groups before the layer's.
     codes: the type of a pool of 8 bits."""
@@ -134,6 +139,7 @@ def make_batch(
         q_norm=weights[0] if has_norm else None, k_norm=weights[1] if has_norm else None,
         rotary=rotary_table(rotary_dim, max(lens)) if rotary_dim else None,
         scales=None if codes is None else _random_scales(num_kv_heads, codes, rng),
+        sinks=parameter(np.linspace(-2, 5, num_heads, dtype=np.float32)) if has_sinks else None,
     )  # fmt: skip
     raw = _random_elements(num_blocks * layout.block_bytes // layout.element_bytes, dtype, codes)
     raw[: layout.block_bytes // layout.element_bytes] = torch.nan if codes is None else POISON
@@ -147,10 +153,11 @@ def make_batch(
     def on_device(values: object) -> torch.Tensor:
         return torch.as_tensor(np.asarray(values, np.int32), device=DEVICE)
 
+    sinks = None if layer.sinks is None else torch.as_tensor(values(layer.sinks), device=DEVICE)
     query_lens = [new for _, new in seqs]
     width = (num_heads + 2 * num_kv_heads) * head_dim
     return PagedBatch(
-        layer, layout, LayerPool.of(raw.view(torch.uint8), layout, layer), raw,
+        layer, layout, LayerPool.of(raw.view(torch.uint8), layout, layer, sinks), raw,
         torch.randn(sum(query_lens), width, device=DEVICE).to(dtype), query_lens,
         on_device(lens), on_device(np.cumsum([0, *query_lens])),
         on_device(np.concatenate([np.arange(c, c + n) for c, n in seqs])), on_device(rows), on_device(table),

@@ -38,6 +38,7 @@ def run(
     num_seqs, num_tokens = len(batch.query_lens), len(batch.positions)
     gpu = GPU("here", (9, 0) if chained else (8, 0), 1, PROGRAMS)
     memory = AttentionMemory([layer], batch.layout, StepLimits(num_tokens, num_seqs, 1 << 15, 1), gpu, DEVICE)
+    memory.sinks = {} if layer.sinks is None else {layer: batch.pool.sinks}
     memory.bind(batch.raw_pool.view(torch.uint8))
     # with a long chunk in the step, the kernel for long chunks must take the short ones, too
     kind = replace(StepKind.of(batch.step(threshold)), has_long_chunks=True)
@@ -137,6 +138,14 @@ def test_fused_decode() -> None:
 
 def test_window_and_softcap() -> None:
     check(make_batch(SMALL_MIX, dtype=torch.float32, window=40, softcap=2.0, rotary_dim=32))
+
+
+def test_sinks() -> None:
+    """Chunks, fused decodes in one item and several, and decodes of several new tokens."""
+    options = {"dtype": torch.float32, "head_dim": 32, "rotary_dim": 32, "has_sinks": True}
+    check(make_batch([(0, 5), (300, 1), (16, 33)], window=40, **options))
+    check(make_batch([(530, 1), (15, 1), (0, 1)], **options), fused=True)
+    check(make_batch([(300, 1), (15, 2), (63, 16)], **options), threshold=16)
 
 
 def test_windowed_fused_decode() -> None:
@@ -294,6 +303,14 @@ def test_fused_decode_on_hopper(
         block_size=block_size, window=window,
     )  # fmt: skip
     check(batch, fused=True, hopper=True, chained=group == 2)
+
+
+@needs_hopper
+@pytest.mark.parametrize("window", [None, 128])
+def test_sinks_on_hopper(window: int | None) -> None:
+    kind = {"num_heads": 64, "num_kv_heads": 8, "head_dim": 64, "window": window, "has_sinks": True}
+    check(make_batch([*BIG_MIX, (3000, 1500)], **kind), hopper=True)  # type: ignore[arg-type]
+    check(make_batch(BIG_DECODES, rotary_dim=64, **kind), fused=True, hopper=True)  # type: ignore[arg-type]
 
 
 @needs_hopper

@@ -58,6 +58,12 @@ def test_rows_in_fp8_give_nearly_the_same() -> None:
     assert relative_error(out, in_torch(x, dense, room)) < 0.06
 
 
+def test_exponents_are_of_units_where_an_output_has_one_unit() -> None:
+    """Else a kernel would take the exponent's byte for the scale of the whole output."""
+    coded, _ = stack_of(ScaledFormat("E2M1", (1, 32)), 1, 8, 32)
+    assert coded.constants["GROUP"] == 32
+
+
 def coded_experts(case: Case, form: ScaledFormat, dtype: torch.dtype) -> tuple[Experts, Experts]:
     """And the same with dense numbers."""
     dense, count = made(case, dtype), case.routing.num_experts

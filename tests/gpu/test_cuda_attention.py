@@ -129,6 +129,16 @@ def test_window_and_softcap() -> None:
     check(make_batch(DECODES, window=40, softcap=2.0, head_dim=128, rotary_dim=64), fused=True, shares=True)
 
 
+@pytest.mark.parametrize("codes", [None, "fp8", "int8"])
+@pytest.mark.parametrize("window", [None, 128])
+def test_sinks(window: int | None, codes: KVDType | None) -> None:
+    """gpt-oss's heads: whole contexts, those that several thread blocks share, and several new tokens."""
+    kind = {"num_heads": 64, "num_kv_heads": 8, "head_dim": 64, "window": window, "codes": codes, "has_sinks": True}
+    check(make_batch(DECODES, rotary_dim=64, **kind), fused=True, shares=True)  # type: ignore[arg-type]
+    seqs = [(530, 16), (15, 1), (0, 16), (2000, 16)]
+    check(make_batch(seqs, **kind), fused=False, shares=False, threshold=16)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("queries", [2, 4, 16])
 @pytest.mark.parametrize(("heads", "shares"), [(4, True), (16, True), (4, False), (16, False), (64, False)])
 def test_verify_chunks(queries: int, heads: int, shares: bool) -> None:

@@ -53,9 +53,14 @@ def test_decode_attention(gpu: GPU, head_dim: int, fused: bool) -> None:
     assert kind.compile(gpu).startswith(b"\x7fELF")
 
 
-@pytest.mark.parametrize(("gpu", "codes", "dtype"), [(AMPERE, "fp8", "bfloat16"), (HOPPER, "int8", "float16")])
-def test_decode_attention_over_codes(gpu: GPU, codes: KVDType, dtype: str) -> None:
-    kind = Kind(64, Shape(2, 4), getattr(torch, dtype), 16, False, False, True, 64, True, codes)
+@pytest.mark.parametrize(
+    ("gpu", "codes", "dtype", "has_sinks"),
+    [(AMPERE, "fp8", "bfloat16", False), (HOPPER, "int8", "float16", True), (HOPPER, None, "bfloat16", True)],
+)
+def test_decode_attention_over_codes_and_with_sinks(
+    gpu: GPU, codes: KVDType | None, dtype: str, has_sinks: bool
+) -> None:
+    kind = Kind(64, Shape(2, 4), getattr(torch, dtype), 16, False, False, True, 64, True, codes, has_sinks)
     assert kind.compile(gpu).startswith(b"\x7fELF")
 
 

@@ -27,6 +27,7 @@ def attend(batch: PagedBatch, *, chained: bool = False) -> torch.Tensor:
     num_tokens, num_seqs = len(batch.positions), len(batch.query_lens)
     gpu = GPU("here", (9, 0) if chained else (8, 0), 1, 1)
     memory = AttentionMemory([batch.layer], batch.layout, StepLimits(num_tokens, num_seqs, 1 << 14, 1), gpu, DEVICE)
+    memory.sinks = {} if batch.layer.sinks is None else {batch.layer: batch.pool.sinks}
     memory.bind(batch.raw_pool.view(torch.uint8))
     tables = batch.block_tables(batch.block_table)
     kind = StepKind.of(replace(batch.step(), query_start_loc=batch.query_start_loc.cpu().numpy()))
@@ -61,7 +62,7 @@ def part_of(batch: PagedBatch, seq: int, begin: int, end: int) -> PagedBatch:
         {"num_heads": 2, "num_kv_heads": 1},
         {"num_heads": 6, "num_kv_heads": 1, "window": 200, "head_dim": 48},
         {"softcap": 3.0, "block_size": 32, "head_dim": 16},
-        {"num_heads": 2, "num_kv_heads": 1, "head_dim": 16, "codes": "fp8"},
+        {"num_heads": 2, "num_kv_heads": 1, "head_dim": 16, "codes": "fp8", "has_sinks": True},
     ],
 )
 def test_attention_of_a_token_does_not_depend_on_its_step(kind: dict[str, object], dtype: torch.dtype) -> None:

@@ -54,7 +54,8 @@ def engine(folder: object, backend: str, **options: object) -> LLM:
 
 @pytest.mark.usefixtures("_interpreted")
 @pytest.mark.parametrize(
-    ("name", "decode_threshold", "short_chunk"), [("qwen3", 1, 1), ("qwen3", 16, 1), ("qwen2-moe", 1, 16)]
+    ("name", "decode_threshold", "short_chunk"),
+    [("qwen3", 1, 1), ("qwen3", 16, 1), ("qwen2-moe", 1, 16), ("gpt-oss", 1, 1)],
 )
 def test_it_gives_the_hosts_tokens(
     name: str, decode_threshold: int, short_chunk: int, tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch

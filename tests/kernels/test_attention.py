@@ -14,6 +14,7 @@ from octavo.kernels.kv_layout import KVDType, KVGroup
 from octavo.kernels.ops import AttentionLayer, FloatArray, KVScales, Ops, RotaryTable, Tensor
 from octavo.kernels.parameters import Linear
 from octavo.kernels.reference.device import ReferenceDevice
+from octavo.testing.made_parameters import parameter
 from octavo.testing.op_harness import MAX_SEQS, NUM_ROWS, Harness, Pool, random_table
 
 
@@ -28,6 +29,7 @@ class Case:
     softcap: float | None = None
     scales: KVScales | None = None
     is_causal: bool = True
+    has_sinks: bool = False
 
     def layer(self) -> AttentionLayer:
         angles = np.outer(np.arange(768), 0.7 ** np.arange(self.head_dim // 2)).astype(np.float32)
@@ -39,6 +41,7 @@ class Case:
             rotary=rotary,
             scales=self.scales,
             is_causal=self.is_causal,
+            sinks=parameter(np.linspace(-3, 4, self.heads, dtype=np.float32)) if self.has_sinks else None,
         )
 
     def function(self) -> Callable[[Ops], Tensor]:
@@ -77,6 +80,8 @@ CASES = {
     "f16-block8": Case(6, 2, 48, block_size=8, dtype="float16"),
     "f16-block128": Case(6, 3, 80, block_size=128, dtype="float16"),
     "odd-dim": Case(6, 2, 7),
+    "sinks": Case(8, 2, 64, has_sinks=True),
+    "sinks-window-bf16": Case(6, 2, 40, dtype="bfloat16", window=13, has_sinks=True),
     "mha-dim-8": Case(2, 2, 8),  # a single row of a single vector: compilers treat such a loop otherwise
     "dim-12-bf16": Case(4, 2, 12, dtype="bfloat16", window=20),
     "fp8": Case(9, 3, 64, dtype="fp8", scales=scales(3, 448)),

@@ -37,7 +37,7 @@ FORMATS: list[tuple[ScaledFormat, DType, float]] = [  # bits for each number, sc
     (ScaledFormat("U4", (1, 64), has_zeros=True), "U4_32", 5.25),
     (ScaledFormat("U4", (1, 128), has_zeros=True), "U4_128", 4.3125),
     (ScaledFormat("U4", (1, 0)), "U4_128", 4.3125),
-    (ScaledFormat("E2M1", (1, 32)), "I8_32", 9.25),
+    (ScaledFormat("E2M1", (1, 32)), "E2M1_32", 5.25),
     (ScaledFormat("NF4", (1, 64)), "F32", 32),
     (ScaledFormat("U4", (1, 32), is_sorted=True), "F32", 32),
 ]

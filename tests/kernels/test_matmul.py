@@ -27,7 +27,7 @@ QUANTIZED_DTYPES = [dtype for dtype in DTYPES if dtype not in DENSE_DTYPES]
 
 FLOAT8 = ("F8_32", "F8_128")
 INTEGER_DTYPES = [dtype for dtype in QUANTIZED_DTYPES if dtype not in FLOAT8]
-CODED = ("I8_32", "I8_128", "U4_32", "U4_128", *FLOAT8)
+CODED = ("I8_32", "I8_128", "U4_32", "U4_128", "E2M1_32", *FLOAT8)
 
 #: where a block's scales lie; they are float32 in coded formats, else float16
 SCALES: dict[DType, tuple[int, ...]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from octavo.kernels.mixture import Routing
+from octavo.kernels.mixture import Gate, Routing
 from octavo.models.architecture import Architecture, ExpertsConfig, RopeConfig
 from octavo.models.pooling import Pooling
 
@@ -41,6 +41,7 @@ GEMMA = replace(
 )
 GRANITE = replace(LLAMA, embedding_scale=12.0, residual_scale=0.2, logits_scale=0.1, attention_scale=0.02)
 EXPERTS = ExpertsConfig(routing=Routing(num_experts=5, num_chosen=2), intermediate_size=32)
+CLAMPED = replace(EXPERTS, gate=Gate("clamped"))
 #: the middle layer has one MLP, and the others an expert for every token
 SHARED_EXPERT = replace(EXPERTS, dense_layers=frozenset({1}), shared_size=160, has_shared_gate=True)
 
@@ -61,6 +62,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         experts=replace(SHARED_EXPERT, has_shared_gate=False),
         extra={"qkv_bias": True, "qk_norm": True},
     ),
+    "gpt_oss": replace(LLAMA, family="gpt_oss", attention_bias=True, windows=(8, None, 8), experts=CLAMPED),
     "olmoe": replace(LLAMA, family="olmoe", experts=EXPERTS),
     "granitemoe": replace(GRANITE, family="granitemoe", experts=replace(EXPERTS, shared_size=160)),
     "granite": replace(GRANITE, family="granite"),

@@ -272,6 +272,9 @@ def test_experts_of_each_family() -> None:
     granite = read("GraniteMoeForCausalLM", shared_intermediate_size=24, logits_scaling=4, embedding_multiplier=12)
     assert granite.experts == replace(mixtral, shared_size=24)
     assert (granite.embedding_scale, granite.residual_scale, granite.logits_scale) == (12, 1, 0.25)
+    gpt_oss = read("GptOssForCausalLM")
+    assert gpt_oss.experts == replace(mixtral, gate=Gate("clamped", 1.702, 7.0))
+    assert gpt_oss.windows == (128, None, 128, None)
     assert read("OlmoeForCausalLM").experts == replace(mixtral, routing=replace(mixtral.routing, renormalises=False))
     qwen3 = read("Qwen3MoeForCausalLM", norm_topk_prob=True, hidden_act="gelu").experts
     assert qwen3 == ExpertsConfig(routing=Routing(num_experts=8, num_chosen=2), intermediate_size=40, gate=Gate("gelu"))
@@ -293,6 +296,10 @@ def test_experts_of_each_family() -> None:
         ("Glm4Moe", "n_shared_experts", -1, "0 to 4096"),
         ("Glm4Moe", "routed_scaling_factor", 0, "a number above 0"),
         ("Qwen3Moe", "hidden_act", "tanh", "silu, swish"),
+        ("GptOss", "hidden_act", "gelu", "'silu', 'swish'"),
+        ("GptOss", "swiglu_limit", -7, "a number from 1e-06"),
+        ("GptOss", "num_local_experts", 0, "1 to 4096"),
+        ("GptOss", "layer_types", ["full_attention"], "4 times"),
         ("Olmoe", "clip_qkv", 8.0, "none"),
         ("GraniteMoe", "num_experts_per_tok", 9, "1 to 8"),
         ("GraniteMoe", "logits_scaling", 0, "a number from 1e-06"),

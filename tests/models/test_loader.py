@@ -47,6 +47,10 @@ def in_the_file(name: str, tensor: str, saved: dict[str, Any]) -> np.ndarray[Any
         stack = saved[f"{found[1]}.{'output' if is_out else 'input'}_linear.weight"].numpy()
         stack = stack[int(found[2])] if found[2] else stack
         return stack if is_out else np.split(stack, 2)[halves]
+    if name == "gpt-oss" and (found := re.search(r"(.*)\.(\d+)\.(gate|up|down)_proj\.(weight|bias)", tensor)):
+        stack = f"{found[1]}.{'down' if found[3] == 'down' else 'gate_up'}_proj{'_bias' * (found[4] == 'bias')}"
+        outputs = {"gate": slice(0, None, 2), "up": slice(1, None, 2), "down": slice(None)}[found[3]]
+        return saved[stack].numpy()[int(found[2])][..., outputs].T
     return saved[tensor].numpy()
 
 

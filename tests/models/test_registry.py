@@ -106,7 +106,7 @@ def test_quantised_weights_pass_through_untouched() -> None:
 
 def test_unknown_family_names_the_known_ones() -> None:
     with pytest.raises(
-        UnsupportedModelError, match=r"'mamba'; Octavo knows bert, gemma2, gemma3, glm4_moe, gpt2, granite"
+        UnsupportedModelError, match=r"'mamba'; Octavo knows bert, gemma2, gemma3, glm4_moe, gpt2, gpt_oss, granite"
     ):
         required_tensors(replace(LLAMA, family="mamba"))
 

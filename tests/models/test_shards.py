@@ -22,8 +22,8 @@ RANKS = 2
 RULES = {
     ("embed_tokens.weight", "wte.weight", "lm_head.weight"): "column",
     ("q_proj.weight", "k_proj.weight", "v_proj.weight", "qkv_proj.weight", "c_attn.weight"): "heads",
-    ("q_proj.bias", "k_proj.bias", "v_proj.bias", "c_attn.bias"): "heads",
-    ("w1.weight", "w3.weight"): "column",
+    ("q_proj.bias", "k_proj.bias", "v_proj.bias", "c_attn.bias", "self_attn.sinks"): "heads",
+    ("w1.weight", "w3.weight", "gate_proj.bias", "up_proj.bias"): "column",
     ("w2.weight",): "row",
     ("gate_proj.weight", "up_proj.weight", "c_fc.weight", "c_fc.bias", "fc1.weight", "fc1.bias"): "column",
     ("o_proj.weight", "out_proj.weight", "c_proj.weight", "down_proj.weight", "fc2.weight"): "row",

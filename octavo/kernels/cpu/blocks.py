@@ -3,7 +3,7 @@
     F8_E4M3    F8_128, F8_32      a scale for each block: those of larger blocks of the checkpoint are repeated
     I8         I8_128, I8_32
     U4         U4_128, U4_32
-    E2M1       I8_32              twice the number is a whole one, at half the scale: still exact
+    E2M1       E2M1_32            multiplied as twice the number, which is a whole one, at half the scale: still exact
     others     F32                NF4; inputs that are not in order; inputs that 32 does not divide
 
 Blocks of 128 where the checkpoint's blocks and the inputs allow it.
@@ -12,19 +12,18 @@ Blocks of 128 where the checkpoint's blocks and the inputs allow it.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from octavo.kernels.parameters import Parameter
 from octavo.kernels.reference.dequantize import RECORDS
-from octavo.kernels.reference.scaled import columns_of, dequantize_scaled, unpack_nibbles
-from octavo.kernels.scaled import IMPLIED_ZERO, ScaledFormat, ScaledTensor, numbers_of
+from octavo.kernels.reference.scaled import columns_of, dequantize_scaled
+from octavo.kernels.scaled import IMPLIED_ZERO, ScaledFormat, ScaledTensor
 from octavo.kernels.tensor import BLOCK_FORMATS, DType, HostTensor, from_array
 
 _FORMS: dict[str, tuple[DType, DType]] = {
     "F8_E4M3": ("F8_128", "F8_32"),
     "I8": ("I8_128", "I8_32"),
     "U4": ("U4_128", "U4_32"),
-    "E2M1": ("I8_32", "I8_32"),
+    "E2M1": ("E2M1_32", "E2M1_32"),
 }
 
 
@@ -54,18 +53,11 @@ def in_blocks(tensor: ScaledTensor) -> HostTensor:
     blocks = np.empty((tensor.rows, count), RECORDS[dtype])
     assert blocks.itemsize == num_bytes, "records are packed"
     scales = tensor.scales.reshape(-1, tensor.scales.shape[-1])[rows][:, columns]
-    blocks["q"] = _codes(tensor).reshape(tensor.rows, count, -1)
+    codes = tensor.codes.view(np.int8) if tensor.format.code == "I8" else tensor.codes
+    blocks["q"] = codes.reshape(tensor.rows, count, -1)
     blocks["d"] = scales[..., None] / np.float32(2 if tensor.format.code == "E2M1" else 1)
     if tensor.zeros is not None:
         blocks["zero"] = tensor.zeros.reshape(-1, tensor.zeros.shape[-1])[rows][:, columns, None]
     elif not dtype.startswith("F8"):
         blocks["zero"] = IMPLIED_ZERO.get(tensor.format.code, 0)
     return HostTensor(dtype, (tensor.rows, tensor.cols), blocks.reshape(-1).view(np.uint8))
-
-
-def _codes(tensor: ScaledTensor) -> NDArray[np.uint8] | NDArray[np.int8]:
-    """Bytes, or pairs of nibbles, as they lie in the blocks."""
-    if tensor.format.code == "E2M1":
-        doubled: NDArray[np.int8] = (2 * numbers_of("E2M1")).astype(np.int8)[unpack_nibbles(tensor.codes)]
-        return doubled
-    return tensor.codes.view(np.int8) if tensor.format.code == "I8" else tensor.codes

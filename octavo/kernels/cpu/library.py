@@ -59,6 +59,7 @@ class LayerSpec(Structure):
         ("rotary_dim", c_int64),
         ("k_scales", c_void_p),
         ("v_scales", c_void_p),
+        ("sinks", c_void_p),
     )
 
 

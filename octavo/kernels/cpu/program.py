@@ -160,6 +160,7 @@ class _Emitter:
             *(self._vector(layer.q_norm), self._vector(layer.k_norm), layer.norm_eps),
             *(*angles, rotary.rotary_dim if rotary else 0),
             *((None, None) if self._kv.dtype not in LARGEST_CODE else map(self._weights.borrow, kv_scales(layer))),
+            self._vector(layer.sinks),
         )
         return spec
 

@@ -83,6 +83,7 @@ class TritonModel:
             kv.check(layer)
         self._weights = DeviceWeights(device, TORCH_DTYPE[dtype])
         self._memory = AttentionMemory(layers, kv, limits, gpu, device, dtype)
+        self._memory.sinks = {layer: self._weights.vector(layer.sinks) for layer in layers if layer.sinks is not None}
         self._attention = ModelAttention(layers, dtype, kv, attention, self._memory)
         self.attention_names, self.short_chunk = self._attention.names, self._attention.short_chunk
         contents, most_rows = Contents.of((whole,)), max(limits.max_num_tokens, limits.max_num_seqs)

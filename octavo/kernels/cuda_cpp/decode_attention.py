@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from ctypes import Structure, c_float, c_int, c_int64, c_void_p
+from ctypes import Array, Structure, c_float, c_int, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -28,7 +28,14 @@ from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform
 
 THREADS = 160
 _LOG2_E = math.log2(math.e)
-_CODED_CACHE: dict[KVDType, str] = {"fp8": "Fp8Cache", "int8": "Int8Cache"}  # of csrc/cuda/coded_cache.cuh
+#: by the codes of the cache, and whether there are sinks: names of csrc/cuda/hooks.cuh and coded_cache.cuh
+_HOOKS: dict[tuple[KVDType | None, bool], str] = {
+    (None, True): "Sinks",
+    ("fp8", False): "Fp8Cache",
+    ("int8", False): "Int8Cache",
+    ("fp8", True): "Fp8CacheAndSinks",
+    ("int8", True): "Int8CacheAndSinks",
+}
 
 
 class _Launch(Structure):
@@ -81,6 +88,7 @@ class Kind:
     rotary_dim: int
     has_norm: bool
     codes: KVDType | None = None  # of a cache of 8 bits
+    has_sinks: bool = False
 
     @classmethod
     def of(cls, layer: AttentionLayer, dtype: torch.dtype, kv: KVLayout, is_fused: bool, max_queries: int = 1) -> Kind:
@@ -89,6 +97,7 @@ class Kind:
             layer.softcap is not None, is_fused,
             layer.rotary.rotary_dim if is_fused and layer.rotary is not None else 0,
             is_fused and layer.q_norm is not None, kv.dtype if kv.dtype in LARGEST_CODE else None,
+            layer.sinks is not None,
         )  # fmt: skip
 
     def compile(self, gpu: GPU, *, has_copy_engine: bool | None = None, source: Path | None = None) -> bytes:
@@ -115,8 +124,8 @@ class Kind:
             "RING_ENTRIES": occupancy.entries,
             "BLOCKS_PER_MULTIPROCESSOR": occupancy.blocks,
         }
-        if self.codes is not None:
-            macros["HOOKS"] = _CODED_CACHE[self.codes]
+        if (hooks := _HOOKS.get((self.codes, self.has_sinks))) is not None:
+            macros["HOOKS"] = hooks
         return compile_kernel("decode_attention", macros, gpu.capability, source)
 
 
@@ -128,7 +137,7 @@ class DecodeAttention:
         hooks: Sequence[int] = (),
     ) -> None:  # fmt: skip
         self._chained = gpu.chains
-        self._hooks, self._reads_codes = (c_void_p * 4)(*hooks), kind.codes is not None
+        self._kind, self._hooks = kind, (c_void_p * 4)(*hooks)
         cubin = kind.compile(gpu, has_copy_engine=has_copy_engine, source=source)
         self._kernel = Kernel(cubin, "octavo_decode_attention")
         self._shared_bytes = self._kernel.number("octavo_shared_bytes")
@@ -149,7 +158,7 @@ class DecodeAttention:
             pool.block_stride, pool.value_offset, pool.layer_row, pool.block_stride // layer.head_dim,
             layer.num_kv_heads, plan.num_stretches, layer.window or 0, layer.scale * _LOG2_E,
             (layer.softcap or 0.0) * _LOG2_E, heads.eps,
-            (c_void_p * 4)(pool.scales.data_ptr()) if self._reads_codes else self._hooks,
+            self._hooks_of(pool),
         )  # fmt: skip
         rows = pool.rows
         tensor_map = _map_of(rows.base.data_ptr(), rows.shape[0], layer.head_dim, q.dtype == torch.float16)
@@ -157,6 +166,12 @@ class DecodeAttention:
             plan.num_stretches * layer.num_kv_heads, THREADS, (launch, tensor_map), shared_bytes=self._shared_bytes,
             stream=torch.cuda.current_stream().cuda_stream, chained=self._chained,
         )  # fmt: skip
+
+    def _hooks_of(self, pool: LayerPool) -> Array[c_void_p]:
+        """What the kind's own hooks hold, in the order of their fields."""
+        own = [pool.scales.data_ptr()] if self._kind.codes is not None else []
+        own += [pool.sinks.data_ptr()] if self._kind.has_sinks else []
+        return (c_void_p * 4)(*own) if own else self._hooks
 
 
 @lru_cache(maxsize=64)

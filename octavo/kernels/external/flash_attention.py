@@ -48,6 +48,7 @@ class FlashAttention:
             f"it takes heads of 64 and 128, not of {layer.head_dim}": layer.head_dim not in HEAD_DIMS,
             "it takes no layers with a window": layer.window is not None,
             "it takes no capped scores": layer.softcap is not None,
+            "it takes no sinks": layer.sinks is not None,
         }
         return [reason for reason, holds in reasons.items() if holds]
 

@@ -71,10 +71,8 @@ class Recording:
                     yield argument
                 elif isinstance(argument, Linear):
                     yield from (*argument.parts, *argument.biases)
-                elif isinstance(argument, Mixture):
+                elif isinstance(argument, Mixture | AttentionLayer):
                     yield from argument.parameters
-                elif isinstance(argument, AttentionLayer):
-                    yield from (norm for norm in (argument.q_norm, argument.k_norm) if norm is not None)
 
 
 class Recorder(Ops):

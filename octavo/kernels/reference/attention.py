@@ -109,16 +109,25 @@ def rotate(x_TXD: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
     return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
 
 
-def paged_attention(q: torch.Tensor, layer: AttentionLayer, cache: KVPool, step: StepIndex) -> torch.Tensor:
+def paged_attention(
+    q: torch.Tensor, layer: AttentionLayer, cache: KVPool, step: StepIndex, sinks_Q: torch.Tensor | None = None
+) -> torch.Tensor:
     """[T, Q * D] -> [T, Q * D]."""
     q_TQD = q.reshape(len(q), layer.num_heads, layer.head_dim)
     out_TQD = torch.empty_like(q_TQD)
     for sequence, (start, end) in enumerate(zip(step.starts, step.starts[1:], strict=False)):
-        out_TQD[start:end] = _attend(q_TQD[start:end], layer, cache, step, sequence)
+        out_TQD[start:end] = _attend(q_TQD[start:end], layer, cache, step, sequence, sinks_Q)
     return out_TQD.flatten(-2)
 
 
-def _attend(q_TQD: torch.Tensor, layer: AttentionLayer, cache: KVPool, step: StepIndex, sequence: int) -> torch.Tensor:
+def _attend(
+    q_TQD: torch.Tensor,
+    layer: AttentionLayer,
+    cache: KVPool,
+    step: StepIndex,
+    sequence: int,
+    sinks_Q: torch.Tensor | None,
+) -> torch.Tensor:
     """One sequence: scores, mask, softmax, weighted values."""
     seq_len, num_tokens = step.seq_lens[sequence], len(q_TQD)
     positions_T = torch.arange(seq_len - num_tokens, seq_len)
@@ -133,5 +142,8 @@ def _attend(q_TQD: torch.Tensor, layer: AttentionLayer, cache: KVPool, step: Ste
     hidden_TL = (distance_TL < 0) & layer.is_causal
     if layer.window is not None:
         hidden_TL |= distance_TL.abs() >= layer.window
-    weights_QTL = torch.softmax(scores_QTL.masked_fill(hidden_TL, -torch.inf), dim=-1)
+    scores_QTL = scores_QTL.masked_fill(hidden_TL, -torch.inf)
+    if sinks_Q is not None:
+        scores_QTL = torch.cat([scores_QTL, sinks_Q[:, None, None].expand(-1, num_tokens, 1)], dim=-1)
+    weights_QTL = torch.softmax(scores_QTL, dim=-1)[..., : len(k_LKD)]
     return torch.einsum("qtl,lqd->tqd", weights_QTL, v_LQD)

@@ -44,6 +44,7 @@ _FIELDS: dict[DType, list[tuple[str, str, int]]] = {
     "U4_128": [("d", "<f4", 1), ("zero", "i1", 1), ("q", "u1", 64)],
     "F8_32": [("d", "<f4", 1), ("q", "u1", 32)],
     "F8_128": [("d", "<f4", 1), ("q", "u1", 128)],
+    "E2M1_32": [("d", "<f4", 1), ("zero", "i1", 1), ("q", "u1", 16)],
 }
 RECORDS = {
     dtype: np.dtype([(name, kind, (count,)) for name, kind, count in fields]) for dtype, fields in _FIELDS.items()
@@ -202,8 +203,17 @@ def _i8(blocks: Blocks, out: FloatArray) -> None:
 
 
 def _u4(blocks: Blocks, out: FloatArray) -> None:
-    nibbles = np.stack([blocks["q"] & 15, blocks["q"] >> 4], axis=-1).reshape(len(blocks), -1)
-    np.multiply(nibbles.astype(np.int16) - blocks["zero"], blocks["d"], out=out)
+    np.multiply(_nibbles(blocks).astype(np.int16) - blocks["zero"], blocks["d"], out=out)
+
+
+def _e2m1(blocks: Blocks, out: FloatArray) -> None:
+    """A block's unit is half of its scale, so that all numbers are whole."""
+    doubled = (2 * numbers_of("E2M1")).astype(np.int16)
+    np.multiply(doubled[_nibbles(blocks)] - blocks["zero"], blocks["d"], out=out)
+
+
+def _nibbles(blocks: Blocks) -> NDArray[np.uint8]:
+    return np.stack([blocks["q"] & 15, blocks["q"] >> 4], axis=-1).reshape(len(blocks), -1)
 
 
 def _f8(blocks: Blocks, out: FloatArray) -> None:
@@ -225,4 +235,5 @@ _DECODERS: dict[DType, Callable[[Blocks, FloatArray], None]] = {
     "U4_128": _u4,
     "F8_32": _f8,
     "F8_128": _f8,
+    "E2M1_32": _e2m1,
 }

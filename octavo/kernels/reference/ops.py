@@ -117,7 +117,8 @@ class ReferenceOps(Ops):
         return q.flatten(-2)
 
     def _paged_attention(self, q: torch.Tensor, layer: AttentionLayer) -> torch.Tensor:
-        return attention.paged_attention(q, layer, self._cache, self.step)
+        sinks_Q = None if layer.sinks is None else self._weights.tensor(layer.sinks)
+        return attention.paged_attention(q, layer, self._cache, self.step, sinks_Q)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

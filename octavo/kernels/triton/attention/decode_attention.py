@@ -35,7 +35,7 @@ from octavo.kernels.triton.attention.codes import loaded, stored, unit
 from octavo.kernels.triton.attention.memory import BOX_TOKENS, DecodeWorkspace, LayerPool, join_parts, padded_dim
 from octavo.kernels.triton.attention.plan import AttentionPlan
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform, norm_and_rotate
-from octavo.kernels.triton.attention.scores import LOG2_E, cap_scores, finite, score_box
+from octavo.kernels.triton.attention.scores import LOG2_E, cap_scores, finite, score_box, sum_with_sink
 from octavo.kernels.triton.chain import prefetch_to_l2, wait_for_previous
 
 NUM_WARPS = 2
@@ -72,17 +72,17 @@ def decode_attention(
         q, out, pool.data, pool.rows, pool.layer_row, block_table,
         plan.totals, plan.items, workspace.counter, workspace.values, workspace.max_sum,
         parts.q_norm, parts.k_norm, parts.cos, parts.sin,
-        pool.scales, layer.scale * LOG2_E, layer.softcap or 0.0, parts.eps,
+        pool.scales, pool.sinks, layer.scale * LOG2_E, layer.softcap or 0.0, parts.eps,
         q.stride(0), out.stride(0), block_table.stride(0), pool.block_stride, pool.value_offset,
         KV_HEADS=layer.num_kv_heads, GROUP=group, ROWS=rows,
         D=layer.head_dim, D_PAD=dim_pad, ROTARY=parts.rotary_dim, HAS_NORM=parts.has_norm,
         BLOCK_SIZE=pool.block_size, BLOCK_ROWS=pool.block_stride // layer.head_dim, BOX=BOX_TOKENS,
         SOFTCAP=layer.softcap is not None, FUSED=transform is not None,
         QUERIES=queries, TILE_QUERIES=tile_queries, WINDOW=(layer.window or 0) if queries > 1 else 0,
-        **pool.codes, CHAINED=chained, launch_pdl=chained, num_stages=2,
+        **pool.codes, HAS_SINKS=pool.has_sinks, CHAINED=chained, launch_pdl=chained, num_stages=2,
         num_warps=NUM_WARPS if queries == 1 else max(NUM_WARPS, rows // 16),
     )  # fmt: skip
-    join_parts(out, layer, plan, workspace, query_start_loc, queries=queries, chained=chained)
+    join_parts(out, layer, pool, plan, workspace, query_start_loc, queries=queries, chained=chained)
 
 
 @triton.jit(do_not_specialize=["table_stride"])
@@ -90,13 +90,13 @@ def _decode_kernel(
     q_ptr, out_ptr, pool, pool_rows, layer_row, block_table,
     totals, items, counter, part_values, part_max_sum,
     q_norm, k_norm, cos, sin,
-    scales, scale_log2, softcap, eps,
+    scales, sinks, scale_log2, softcap, eps,
     q_stride, out_stride, table_stride, block_stride, value_offset,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
     D: tl.constexpr, D_PAD: tl.constexpr, ROTARY: tl.constexpr, HAS_NORM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BOX: tl.constexpr, SOFTCAP: tl.constexpr,
     FUSED: tl.constexpr, QUERIES: tl.constexpr, TILE_QUERIES: tl.constexpr, WINDOW: tl.constexpr,
-    HAS_CODES: tl.constexpr, IS_FLOAT: tl.constexpr, CHAINED: tl.constexpr,
+    HAS_CODES: tl.constexpr, IS_FLOAT: tl.constexpr, HAS_SINKS: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     r = tl.arange(0, ROWS)
     g = r if QUERIES == 1 else r % GROUP
@@ -190,6 +190,7 @@ def _decode_kernel(
             acc *= unit(scales, KV_HEADS + kv_head, HAS_CODES, IS_FLOAT)
 
         if num_items == 1:
+            l = sum_with_sink(l, m, sinks, kv_head * GROUP + g, r < num_rows, HAS_SINKS)
             to = out_ptr + token * out_stride + q_off + d[None, :]
             tl.store(to, (acc / l[:, None]).to(out_ptr.dtype.element_ty), mask=q_mask)
         else:

@@ -26,7 +26,7 @@ from octavo.kernels.cuda.step import DeviceStep
 from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.triton.attention.codes import loaded, unit
 from octavo.kernels.triton.attention.memory import LayerPool, padded_dim
-from octavo.kernels.triton.attention.scores import LOG2_E, cap_scores, finite
+from octavo.kernels.triton.attention.scores import LOG2_E, cap_scores, finite, sum_with_sink
 from octavo.kernels.triton.chain import wait_for_previous
 
 ROWS = 64
@@ -77,18 +77,18 @@ def fixed_attention(
     where = (step.rows, step.query_start_loc, step.seq_lens, num_seqs)
     shape = {
         "GROUP": group, "QUERIES": queries, "D": layer.head_dim, "D_PAD": dim_pad, "WINDOW": layer.window or 0,
-        "IS_PLAIN": is_plain, "CHAINED": chained, "launch_pdl": chained,
+        "IS_PLAIN": is_plain, "HAS_SINKS": pool.has_sinks, "CHAINED": chained, "launch_pdl": chained,
     }  # fmt: skip
     _attend_kernel[(layer.num_kv_heads, num_tiles, shares)](
-        q, out, pool.data, table, *where, partial.values, partial.max_sum, pool.scales, layer.scale * LOG2_E,
-        layer.softcap or 0.0,
+        q, out, pool.data, table, *where, partial.values, partial.max_sum, pool.scales, pool.sinks,
+        layer.scale * LOG2_E, layer.softcap or 0.0,
         q.stride(0), out.stride(0), table.stride(0), pool.block_stride, pool.value_offset, part_rows, shares,
         BLOCK_SIZE=pool.block_size, KEYS=min(64, (16 << 10) // (dim_pad * q.element_size())), ROWS=ROWS,
         SOFTCAP=layer.softcap is not None, **pool.codes, **shape, num_warps=4, num_stages=2,
     )  # fmt: skip
     if shares > 1:
         _fold_kernel[(layer.num_kv_heads, num_tiles)](
-            out, *where, partial.values, partial.max_sum, out.stride(0), part_rows, shares,
+            out, *where, partial.values, partial.max_sum, pool.sinks, out.stride(0), part_rows, shares,
             ROWS=triton.next_power_of_2(part_rows), **shape, num_warps=4,
         )  # fmt: skip
 
@@ -96,10 +96,11 @@ def fixed_attention(
 @triton.jit(do_not_specialize=["num_seqs", "table_stride", "part_rows", "shares"])
 def _attend_kernel(
     q_ptr, out_ptr, pool, block_table, rows, query_start_loc, seq_lens, num_seqs, part_values, part_max_sum,
-    scales, scale_log2, softcap, q_stride, out_stride, table_stride, block_stride, value_offset, part_rows, shares,
+    scales, sinks, scale_log2, softcap, q_stride, out_stride, table_stride, block_stride, value_offset, part_rows,
+    shares,
     GROUP: tl.constexpr, QUERIES: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, WINDOW: tl.constexpr,
     IS_PLAIN: tl.constexpr, BLOCK_SIZE: tl.constexpr, KEYS: tl.constexpr, ROWS: tl.constexpr, SOFTCAP: tl.constexpr,
-    HAS_CODES: tl.constexpr, IS_FLOAT: tl.constexpr, CHAINED: tl.constexpr,
+    HAS_CODES: tl.constexpr, IS_FLOAT: tl.constexpr, HAS_SINKS: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     kv_head = tl.program_id(0)
     share = tl.program_id(2)
@@ -148,15 +149,17 @@ def _attend_kernel(
         tl.store(part_max_sum + at * 2, m, mask=is_row)
         tl.store(part_max_sum + at * 2 + 1, l, mask=is_row)
     else:
+        l = sum_with_sink(l, m, sinks, kv_head * GROUP + r % GROUP, is_row, HAS_SINKS)
         to = out_ptr + cell[0] * out_stride + cell[1]
         tl.store(to, (acc / l[:, None]).to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["num_seqs", "part_rows", "shares"])
 def _fold_kernel(
-    out_ptr, rows, query_start_loc, seq_lens, num_seqs, part_values, part_max_sum, out_stride, part_rows, shares,
+    out_ptr, rows, query_start_loc, seq_lens, num_seqs, part_values, part_max_sum, sinks, out_stride, part_rows,
+    shares,
     GROUP: tl.constexpr, QUERIES: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, WINDOW: tl.constexpr,
-    IS_PLAIN: tl.constexpr, ROWS: tl.constexpr, CHAINED: tl.constexpr,
+    IS_PLAIN: tl.constexpr, ROWS: tl.constexpr, HAS_SINKS: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Folds the parts of those tiles that were cut."""
     kv_head = tl.program_id(0)
@@ -182,6 +185,7 @@ def _fold_kernel(
         part_l = tl.load(part_max_sum + at * 2 + 1, mask=is_row, other=0.0)
         part_acc = tl.load(part_values + at[:, None] * D + d[None, :], mask=mask, other=0.0)
         m, l, acc = _fold(m, l, acc, part_m, part_l, part_acc)
+    l = sum_with_sink(l, m, sinks, kv_head * GROUP + r % GROUP, is_row, HAS_SINKS)
     to = out_ptr + (token + r // GROUP).to(tl.int64)[:, None] * out_stride
     to += ((kv_head * GROUP + r % GROUP) * D)[:, None] + d[None, :]
     tl.store(to, (acc / l[:, None]).to(out_ptr.dtype.element_ty), mask=mask)

@@ -89,23 +89,24 @@ class HopperDecode:
         _kernel[(self._num_programs,)](
             q, out, pool.data, self._pools.boxes(pool, BOX_TOKENS), block_table, plan.totals, plan.items,
             workspace.counter, workspace.values, workspace.max_sum,
-            heads.q_norm, heads.k_norm, heads.cos, heads.sin, layer.scale * LOG2_E, heads.eps,
+            heads.q_norm, heads.k_norm, heads.cos, heads.sin, pool.sinks, layer.scale * LOG2_E, heads.eps,
             q.stride(0), out.stride(0), block_table.stride(0), pool.block_stride, pool.value_offset,
             pool.layer_row, pool.rows.shape[0],
             KV_HEADS=layer.num_kv_heads, GROUP=layer.num_heads // layer.num_kv_heads, D=dim,
             BLOCK_SIZE=pool.block_size, ROTARY=heads.rotary_dim, HAS_NORM=heads.has_norm,
-            FUSED=transform is not None, STAGES=384 // dim, CHAINED=chained, launch_pdl=chained,
-            num_warps=4, maxnreg=128,
+            FUSED=transform is not None, HAS_SINKS=pool.has_sinks, STAGES=384 // dim, CHAINED=chained,
+            launch_pdl=chained, num_warps=4, maxnreg=128,
         )  # fmt: skip
 
 
 @gluon.jit(do_not_specialize=["table_stride"])
 def _kernel(
     q_ptr, out_ptr, pool_ptr, boxes, block_table, totals, items, counter, part_values, part_max_sum,
-    q_norm, k_norm, cos, sin, scale_log2, eps,
+    q_norm, k_norm, cos, sin, sinks, scale_log2, eps,
     q_stride, out_stride, table_stride, block_stride, value_offset, layer_row, total_rows,
     KV_HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, BLOCK_SIZE: gl.constexpr,
-    ROTARY: gl.constexpr, HAS_NORM: gl.constexpr, FUSED: gl.constexpr, STAGES: gl.constexpr, CHAINED: gl.constexpr,
+    ROTARY: gl.constexpr, HAS_NORM: gl.constexpr, FUSED: gl.constexpr, HAS_SINKS: gl.constexpr, STAGES: gl.constexpr,
+    CHAINED: gl.constexpr,
 ):  # fmt: skip
     q = gl.allocate_shared_memory(boxes.dtype, [ROWS, D], boxes.layout)
     k = gl.allocate_shared_memory(boxes.dtype, [STAGES, STAGE, D], boxes.layout)
@@ -119,11 +120,11 @@ def _kernel(
     ring = (k, v, full, free)
     heads = (q_ptr, q_stride, q_norm, k_norm, cos, sin, eps)
     cache = (pool_ptr, block_table, table_stride, block_stride, value_offset)
-    result = (out_ptr, out_stride, part_values, part_max_sum)
+    result = (out_ptr, out_stride, part_values, part_max_sum, sinks)
     gl.warp_specialize(
         [
             (_compute, (work, ring, q, heads, cache, result, scale_log2,
-                        KV_HEADS, GROUP, BLOCK_SIZE, ROTARY, HAS_NORM, FUSED, CHAINED)),
+                        KV_HEADS, GROUP, BLOCK_SIZE, ROTARY, HAS_NORM, FUSED, HAS_SINKS, CHAINED)),
             (_load, (work, ring, boxes, block_table, table_stride, block_stride, layer_row, total_rows,
                      totals, items, counter, KV_HEADS, BLOCK_SIZE, CHAINED and not FUSED)),
         ],
@@ -200,11 +201,12 @@ def _look_up(piece, items, num_work, KV_HEADS: gl.constexpr):
 def _compute(
     work, ring, q, heads, cache, result, scale_log2,
     KV_HEADS: gl.constexpr, GROUP: gl.constexpr, BLOCK_SIZE: gl.constexpr,
-    ROTARY: gl.constexpr, HAS_NORM: gl.constexpr, FUSED: gl.constexpr, CHAINED: gl.constexpr,
+    ROTARY: gl.constexpr, HAS_NORM: gl.constexpr, FUSED: gl.constexpr, HAS_SINKS: gl.constexpr,
+    CHAINED: gl.constexpr,
 ):  # fmt: skip
     records, record_full, record_free = work
     k, v, full, free = ring
-    out_ptr, out_stride, part_values, part_max_sum = result
+    out_ptr, out_stride, part_values, part_max_sum, sinks = result
     stages: gl.constexpr = k.shape[0]
     dim: gl.constexpr = k.shape[2]
     score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, STAGE, 16])
@@ -261,13 +263,16 @@ def _compute(
         mask = (g < GROUP)[:, None]
         sums = gl.convert_layout(l, value_rows)
         head = kv_head * GROUP + g
+        largest = gl.convert_layout(m, value_rows) * scale_log2
         if num_items == 1:
+            if HAS_SINKS:
+                sink = gl.load(sinks + head, mask=g < GROUP, other=0.0) * 1.4426950408889634
+                sums += gl.exp2(sink - largest)
             to = out_ptr + token.to(gl.int64) * out_stride + head[:, None] * dim + d[None, :]
             gl.store(to, (acc / sums[:, None]).to(q.dtype), mask=mask)
         else:
             at = part.to(gl.int64) * (KV_HEADS * GROUP) + head
             gl.store(part_values + at[:, None] * dim + d[None, :], acc, mask=mask)
-            largest = gl.convert_layout(m, value_rows) * scale_log2
             gl.store(part_max_sum + at * 2, largest, mask=g < GROUP)
             gl.store(part_max_sum + at * 2 + 1, sums, mask=g < GROUP)
         turn += 1

@@ -84,19 +84,21 @@ class HopperPrefill:
         dim = layer.head_dim
         _kernel[(self._num_programs,)](
             boxes(q, [ROWS.value, dim]), self._pools.boxes(pool, pool.block_size), out, block_table,
-            plan.totals, plan.tiles, self._counter, layer.scale * LOG2_E, out.stride(0), block_table.stride(0),
+            plan.totals, plan.tiles, self._counter, pool.sinks, layer.scale * LOG2_E, out.stride(0),
+            block_table.stride(0),
             pool.block_stride // dim, pool.value_offset // dim, pool.layer_row, pool.rows.shape[0],
             HEADS=layer.num_heads, GROUP=layer.num_heads // layer.num_kv_heads, D=dim, BLOCK_SIZE=pool.block_size,
-            STAGES=2 if dim == 128 else 4, CHAINED=chained, launch_pdl=chained, num_warps=4, maxnreg=168,
+            HAS_SINKS=pool.has_sinks, STAGES=2 if dim == 128 else 4, CHAINED=chained, launch_pdl=chained, num_warps=4,
+            maxnreg=168,
         )  # fmt: skip
 
 
 @gluon.jit(do_not_specialize=["table_stride"])
 def _kernel(
-    q_boxes, pool_boxes, out_ptr, block_table, totals, tiles, counter,
+    q_boxes, pool_boxes, out_ptr, block_table, totals, tiles, counter, sinks,
     scale_log2, out_stride, table_stride, block_rows, value_rows, layer_row, total_rows,
-    HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, BLOCK_SIZE: gl.constexpr, STAGES: gl.constexpr,
-    CHAINED: gl.constexpr,
+    HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, BLOCK_SIZE: gl.constexpr, HAS_SINKS: gl.constexpr,
+    STAGES: gl.constexpr, CHAINED: gl.constexpr,
 ):  # fmt: skip
     dtype: gl.constexpr = q_boxes.dtype
     # two tiles of queries, each with one half per computing warpgroup; barriers signal that a place is full or free
@@ -114,11 +116,11 @@ def _kernel(
     work = (records, q_full, q_free)
     pool = (pool_boxes, block_table, table_stride, block_rows, total_rows)
     computing = (q, k, v, k_full, k_free, v_full, v_free, turns)
-    result = (out_ptr, out_stride, scale_log2)
+    result = (out_ptr, out_stride, sinks, scale_log2)
     gl.warp_specialize(
         [
-            (_compute, (work, computing, result, 0)),
-            (_compute, (work, computing, result, 1)),
+            (_compute, (work, computing, result, 0, HAS_SINKS)),
+            (_compute, (work, computing, result, 1, HAS_SINKS)),
             (_load_keys, (work, q, q_boxes, k, k_full, k_free, pool, totals, tiles, counter, layer_row, HEADS, GROUP,
                           CHAINED)),
             (_load_values, (work, v, v_full, v_free, pool, value_rows)),
@@ -224,10 +226,10 @@ def _load_tile(ring, full, free, count, boxes, table, start, seq_len, block_rows
 
 
 @gluon.jit
-def _compute(work, computing, result, part: gl.constexpr):
+def _compute(work, computing, result, part: gl.constexpr, HAS_SINKS: gl.constexpr):
     records, q_full, q_free = work
     q, k, v, k_full, k_free, v_full, v_free, turns = computing
-    out_ptr, out_stride, scale_log2 = result
+    out_ptr, out_stride, sinks, scale_log2 = result
     stages: gl.constexpr = k.shape[0]
     dim: gl.constexpr = q.shape[2]
     score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KV_TILE, 16])
@@ -297,6 +299,8 @@ def _compute(work, computing, result, part: gl.constexpr):
         mbarrier.arrive(v_free.index(stage), count=1)
         count += 1
 
+        if HAS_SINKS:
+            l += gl.exp2(gl.load(sinks + column // dim) * 1.4426950408889634 - m * scale_log2)
         i = first + gl.arange(0, ROWS, value_rows)
         d = gl.arange(0, dim, gl.SliceLayout(0, value_layout))
         to = out_ptr + (token + i).to(gl.int64)[:, None] * out_stride + column + d[None, :]

@@ -27,6 +27,7 @@ from octavo.kernels.device import StepLimits
 from octavo.kernels.kv_layout import LARGEST_CODE, KVDType, KVLayout, kv_scales
 from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.triton.attention.plan import AttentionPlan, make_plan
+from octavo.kernels.triton.attention.scores import sum_with_sink
 from octavo.kernels.triton.chain import wait_for_previous
 
 TORCH_DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -52,10 +53,18 @@ class LayerPool:
     layer_row: int  # the layer's first row in block 0
     scales: torch.Tensor  # [2 * K] float32, of keys and then of values; empty if elements are no codes
     codes: dict[str, bool]  # what kernels are compiled for: HAS_CODES, IS_FLOAT
+    sinks: torch.Tensor  # [Q] float32, of the layer's heads; empty if it has none
+
+    @property
+    def has_sinks(self) -> bool:
+        return len(self.sinks) > 0
 
     @classmethod
-    def of(cls, pool: torch.Tensor, layout: KVLayout, layer: AttentionLayer) -> LayerPool:
-        """`pool`: the whole KV pool, 1-D uint8."""
+    def of(
+        cls, pool: torch.Tensor, layout: KVLayout, layer: AttentionLayer, sinks: torch.Tensor | None = None
+    ) -> LayerPool:
+        """`pool`: the whole KV pool, 1-D uint8. sinks: the layer's, on the device."""
+        assert (sinks is None) == (layer.sinks is None), "a layer with sinks brings them"
         elements = pool.view(_POOL_DTYPE[layout.dtype])
         size, dim = elements.element_size(), layer.head_dim
         start = layout.layer_offset(layer) // size
@@ -66,6 +75,7 @@ class LayerPool:
             elements[start:], layout.block_bytes // size, layer.num_kv_heads * layout.block_size * dim,
             layout.block_size, rows, start // dim, torch.from_numpy(scales).to(pool.device),
             {"HAS_CODES": has_codes, "IS_FLOAT": layout.dtype == "fp8"},
+            torch.empty(0, dtype=torch.float32, device=pool.device) if sinks is None else sinks,
         )  # fmt: skip
 
 
@@ -107,6 +117,7 @@ class AttentionMemory:
         self.pools: dict[AttentionLayer, LayerPool] = {}
         self.has_codes = kv.dtype in LARGEST_CODE
         self.calibrates = False
+        self.sinks: dict[AttentionLayer, torch.Tensor] = {}  # of each layer that has some; filled before `bind`
         self._workspace: DecodeWorkspace | None = None
         keys = dict.fromkeys((layer.group, layer.window) for layer in layers)
         seqs, tokens = limits.max_num_seqs, limits.max_num_tokens
@@ -121,7 +132,7 @@ class AttentionMemory:
 
     def bind(self, pool: torch.Tensor) -> None:
         """pool: the whole KV pool, 1-D uint8."""
-        self.pools.update({layer: LayerPool.of(pool, self.kv, layer) for layer in self.layers})
+        self.pools.update({layer: LayerPool.of(pool, self.kv, layer, self.sinks.get(layer)) for layer in self.layers})
 
     @property
     def workspace(self) -> DecodeWorkspace:
@@ -164,6 +175,7 @@ class AttentionMemory:
 def join_parts(
     out: torch.Tensor,
     layer: AttentionLayer,
+    pool: LayerPool,
     plan: AttentionPlan,
     workspace: DecodeWorkspace,
     query_start_loc: torch.Tensor,
@@ -173,17 +185,18 @@ def join_parts(
 ) -> None:
     """Combine the partial results of sequences with several items, and reset the workspace's counter."""
     _join_kernel[(len(query_start_loc) - 1, layer.num_heads, queries)](
-        out, plan.item_ranges, query_start_loc, workspace.counter, workspace.values, workspace.max_sum, out.stride(0),
+        out, plan.item_ranges, query_start_loc, workspace.counter, workspace.values, workspace.max_sum, pool.sinks,
+        out.stride(0),
         Q_HEADS=layer.num_heads, D=layer.head_dim, D_PAD=padded_dim(layer.head_dim), PARTS=JOIN_PARTS,
-        QUERIES=queries, CHAINED=chained, launch_pdl=chained, num_warps=1,
+        QUERIES=queries, HAS_SINKS=pool.has_sinks, CHAINED=chained, launch_pdl=chained, num_warps=1,
     )  # fmt: skip
 
 
 @triton.jit
 def _join_kernel(
-    out_ptr, item_ranges, query_start_loc, counter, part_values, part_max_sum, out_stride,
+    out_ptr, item_ranges, query_start_loc, counter, part_values, part_max_sum, sinks, out_stride,
     Q_HEADS: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, PARTS: tl.constexpr, QUERIES: tl.constexpr,
-    CHAINED: tl.constexpr,
+    HAS_SINKS: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """One program per sequence, query head and new token."""
     s = tl.program_id(0)
@@ -219,4 +232,5 @@ def _join_kernel(
             acc = acc * alpha + tl.sum(values * weight[:, None], 0)
             l = l * alpha + tl.sum(part_sum * weight, 0)
             m = m_new
+        l = sum_with_sink(l, m, sinks, head, True, HAS_SINKS)
         tl.store(out_ptr + token * out_stride + head * D + d, (acc / l).to(out_ptr.dtype.element_ty), mask=d < D)

@@ -23,7 +23,7 @@ from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.triton.attention.codes import loaded, unit
 from octavo.kernels.triton.attention.memory import LayerPool, padded_dim
 from octavo.kernels.triton.attention.plan import AttentionPlan
-from octavo.kernels.triton.attention.scores import LOG2_E, cap_scores, finite
+from octavo.kernels.triton.attention.scores import LOG2_E, cap_scores, finite, sum_with_sink
 from octavo.kernels.triton.chain import wait_for_previous
 
 
@@ -55,11 +55,11 @@ def prefill_attention(
     tiling = choose_tiling(dim_pad, q.element_size())
     _prefill_kernel[(layer.num_heads, max_tiles)](
         q, out, pool.data, block_table, plan.totals, plan.tiles,
-        pool.scales, layer.scale * LOG2_E, layer.softcap or 0.0,
+        pool.scales, pool.sinks, layer.scale * LOG2_E, layer.softcap or 0.0,
         q.stride(0), out.stride(0), block_table.stride(0), pool.block_stride, pool.value_offset,
         GROUP=layer.num_heads // layer.num_kv_heads, D=layer.head_dim, D_PAD=dim_pad, BLOCK_SIZE=pool.block_size,
         Q_TILE=PREFILL_TILE, KV_TILE=tiling.kv_tile, WINDOW=layer.window or 0, SOFTCAP=layer.softcap is not None,
-        **pool.codes, KV_HEADS=layer.num_kv_heads, CHAINED=chained, launch_pdl=chained,
+        **pool.codes, HAS_SINKS=pool.has_sinks, KV_HEADS=layer.num_kv_heads, CHAINED=chained, launch_pdl=chained,
         num_warps=8, num_stages=tiling.num_stages,
     )  # fmt: skip
 
@@ -67,10 +67,11 @@ def prefill_attention(
 @triton.jit(do_not_specialize=["table_stride"])
 def _prefill_kernel(
     q_ptr, out_ptr, pool, block_table, totals, tiles,
-    scales, scale_log2, softcap, q_stride, out_stride, table_stride, block_stride, value_offset,
+    scales, sinks, scale_log2, softcap, q_stride, out_stride, table_stride, block_stride, value_offset,
     GROUP: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     Q_TILE: tl.constexpr, KV_TILE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
-    HAS_CODES: tl.constexpr, IS_FLOAT: tl.constexpr, KV_HEADS: tl.constexpr, CHAINED: tl.constexpr,
+    HAS_CODES: tl.constexpr, IS_FLOAT: tl.constexpr, HAS_SINKS: tl.constexpr, KV_HEADS: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0)
     tile = tl.program_id(1)
@@ -119,6 +120,7 @@ def _prefill_kernel(
         q, m, l, acc, full_end, end, end, position, table, head_pool, block_stride, value_offset, scale_log2, softcap,
         D, D_PAD, BLOCK_SIZE, KV_TILE, WINDOW, SOFTCAP, True,
     )  # fmt: skip
+    l = sum_with_sink(l, m, sinks, head, True, HAS_SINKS)
     out = acc / l[:, None] * unit(scales, KV_HEADS + head // GROUP, HAS_CODES, IS_FLOAT)
     tl.store(
         out_ptr + token[:, None] * out_stride + head * D + d[None, :], out.to(out_ptr.dtype.element_ty), mask=q_mask

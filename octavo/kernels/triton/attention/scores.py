@@ -26,6 +26,14 @@ def cap_scores(scores, softcap, SOFTCAP: tl.constexpr):
 
 
 @triton.jit
+def sum_with_sink(l, m, sinks, head, mask, HAS_SINKS: tl.constexpr):
+    """The softmax's sum with the head's sink, which has no value. m: the largest score. head: of all rows or each."""
+    if HAS_SINKS:
+        l += tl.exp2(tl.load(sinks + head, mask=mask, other=0.0) * 1.4426950408889634 - finite(m))
+    return l
+
+
+@triton.jit
 def score_box(q, k, t, begin, end, scale_log2, softcap, SOFTCAP: tl.constexpr, BY_ROW: tl.constexpr):
     """Of keys at the tokens t. begin, end: the visible tokens, for all rows or, as [ROWS, 1], for each."""
     scores = cap_scores(tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2, softcap, SOFTCAP)

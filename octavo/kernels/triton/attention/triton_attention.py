@@ -118,7 +118,7 @@ class HopperAttention:
                 return otherwise(step, q, out)
             table, workspace = step.block_tables[layer.group], memory.workspace
             attend(q, out, layer, pools[layer], plan, workspace, table, transform, chained=chained)
-            join_parts(out, layer, plan, workspace, step.query_start_loc, chained=chained)
+            join_parts(out, layer, pools[layer], plan, workspace, step.query_start_loc, chained=chained)
 
         return launch
 

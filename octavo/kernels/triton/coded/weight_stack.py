@@ -78,8 +78,9 @@ class WeightStack:
 
     @property
     def scales_outputs(self) -> bool:
-        """Whether a scale is of whole outputs, so that it may follow the sum."""
-        return self.zeros is None and self.group == self.shape[2] and self.row_block == 1
+        """Whether a scale is of whole outputs, so that it may follow the sum. Exponents are read by units alone."""
+        is_number = self.zeros is None and self.code != "E2M1"
+        return is_number and self.group == self.shape[2] and self.row_block == 1
 
     @property
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
