@@ -17,7 +17,7 @@ from octavo.server.api_errors import bad_field
 from octavo.server.protocol import ConversationRequest
 from octavo.server.settings import ServerSettings
 from octavo.server.tools import Tools, asked_tools
-from octavo.text.answers.constrained import calls_grammar, forced_format, strict_grammar
+from octavo.text.answers.constrained import calls_grammar, forced_format, form_or_calls, strict_grammar
 from octavo.text.answers.events import CallBegun, CallBroken, CallEnded, CallGrown, Event, Said, Thought
 from octavo.text.answers.formats import FORMATS, CallFormat
 from octavo.text.answers.parser import Answer, AnswerParser, answer_of
@@ -54,6 +54,7 @@ class AnswerReader:
             calls=calls,
             widths={} if self._tokenizer is None else self._tokenizer.token_widths,
             has_reasoning=asked.include_reasoning is not False,
+            has_form=asked.response_format is not None,
         )
 
     def params(self, params: SamplingParams, reading: Reading | None) -> SamplingParams:
@@ -72,6 +73,10 @@ class AnswerReader:
             params = params.replace(structured_outputs={"grammar": self._grammar(tools)})
         elif tools is not None and tools.strict and params.structured_outputs is None and not params.use_beam_search:
             grammar = strict_grammar(self._style.calls, tools.functions, tools.strict, self._special)
+            params = params if grammar is None else params.replace(structured_outputs={"grammar": grammar})
+        elif tools is not None and reading.has_form and params.structured_outputs and not params.use_beam_search:
+            allowed = (tools.functions, tools.strict, tools.max_calls, self._special)
+            grammar = form_or_calls(self._style.calls, *allowed, params.structured_outputs)
             params = params if grammar is None else params.replace(structured_outputs={"grammar": grammar})
         if params.structured_outputs is not None:
             params = params.replace(structured_outputs=replace(params.structured_outputs, after_thoughts=may_think))
@@ -116,7 +121,7 @@ def _special_tokens(tokenizer: Tokenizer | None) -> dict[str, int]:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
     """How one call's answers are read. calls: the format of their calls; None: they hold none. widths: how many
-    characters begin in each token."""
+    characters begin in each token. has_form: the request has a response_format."""
 
     style: AnswerStyle
     state: ThoughtState
@@ -124,6 +129,7 @@ class Reading:
     calls: CallFormat | None
     widths: Mapping[int, int]
     has_reasoning: bool
+    has_form: bool
 
     def parser(self) -> AnswerParser:
         functions: Mapping[str, Mapping[str, Any]] = {} if self.tools is None else self.tools.functions

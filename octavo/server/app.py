@@ -2,16 +2,6 @@
 
 request ──▶ path ──▶ id ──▶ CORS ──▶ key ──▶ route ──▶ struct ──▶ token ids ──▶ EngineClient ──▶ events or one answer
 
-A server with keys wants one with every call:
-
-    programs    Authorization: Bearer KEY, or x-api-key: KEY
-    browsers    cannot send these when they open a page. They ask for a password, which is the key (HTTP Basic), and
-                send it with all further requests of that page
-
-Another site's page can make a browser send the password too, but gains nothing: it cannot read the answers, and the
-routes that generate tokens are POSTs that, with a page's Origin, must be application/json, which no page may send to
-another server without asking it first.
-
 A proxy may show the server under a path of its own, and cut that path or leave it:
 
     https://example.org/llm/v1/models ──▶ proxy ──▶ /llm/v1/models or /v1/models ──▶ /v1/models
@@ -19,13 +9,8 @@ A proxy may show the server under a path of its own, and cut that path or leave 
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
-import hmac
 import time
 import uuid
-from collections.abc import Iterable
 from typing import Any
 
 from fastapi import FastAPI
@@ -38,14 +23,26 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from octavo.engine.llm_engine import EngineClient
 from octavo.errors import ConfigError
-from octavo.server import anthropic, chat, completions, embeddings, ollama, operations, scores, sessions, tokens
+from octavo.server import (
+    anthropic,
+    chat,
+    chat_batch,
+    completions,
+    embeddings,
+    ollama,
+    operations,
+    scores,
+    sessions,
+    tokens,
+)
+from octavo.server.access import RequireKey
 from octavo.server.answers import AnswerReader
 from octavo.server.api_errors import ApiError, error_response
 from octavo.server.logprob_room import LogprobRoom
 from octavo.server.openapi import describe, documentation
 from octavo.server.responses import kept_routes as responses
 from octavo.server.responses.store import ResponseStore
-from octavo.server.serving import OWNER, REQUEST_ID_HEADER, Endpoint, Serving, is_request_id, route
+from octavo.server.serving import REQUEST_ID_HEADER, Endpoint, Serving, is_request_id, route
 from octavo.server.session_store import SessionStore
 from octavo.server.settings import ServerSettings
 from octavo.server.streaming import Lanes
@@ -54,7 +51,7 @@ from octavo.shown import shown
 ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("POST", "/v1/completions", completions.create_completion),
     ("POST", "/v1/chat/completions", chat.create_chat_completion),
-    ("POST", "/v1/chat/completions/batch", chat.create_chat_batch),
+    ("POST", "/v1/chat/completions/batch", chat_batch.create_chat_batch),
     ("POST", "/v1/embeddings", embeddings.create_embedding),
     *(("POST", path, scores.create_score) for path in ("/v1/score", "/score")),
     *(("POST", path, scores.rerank) for path in ("/v1/rerank", "/v2/rerank", "/rerank")),
@@ -86,12 +83,6 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
 
 #: routes that a flag of the server adds
 OPTIONAL_ROUTES: tuple[tuple[str, str, Endpoint], ...] = (("GET", "/tokenizer_info", tokens.tokenizer_info),)
-
-#: paths that load balancers call without a key
-OPEN_PATHS = frozenset({"/health", "/ping"})
-#: pages that people open in a browser; elsewhere the browser's password dialog would cover a page whose call failed
-PAGES = frozenset({"/", "/docs"})
-_HOW = "send one as 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
 
 
 def create_app(client: EngineClient, settings: ServerSettings) -> FastAPI:
@@ -185,63 +176,3 @@ class CutRootPath:
         if path == self._root_path or path.startswith(f"{self._root_path}/"):
             scope = {**scope, "path": path[len(self._root_path) :] or "/"}
         await self._app(scope, receive, send)
-
-
-class RequireKey:
-    """Middleware that answers 401 to requests without a key. Keys are kept as digests and compared in a time that does
-    not depend on how much of a key was right."""
-
-    def __init__(self, app: ASGIApp, keys: Iterable[str]) -> None:
-        self._app = app
-        self._digests = [_digest(key) for key in keys]
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_call = scope["type"] == "http"  # the router refuses websockets
-        if not is_call or _path(scope) in OPEN_PATHS:
-            await self._app(scope, receive, send)
-        elif known := self._known(_keys(Headers(scope=scope))):
-            await self._app({**scope, OWNER: known[0].hex()}, receive, send)
-        else:
-            await error_response(_refusal(_path(scope)), scope["path"])(scope, receive, send)
-
-    def _known(self, keys: list[str]) -> list[bytes]:
-        """The digests of those that are right. Compares all with all, to take the same time whichever they are."""
-        digests = [_digest(key) for key in keys]
-        return [digest for digest in digests if sum(hmac.compare_digest(digest, known) for known in self._digests)]
-
-
-def _path(scope: Scope) -> str:
-    path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", ""))
-
-
-def _refusal(path: str) -> ApiError:
-    challenge, how = "Bearer", _HOW
-    if path in PAGES:
-        challenge, how = 'Basic realm="Octavo", charset="UTF-8"', f"{_HOW}, or in a browser as the password of any user"
-    message = f"the request has no valid API key; {how}"
-    return ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": challenge})
-
-
-def _keys(headers: Headers) -> list[str]:
-    """All that may be keys: a proxy's own password may be in Authorization, and the key in x-api-key."""
-    kind, _, credentials = headers.get("authorization", "").partition(" ")
-    credentials = credentials.strip()
-    keys = [headers.get("x-api-key")]
-    if kind.lower() == "bearer":
-        keys.append(credentials)
-    elif kind.lower() == "basic":
-        keys.append(_password(credentials))
-    return [key for key in keys if key]
-
-
-def _password(credentials: str) -> str | None:
-    """The password in base64("user:password"); None if it is anything else."""
-    try:
-        return base64.b64decode(credentials, validate=True).decode("utf-8").partition(":")[2]
-    except (binascii.Error, UnicodeDecodeError):
-        return None
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()

@@ -1,20 +1,15 @@
-"""POST /v1/chat/completions, and vLLM's /v1/chat/completions/batch: many conversations in one call, one choice each.
-
-{"messages": [[conversation 0], [conversation 1], ...], ...}  ──▶  {"choices": [answer 0, answer 1, ...]}
-"""
+"""POST /v1/chat/completions."""
 
 from __future__ import annotations
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from octavo.errors import OctavoError
 from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.sampling_params import SamplingParams
 from octavo.server.answer_bodies import ChatChoice, ChatCompletionResponse, ChatLogprobs, ChatMessage, request_times
 from octavo.server.answers import Reading
-from octavo.server.api_errors import ApiError, as_api_error, bad_field
+from octavo.server.api_errors import ApiError, bad_field
 from octavo.server.chunks import ChatChunks, stream_answer
 from octavo.server.generation import sampling_params, stream
 from octavo.server.json_pieces import LazyList
@@ -29,10 +24,10 @@ from octavo.server.openai_calls import (
     whole_answer,
 )
 from octavo.server.prompts import cut, encode_conversation, room_for_output
-from octavo.server.protocol import BatchChatCompletionRequest, ChatCompletionRequest, ConversationRequest
+from octavo.server.protocol import ChatCompletionRequest, ConversationRequest
 from octavo.server.serving import Serving
 from octavo.server.tools import asked_tools
-from octavo.text.answers.parser import Answer
+from octavo.text.answers.parser import Answer, num_thoughts
 
 
 async def create_chat_completion(request: Request, serving: Serving) -> Response:
@@ -41,9 +36,9 @@ async def create_chat_completion(request: Request, serving: Serving) -> Response
     check_pairs(asked)
     num_top = number_of_alternatives(asked)
     prompt = await encode_chat(request, asked, serving)
-    reading = _reading(asked, prompt, serving)
+    reading = reading_of(asked, prompt, serving)
     params = serving.answers.params(chat_params(asked, prompt, num_top, serving), reading)
-    limited = _names_limit(asked)
+    limited = names_limit(asked)
     call = make_call(request, asked, serving, "chatcmpl", [prompt], params, num_top, names_limit=limited)
     echo = continued_text(asked) if asked.echo else ""
     if asked.stream:
@@ -53,11 +48,11 @@ async def create_chat_completion(request: Request, serving: Serving) -> Response
     )
 
 
-def _names_limit(asked: ConversationRequest) -> bool:
+def names_limit(asked: ConversationRequest) -> bool:
     return asked.max_tokens is not None or asked.max_completion_tokens is not None
 
 
-def _reading(asked: ChatCompletionRequest, prompt: list[int], serving: Serving) -> Reading | None:
+def reading_of(asked: ChatCompletionRequest, prompt: list[int], serving: Serving) -> Reading | None:
     return serving.answers.reading(asked, prompt, continued_text(asked) if asked.continue_final_message else None)
 
 
@@ -129,8 +124,8 @@ def continued_text(asked: ChatCompletionRequest) -> str:
 def _response(
     call: Call, asked: ChatCompletionRequest, output: RequestOutput, echo: str, reading: Reading | None
 ) -> ChatCompletionResponse:
-    answers = [_read(reading, one) for one in output.outputs]
-    counts = total_usage([output], _num_thoughts(answers))
+    answers = [read_answer(reading, one) for one in output.outputs]
+    counts = total_usage([output], num_thoughts(answers))
     return ChatCompletionResponse(
         id=call.id,
         created=call.created,
@@ -143,14 +138,9 @@ def _response(
     )
 
 
-def _read(reading: Reading | None, completion: CompletionOutput) -> Answer | None:
+def read_answer(reading: Reading | None, completion: CompletionOutput) -> Answer | None:
     """None: all of its text is content."""
     return None if reading is None else reading.read(completion.text, completion.token_ids)
-
-
-def _num_thoughts(answers: list[Answer | None]) -> int | None:
-    counts = [one.num_thought_tokens for one in answers if one is not None]
-    return sum(counts) if counts else None
 
 
 def choice(
@@ -173,70 +163,4 @@ def choice(
         finish_reason="tool_calls" if has_calls else completion.finish_reason,
         stop_reason=completion.stop_reason,
         token_ids=completion.token_ids if call.has_token_ids else None,
-    )
-
-
-async def create_chat_batch(request: Request, serving: Serving) -> Response:
-    """Answer many conversations, one choice each."""
-    asked = await serving.read(request, BatchChatCompletionRequest)
-    _check_batch(asked, serving.settings.max_prompts_per_request)
-    chats = _chats(asked)
-    num_top = number_of_alternatives(chats[0])
-    prompts = [await _encoded(request, place, chat, serving) for place, chat in enumerate(chats)]
-    shortest = min(prompts, key=len)  # the engine limits each to what its own prompt leaves
-    readings = [_reading(chat, prompt, serving) for chat, prompt in zip(chats, prompts, strict=True)]
-    params = serving.answers.params(chat_params(chats[0], shortest, num_top, serving), readings[0])
-    limited = _names_limit(asked)
-    call = make_call(request, asked, serving, "chatcmpl", prompts, params, num_top, names_limit=limited)
-    return await whole_answer(request, serving, call, lambda outputs: _batch_response(call, chats, outputs, readings))
-
-
-def _check_batch(asked: BatchChatCompletionRequest, most: int) -> None:
-    check_pairs(asked)
-    for name, only in (("stream", None), ("n", 1), ("prompt_logprobs", None)):
-        value = getattr(asked, name)
-        if value is not None and value is not False and value != only:
-            allowed = "leaving it out" if only is None else f"{only}, as each conversation has one answer"
-            raise bad_field(name, f"is {value}, allowed for a batch is {allowed}")
-    if not 1 <= len(asked.messages) <= most:
-        problem = (
-            f"holds {len(asked.messages)} conversations, allowed are 1 to {most}: send several requests, or start the "
-            "server with a larger --max-prompts-per-request"
-        )
-        raise bad_field("messages", problem)
-
-
-def _chats(asked: BatchChatCompletionRequest) -> list[ChatCompletionRequest]:
-    """One request per conversation."""
-    fields = {name: value for name, value in msgspec.structs.asdict(asked).items() if name != "messages"}
-    return [ChatCompletionRequest(**fields, messages=messages) for messages in asked.messages]
-
-
-async def _encoded(request: Request, place: int, chat: ChatCompletionRequest, serving: Serving) -> list[int]:
-    """Raises ApiError that names the conversation at fault."""
-    try:
-        prompt = await encode_chat(request, chat, serving)
-        chat_params(chat, prompt, number_of_alternatives(chat), serving)
-    except (ApiError, OctavoError) as fault:
-        error = as_api_error(fault)
-        error.message = f"conversation {place}: {error.message}"
-        raise error from None
-    return prompt
-
-
-def _batch_response(
-    call: Call, chats: list[ChatCompletionRequest], outputs: list[RequestOutput], readings: list[Reading | None]
-) -> ChatCompletionResponse:
-    choices, answers = [], []
-    for place, (chat, output, reading) in enumerate(zip(chats, outputs, readings, strict=True)):
-        echo = continued_text(chat) if chat.echo else ""
-        answers.append(_read(reading, output.outputs[0]))
-        choices.append(choice(call, output.outputs[0], echo, reading, answers[-1]))
-        choices[-1].index = place
-    return ChatCompletionResponse(
-        id=call.id,
-        created=call.created,
-        model=call.model,
-        choices=choices,
-        usage=total_usage(outputs, _num_thoughts(answers)),
     )

@@ -226,6 +226,5 @@ def total_usage(outputs: list[RequestOutput], num_thoughts: int | None = None) -
     return usage(
         sum(len(output.prompt_token_ids) for output in outputs),
         sum(len(one.token_ids) for output in outputs for one in output.outputs),
-        sum(output.num_cached_tokens for output in outputs),
-        num_thoughts,
+        *(sum(output.num_cached_tokens for output in outputs), num_thoughts),
     )

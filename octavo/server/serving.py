@@ -38,8 +38,6 @@ from octavo.shown import shown
 from octavo.text.tokenizer import Tokenizer
 
 REQUEST_ID_HEADER = "x-request-id"
-#: where a request's scope says whose key it brought
-OWNER = "octavo.owner"
 
 _LARGE_BODY = 2**17  # bytes; decoding a smaller body takes a few milliseconds
 _PIECE = 2**16
@@ -126,11 +124,6 @@ def route(endpoint: Endpoint, serving: Serving) -> Callable[[Request], Awaitable
             return error_response(as_api_error(error), request.scope["path"])
 
     return call
-
-
-def owner_of(request: Request) -> str:
-    """Whose key the request brought: a digest of it; "" on a server without keys."""
-    return str(request.scope.get(OWNER, ""))
 
 
 def request_id(request: Request, asked: str | None) -> str:

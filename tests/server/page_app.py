@@ -24,7 +24,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from octavo.observe.event_log import EventLog
 from octavo.observe.events import Arrived, EngineStarted, Finished, FirstToken, Sampled, Scheduled, Started
 from octavo.observe.metrics import EngineMetrics
-from octavo.server.app import RequireKey
+from octavo.server.access import RequireKey
 from octavo.server.operations import CONTENT_TYPE, content_security_policy, page
 
 

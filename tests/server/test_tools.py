@@ -269,8 +269,13 @@ def test_strict_functions_have_a_grammar_also_where_the_model_decides() -> None:
     for fields in ({"tools": TOOLS}, {"tools": [strict], "tool_choice": "none"}):
         assert chat(engine, **fields).status == 200
         assert engine.requests[-1].grammar is None
-    form = {"type": "json_object"}
-    assert chat(engine, tools=[strict], response_format=form).status == 200
+    assert chat(engine, tools=[strict], response_format={"type": "json_object"}).status == 200
+    form = engine.requests[-1].sampling_params.structured_outputs
+    assert form is not None
+    assert str(form.grammar).startswith("start: form | calls\n"), "the model may call before it answers"
+    assert chat(engine, tools=[strict], structured_outputs={"json_object": True}).status == 200
+    form = engine.requests[-1].sampling_params.structured_outputs
+    assert (form is not None, form and form.grammar) == (True, None)
 
 
 def test_a_conversation_with_tools_can_be_counted() -> None:

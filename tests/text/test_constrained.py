@@ -7,7 +7,7 @@ import pytest
 from octavo.structured.compiler import GrammarCompiler
 from octavo.structured.grammar import grammar_text
 from octavo.structured_outputs import StructuredOutputsParams
-from octavo.text.answers.constrained import calls_grammar, strict_grammar
+from octavo.text.answers.constrained import calls_grammar, form_or_calls, strict_grammar
 from tests.structured.spelling_model import byte_compiler
 from tests.text.written_calls import WRITERS, Call
 
@@ -54,9 +54,25 @@ def test_strict_calls_may_stand_in_text(compiler: GrammarCompiler, name: str) ->
         assert not takes(compiler, grammar, text)
 
 
+@pytest.mark.parametrize("name", MARKED)
+def test_an_answer_with_a_form_may_be_calls_instead(compiler: GrammarCompiler, name: str) -> None:
+    report = {"type": "object", "properties": {"sky": {"enum": ["sun"]}}, "required": ["sky"]}
+    grammar = form_or_calls(name, FUNCTIONS, STRICT, None, {}, StructuredOutputsParams(json=report))
+    assert grammar is not None
+    write = WRITERS[name]
+    for text in (write(GOOD), write(GOOD[:1]), '{"sky": "sun"}'):
+        assert takes(compiler, grammar, text)
+    for text in (write(BAD), '{"sky": "moon"}', f"Look: {write(GOOD)}", ""):
+        assert not takes(compiler, grammar, text)
+
+
 def test_other_formats_have_no_grammar_of_text_with_calls() -> None:
+    form = StructuredOutputsParams(json_object=True)
     for name in ("llama3_json", "qwen3_coder", "pythonic", "openai", None):
         assert strict_grammar(name, FUNCTIONS, STRICT, {}) is None
+        assert form_or_calls(name, FUNCTIONS, STRICT, None, {}, form) is None
+    for other in ({"regex": "a"}, {"json": "{}"}, {"json_object": True, "disable_any_whitespace": True}):
+        assert form_or_calls("hermes", FUNCTIONS, STRICT, None, {}, StructuredOutputsParams(**other)) is None  # type: ignore[arg-type]
 
 
 def test_special_tokens_are_written_by_their_ids() -> None:

@@ -13,19 +13,18 @@ A whole answer goes the same way, all of it at once, and its events are not made
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import msgspec
 
-from octavo.outputs import CompletionOutput, RequestOutput, TokenLogprobs
+from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.server.answer_bodies import ChatTokenLogprob
-from octavo.server.answers import AnswerEvents, Reading
+from octavo.server.answers import Reading
 from octavo.server.api_errors import ApiError
 from octavo.server.generation import ended_by_server, raise_failure
-from octavo.server.logprobs import chat_logprobs
 from octavo.server.openai_calls import Call
 from octavo.server.responses.open_items import OpenItem, open_call, open_message, open_thoughts
+from octavo.server.responses.pieces import AnswerPieces
 from octavo.server.responses.protocol import (
     IncompleteDetails,
     InputTokensDetails,
@@ -44,21 +43,18 @@ _INVALID, _FAILED = "invalid_prompt", "server_error"
 
 
 class ResponseEvents:
-    """One response while it is made. response: as it is now."""
+    """One response while it is made."""
 
     def __init__(self, call: Call, reading: Reading | None, response: ResponseObject, *, has_events: bool) -> None:
         """reading: how thoughts and calls are found; None: all text is content."""
         self.response = response
-        self._call = call
         self._reading = reading
-        self._read = None if reading is None else AnswerEvents(reading)
+        self._pieces = AnswerPieces(call, reading)
         self._has_events = has_events
         self._made: list[bytes] = []
         self._num_made = 0
         self._open: OpenItem | None = None
-        self._num_tokens = 0
-        self._unclear: list[tuple[ChatTokenLogprob, int]] = []  # of tokens that may be part of a mark, and their widths
-        self.num_logprobs = 0
+        self._num_tokens = self._num_prompt = self._num_cached = 0
 
     # What happens to a response; each gives the new events
 
@@ -66,7 +62,7 @@ class ResponseEvents:
         """It is queued."""
         self.response.status = "queued"
         for kind in ("response.created", "response.queued"):
-            self._event(kind, {"response": self.response})
+            self.event(kind, {"response": self.response})
         return self._taken()
 
     def add(self, output: RequestOutput) -> list[bytes]:
@@ -76,79 +72,47 @@ class ResponseEvents:
             self._start(output)
         (completion,) = output.outputs
         self._num_tokens += len(completion.token_ids)
-        for event, rows in self._events(completion):
+        for event, rows in self._pieces.add(completion):
             self._take(event, rows)
         if completion.finish_reason is not None:
-            self._finish(completion, output)
+            self._finish(completion)
         return self._taken()
 
     def last(self) -> list[bytes]:
         """The event of its end."""
         kind = "incomplete" if self.response.status == "cancelled" else self.response.status
-        self._event(f"response.{kind}", {"response": self.response})
+        self.event(f"response.{kind}", {"response": self.response})
         return self._taken()
 
     def fail(self, error: ApiError) -> None:
-        self._close("incomplete")
-        self.response.status = "failed"
+        self._end("failed")
         code = _INVALID if error.status < 500 else _FAILED
         self.response.error = ResponseFault(code=code, message=error.message)
 
     def cancel(self) -> None:
-        self._close("incomplete")
-        self.response.status = "cancelled"
+        self._end("cancelled")
+
+    def show(self) -> ResponseObject:
+        """The response as it is now, with what its last item has so far."""
+        if self._open is not None:
+            self._open.show()
+        return self.response
 
     def _start(self, output: RequestOutput) -> None:
         was_queued, self.response.status = self.response.status == "queued", "in_progress"
         for kind in ("response.in_progress",) if was_queued else ("response.created", "response.in_progress"):
-            self._event(kind, {"response": self.response})
-        self._count(output)
+            self.event(kind, {"response": self.response})
+        self._num_prompt, self._num_cached = len(output.prompt_token_ids), output.num_cached_tokens
+        self._count()
 
-    def _count(self, output: RequestOutput) -> None:
-        num_prompt = len(output.prompt_token_ids)
-        num_thoughts = 0 if self._read is None else self._read.num_thought_tokens
+    def _count(self) -> None:
         self.response.usage = ResponseUsage(
-            input_tokens=num_prompt,
-            input_tokens_details=InputTokensDetails(cached_tokens=output.num_cached_tokens),
+            input_tokens=self._num_prompt,
+            input_tokens_details=InputTokensDetails(cached_tokens=self._num_cached),
             output_tokens=self._num_tokens,
-            output_tokens_details=OutputTokensDetails(reasoning_tokens=num_thoughts),
-            total_tokens=num_prompt + self._num_tokens,
+            output_tokens_details=OutputTokensDetails(reasoning_tokens=self._pieces.num_thought_tokens),
+            total_tokens=self._num_prompt + self._num_tokens,
         )
-
-    def _events(self, completion: CompletionOutput) -> Iterator[tuple[Event, list[ChatTokenLogprob]]]:
-        """What a piece adds, and the log-probabilities of its text."""
-        is_end, ids, rows = completion.finish_reason is not None, completion.token_ids, completion.logprobs or []
-        if self._read is None:
-            if completion.text or rows:
-                yield Said(completion.text), self._rows(ids, rows)
-            return
-        if self._call.num_top is None:
-            for event in self._read.add(completion.text, ids, is_end):
-                yield event, []
-            return
-        assert self._reading is not None, "what reads answers has it"
-        for text, place in _by_token(completion.text, ids, self._reading):
-            its = slice(place, place + 1)
-            widths = [self._reading.widths[one] for one in ids[its]]
-            self._unclear += zip(self._rows(ids[its], rows[its]), widths, strict=True)
-            for event in self._read.add(text, ids[its], is_end and place >= len(ids) - 1):
-                yield event, self._last_rows(len(event.text)) if isinstance(event, Said) else []
-                self._unclear = []
-
-    def _last_rows(self, num: int) -> list[ChatTokenLogprob]:
-        """Of the tokens that wrote the last so many characters."""
-        found = []
-        while num > 0 and self._unclear:
-            row, width = self._unclear.pop()
-            found.append(row)
-            num -= width
-        return found[::-1]
-
-    def _rows(self, ids: Sequence[int], rows: Sequence[TokenLogprobs]) -> list[ChatTokenLogprob]:
-        if self._call.num_top is None:
-            return []
-        self.num_logprobs += len(rows)
-        return list(chat_logprobs(self._call, ids, rows))
 
     def _take(self, event: Event, rows: list[ChatTokenLogprob]) -> None:
         match event:
@@ -198,18 +162,26 @@ class ResponseEvents:
             self._open.close(status)
             self._open = None
 
-    def _finish(self, completion: CompletionOutput, output: RequestOutput) -> None:
+    def _end(self, status: Literal["completed", "incomplete", "failed", "cancelled"]) -> None:
+        self._close("completed" if status == "completed" else "incomplete")
+        if self.response.usage is not None:  # else no output came
+            self._count()
+        self.response.status = status
+
+    def _finish(self, completion: CompletionOutput) -> None:
         if completion.finish_reason not in ("stop", "length"):
             raise ended_by_server()
         is_cut = completion.finish_reason == "length"
         if all(isinstance(one, ReasoningItem) for one in self.response.output) and not (is_cut and self._open):
             self._in("message")
-        self._close("incomplete" if is_cut else "completed")
-        self._count(output)
+        self._end("incomplete" if is_cut else "completed")
         self.response.completed_at = int(time.time())
-        self.response.status = "incomplete" if is_cut else "completed"
         if is_cut:
             self.response.incomplete_details = IncompleteDetails(reason="max_output_tokens")
+
+    @property
+    def num_logprobs(self) -> int:
+        return self._pieces.num_logprobs
 
     # What open items tell
 
@@ -218,17 +190,13 @@ class ResponseEvents:
         """The number of the next item."""
         return len(self.response.output)
 
-    def event(self, kind: str, fields: dict[str, Any]) -> None:
-        if self._has_events:
-            self._event(kind, fields)
-
     def delta(self, head: bytes, text: str, tail: bytes) -> None:
         """An event that differs from the one before only in its text; head and tail are encoded once."""
         if self._has_events:
             self._made.append(b"%b%b,%b%d}\n\n" % (head, _encode(text), tail, self._num_made))
             self._num_made += 1
 
-    def _event(self, kind: str, fields: dict[str, Any]) -> None:
+    def event(self, kind: str, fields: dict[str, Any]) -> None:
         if self._has_events:
             body = _encode({"type": kind, "sequence_number": self._num_made, **fields})
             self._made.append(b"event: %b\ndata: %b\n\n" % (kind.encode(), body))
@@ -237,12 +205,3 @@ class ResponseEvents:
     def _taken(self) -> list[bytes]:
         made, self._made = self._made, []
         return made
-
-
-def _by_token(text: str, token_ids: Sequence[int], reading: Reading) -> Iterator[tuple[str, int]]:
-    """The text of each token, and its place; the last has the rest."""
-    for place, token_id in enumerate(token_ids[:-1]):
-        width = reading.widths[token_id]
-        yield text[:width], place
-        text = text[width:]
-    yield text, max(len(token_ids) - 1, 0)

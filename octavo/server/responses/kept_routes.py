@@ -9,13 +9,14 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from octavo.server.access import owner_of
 from octavo.server.api_errors import JSON, ApiError, bad_field
 from octavo.server.json_pieces import answer
 from octavo.server.responses.asked import INCLUDABLE
 from octavo.server.responses.making import MadeEvents
 from octavo.server.responses.protocol import InputItems, Item, ResponseDeleted
 from octavo.server.responses.routes import create_response
-from octavo.server.serving import Endpoint, Serving, json_response, owner_of
+from octavo.server.serving import Endpoint, Serving, json_response
 from octavo.shown import shown
 
 _MAX_PAGE = 100

@@ -40,7 +40,8 @@ class MadeResponse:
 
     @property
     def response(self) -> ResponseObject:
-        return self._events.response
+        """As it is now."""
+        return self._events.show()
 
     async def whole(self, output: RequestOutput) -> None:
         """All of it. Raises ApiError if the engine failed."""

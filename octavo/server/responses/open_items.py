@@ -91,6 +91,10 @@ class OpenItem:
         elif text:
             self._teller.delta(self._head, text, self._tail)
 
+    def show(self) -> None:
+        """Let the item have its text so far."""
+        self._settle("".join(self._texts))
+
     def close(self, status: ItemStatus) -> None:
         text = "".join(self._texts)
         self._settle(text)

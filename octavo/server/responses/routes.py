@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from octavo.errors import OctavoError
 from octavo.outputs import RequestOutput
+from octavo.server.access import owner_of
 from octavo.server.answers import Reading
 from octavo.server.api_errors import ApiError, as_api_error, bad_field
 from octavo.server.chat import chat_params, encode_chat, number_of_alternatives
@@ -24,7 +25,7 @@ from octavo.server.responses.asked import chat_of, check_fields, in_its_words, i
 from octavo.server.responses.events import ResponseEvents
 from octavo.server.responses.making import BackgroundResponse, MadeEvents, MadeResponse
 from octavo.server.responses.protocol import Item, ResponseObject, ResponseReasoning, ResponsesRequest, ResponseText
-from octavo.server.serving import Serving, owner_of
+from octavo.server.serving import Serving
 
 #: items that are read on the event loop; each takes a few microseconds
 _FEW_ITEMS = 512

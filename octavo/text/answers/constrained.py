@@ -3,7 +3,8 @@
     start: call (SEPARATOR call)*
     call: "<tool_call>\\n{\\"name\\": \\"add\\", \\"arguments\\": " %json {...} "}\\n</tool_call>"
 
-Strict functions of an answer that may also be text have a grammar of text with such calls in it.
+Strict functions of an answer that may also be text have a grammar of text with such calls in it. An answer whose form
+is JSON may be calls instead.
 
 A format whose arguments are not JSON has none; then calls are a plain JSON list, whatever the model is used to.
 """
@@ -15,6 +16,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from octavo.structured_outputs import StructuredOutputsParams
 from octavo.text.answers.feed import Schemas
 from octavo.text.answers.formats import FORMATS, CallFormat
 from octavo.text.answers.json_calls import JsonCalls
@@ -76,9 +78,8 @@ def strict_grammar(
 ) -> str | None:
     """Free text, in which what begins as a call goes on as one. None: this format's calls have no mark that begins
     them, or no JSON."""
-    frame = _FRAMES.get(parser or "")
-    mark = _FIRST_MARK.match("" if frame is None else frame.begin or frame.before)
-    if frame is None or mark is None or parser == "openai":  # there, content begins with the same mark
+    frame, mark = _FRAMES.get(parser or ""), _mark(parser)
+    if frame is None or mark is None:
         return None
     rest = replace(frame, **{"begin" if frame.begin else "before": (frame.begin or frame.before)[mark.end() :]})
     more = f" ({_written(rest.between, special)} call)*" if frame.begin else ""
@@ -90,6 +91,33 @@ def strict_grammar(
         "TEXT: /(.|\\n)*/",
     ]
     return "\n".join([*lines, *_call_rules(rest, functions, strict, special)])
+
+
+def _mark(parser: str | None) -> re.Match[str] | None:
+    """What begins the calls of a format and nothing else."""
+    frame = _FRAMES.get(parser or "")
+    if frame is None or parser == "openai":  # there, content begins with the same mark
+        return None
+    return _FIRST_MARK.match(frame.begin or frame.before)
+
+
+def form_or_calls(
+    parser: str | None,
+    functions: Schemas,
+    strict: frozenset[str],
+    max_calls: int | None,
+    special: Mapping[str, int],
+    form: StructuredOutputsParams,
+) -> str | None:
+    """JSON of the form's schema, or calls in its place. None: as above, or the form is another."""
+    schema = {"type": "object"} if form.json_object else form.json
+    if _mark(parser) is None or not isinstance(schema, Mapping):
+        return None
+    if form != StructuredOutputsParams(json=form.json, json_object=form.json_object):
+        return None  # it has switches, which are about JSON alone
+    start, *rules = calls_grammar(parser, functions, strict, max_calls, special).split("\n")
+    rule = f"form: %json {json.dumps(schema)}"
+    return "\n".join(["start: form | calls", rule, start.replace("start:", "calls:", 1), *rules])
 
 
 def _call_rules(frame: Frame, functions: Schemas, strict: frozenset[str], special: Mapping[str, int]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
@@ -55,6 +55,12 @@ class Answer:
     content: str = ""
     calls: list[FunctionCall] = field(default_factory=list)
     num_thought_tokens: int = 0
+
+
+def num_thoughts(answers: Iterable[Answer | None]) -> int | None:
+    """Tokens of the thoughts of all. None: none of them was read for thoughts."""
+    counts = [one.num_thought_tokens for one in answers if one is not None]
+    return sum(counts) if counts else None
 
 
 def answer_of(events: list[Event], num_thought_tokens: int = 0) -> Answer:

@@ -178,8 +178,13 @@ def test_fields_reach_the_engine_and_the_template() -> None:
     params = engine.requests[-1].sampling_params
     assert (params.temperature, params.top_p, params.top_k, params.seed, params.max_tokens) == (0.5, 0.7, 3, 7, 5)
     assert params.structured_outputs is not None
-    assert params.structured_outputs.json == CITY
-    assert engine.salts == ["x"]
+    assert '%json {"type": "object", "properties": {"city"' in str(params.structured_outputs.grammar), "or calls"
+    assert ask(engine, text={"format": schema}, tools=None).status == 200
+    form = engine.requests[-1].sampling_params.structured_outputs
+    assert form is not None
+    assert form.json == CITY
+    assert engine.salts == ["x", None]
+    assert ask(engine, instructions="Be brief.").status == 200
     assert engine.prompt == "weather;clock;system:  Be brief.user:  Hiassistant:"
     ask(engine, tool_choice={"type": "function", "name": "clock"})
     grammar = engine.requests[-1].sampling_params.structured_outputs

@@ -156,9 +156,12 @@ def test_a_response_is_made_while_nobody_waits() -> None:
 def test_a_response_in_the_background_is_cancelled() -> None:
     async def story(send: Send) -> None:
         begun = (await send("POST", "", input="Hi", background=True)).json()
-        await asyncio.sleep(0.01)
+        while not (seen := (await send("GET", f"/{begun['id']}")).json())["output"]:
+            await asyncio.sleep(0.001)
+        assert (seen["status"], seen["output"][0]["content"][0]["text"]) == ("in_progress", " one")
         cancelled = (await send("POST", f"/{begun['id']}/cancel")).json()
         assert (cancelled["status"], cancelled["output"][0]["status"]) == ("cancelled", "incomplete")
+        assert cancelled["usage"]["output_tokens"] == 1
         assert (await send("GET", f"/{begun['id']}")).json() == cancelled
         at_once = (await send("POST", "", input="Hi", background=True, stream=False)).json()
         assert (await send("DELETE", f"/{at_once['id']}")).json()["deleted"]
