@@ -1,22 +1,28 @@
 """What structured output costs: compiling, the first token, the mask of a step, and a batch with and without.
 
-    python benchmarks/structured_output.py [--model smollm2]
+    python -m benchmarks.structured_output [--model smollm2]
+    python -m benchmarks.structured_output --model examples/configs/qwen3-0.6b --load-format dummy     # on a GPU
 
 compile       a schema of a hundred lines, new and known; until the first mask is there
 masks         of a step of 1, 16 and 64 rows, which a GPU's forward pass hides
-batch         output tokens a second on the CPU, one form for all rows: .* in the whole, so that all else is equal
+batch         milliseconds a step, one form for all rows: .* in the whole, so that all else is equal
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.serving import make_tokenizer
 from octavo import LLM, SamplingParams
 from octavo.messages import NewRow
 from octavo.structured.compiler import GrammarCompiler
@@ -82,31 +88,43 @@ def time_masks(compiler: GrammarCompiler, text: str, num_rows: int) -> float:
     return seconds / NUM_STEPS * 1e3
 
 
-def time_batches(model: str) -> None:
-    with LLM(model, max_model_len=512) as llm:
+def time_batches(model: str, load_format: str) -> None:
+    with LLM(model, load_format=load_format, max_model_len=512) as llm:
         for num in (1, 16, 64):
             prompts = [list(range(100 + i, 132 + i)) for i in range(num)]
-            speeds = []
-            for form in (None, ANY) * 3:
-                params = SamplingParams(max_tokens=64, ignore_eos=True, structured_outputs=form, temperature=0)
+            seconds: dict[bool, list[float]] = {False: [], True: []}
+            for form in (None, ANY) * 5:
+                params = SamplingParams(max_tokens=128, ignore_eos=True, structured_outputs=form, temperature=0)
                 begin = time.perf_counter()
                 llm.generate(prompts, params, use_tqdm=False)
-                speeds.append(num * 64 / (time.perf_counter() - begin))
-            free, formed = max(speeds[::2]), max(speeds[1::2])
-            print(f"batch of {num:2}: {free:7.1f} tok/s free, {formed:7.1f} with a form ({formed / free - 1:+.1%})")
+                seconds[form is not None].append(time.perf_counter() - begin)
+            free, formed = (statistics.median(times[1:]) / 128 * 1e3 for times in seconds.values())
+            print(f"batch of {num:2}: {free:.3f} ms a step free, {formed:.3f} with a form ({formed / free - 1:+.1%})")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2")
-    model = parser.parse_args().model
+    parser.add_argument("--load-format", default="auto", help="dummy: a folder with a config, and random weights")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        model = args.model
+        if args.load_format == "dummy":
+            model = str(shutil.copytree(model, Path(scratch) / "model"))
+            make_tokenizer(Path(model))
+            print("the tokenizer of a model with random weights cannot spell JSON: batches alone")
+        else:
+            time_grammars(model)
+        time_batches(model, args.load_format)
+
+
+def time_grammars(model: str) -> None:
     tokenizer = named_tokenizer(model)
     ends = [0 if tokenizer.eos_token_id is None else tokenizer.eos_token_id]
     compiler = GrammarCompiler(lambda: grammar_vocabulary(tokenizer, tokenizer.vocab_size, ends))
     text = time_compiling(compiler)
     for num_rows in (1, 16, 64):
         print(f"masks and jumps of {num_rows:2} rows   {time_masks(compiler, text, num_rows):8.2f} ms")
-    time_batches(model)
     print(json.dumps({"schema bytes": len(text), "tokens": tokenizer.vocab_size}))
 
 

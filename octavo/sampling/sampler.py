@@ -118,25 +118,29 @@ class Sampler:
             j: self._special[rows[j]].runs(token_ids[rows[j], : positions[j]])
             for j in np.flatnonzero(self._is_special.take(rows)).tolist()
         }
-        if self._grammars is not None and special:
-            self._add_masks(special, rows, positions, token_ids)
         ragged: dict[str, NDArray[Any]] = {}
         for name, offsets in RAGGED.items():
             runs = {j: entry[name] for j, entry in special.items() if name in entry}
             ragged[name], ragged[offsets] = self._join(runs, COLUMNS[name], len(rows))
+        if self._grammars is not None and special:
+            ragged |= self._masks(self._grammars, rows, positions, token_ids)
         return SamplingBatch(logits_rows=logits_rows, positions=positions, **self.columns(rows), **ragged)
 
-    def _add_masks(self, special: dict[int, _Runs], rows: IntArray, positions: IntArray, token_ids: IntArray) -> None:
-        """Give the entries whose rows have a grammar its mask."""
-        entries = [j for j in special if self._special[rows[j]].has_grammar]
-        if not entries or self._grammars is None:
-            return
-        constrained = rows[entries].tolist()
-        firsts = [self._special[row].num_prompt_tokens for row in constrained]
-        ends = positions[entries].tolist()
+    def _masks(
+        self, grammars: Grammars, rows: IntArray, positions: IntArray, token_ids: IntArray
+    ) -> dict[str, NDArray[Any]]:
+        """The masks of the entries whose rows have a grammar, as a ragged column."""
+        special, given = self._special, rows.tolist()
+        entries = [j for j, row in enumerate(given) if row in special and special[row].has_grammar]
+        if not entries:
+            return {}
+        constrained, ends = [given[j] for j in entries], positions[entries].tolist()
+        firsts = [special[row].num_prompt_tokens for row in constrained]
         outputs = [token_ids[row, first:end] for row, first, end in zip(constrained, firsts, ends, strict=True)]
-        for j, mask in zip(entries, self._grammars.masks(constrained, outputs), strict=True):
-            special[j]["mask"] = mask
+        masks = grammars.masks(constrained, outputs)
+        lens = np.zeros(len(rows) + 1, np.int32)
+        lens[np.array(entries) + 1] = masks.shape[1]
+        return {"mask": masks.reshape(-1), RAGGED["mask"]: np.cumsum(lens, dtype=np.int32)}
 
     def _set_special(self, row: int, needs: SpecialNeeds | None) -> None:
         self._is_special[row] = needs is not None
@@ -170,11 +174,14 @@ class SpecialNeeds:
     stop_token_ids: IntArray
     min_tokens: int
     num_prompt_tokens: int
+    has_edits: bool  # of those above
     has_grammar: bool
 
     def runs(self, token_ids: IntArray) -> _Runs:
-        """This sequence's values for the ragged columns. token_ids: all its tokens so far."""
+        """This sequence's values for the ragged columns but the mask. token_ids: all its tokens so far."""
         runs: _Runs = {}
+        if not self.has_edits:
+            return runs
         if self.has_penalties:
             runs["history"] = token_ids
         if len(self.allowed):
@@ -213,6 +220,7 @@ def _special_needs(new: NewRow) -> SpecialNeeds | None:
         stop_token_ids=np.array(sorted(new.stop_token_ids), np.int32),
         min_tokens=min_tokens,
         num_prompt_tokens=new.num_prompt_tokens,
+        has_edits=bool(edits),
         has_grammar=has_grammar,
     )
 

@@ -154,7 +154,7 @@ class _Row:
         if self._thinking is not None:
             output = output[self._thinking.answer_start(output) or 0 :]
         num_kept = min(len(self._read), len(output))
-        if num_kept and not np.array_equal(self._read[:num_kept], output[:num_kept]):
+        if self._read[:num_kept].tobytes() != output[:num_kept].tobytes():
             num_kept = int(np.argmin(self._read[:num_kept] == output[:num_kept]))
         if num_kept < len(self._read):
             self.matcher.rollback(len(self._read) - num_kept)

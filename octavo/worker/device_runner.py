@@ -6,7 +6,8 @@
 
 Rows on the device are always current: a step appends the tokens it draws there, and the next step reads them there.
 The host's rows follow when a step's tokens are fetched, in order. Only two things wait for tokens on the host:
-penalties and other edits of logits, which read a sequence's history, and log-probabilities.
+log-probabilities, and penalties, grammars and other edits of logits, which read a sequence's history. A step of decodes
+with edits leaves its draw for later (`launched_steps.py`), so that the host waits while the device computes logits.
 
 Most steps are decodes only. They start from the device's rows and are one launch. Steps with chunks, forks or prompt
 log-probabilities use a batch gathered on the host; tokens that the host does not have yet are filled in on the device.
@@ -18,6 +19,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -113,6 +115,7 @@ class DeviceRunner:
     def _begin(self, plan: StepPlan) -> PendingStep:
         if self._model.device.index:  # a thread starts on the first GPU, and any thread may run the engine's steps
             torch.cuda.set_device(self._model.device)
+        self._launched.finish_draw()
         self._apply(plan)
         return self._compute(plan) if plan.rows else DoneStep(StepResult(plan.step_id, []))
 
@@ -148,11 +151,13 @@ class DeviceRunner:
         self._rows.flush(rows, size)
         logits = self._decodes.run(size, variant)
         entries = np.arange(len(rows), dtype=np.int32)
-        if variant == "logits":
-            tokens = self._draw(logits, rows, entries, positions)
-        else:
-            tokens = self._decodes.tokens(len(rows))
-        return self._launch(plan, rows, positions, tokens, logits, entries)
+        if variant != "logits":
+            return self._launch(plan, rows, positions, self._decodes.tokens(len(rows)), logits, entries)
+        if self._sampler.reports_logprobs(rows):
+            return self._launch(plan, rows, positions, self._draw(logits, rows, entries, positions), logits, entries)
+        step = self._add(plan, rows, positions)
+        step.draw_late = partial(self._draw, logits, rows, entries, positions, step)
+        return step
 
     def _begin_beams(self, plan: StepPlan) -> PendingStep:
         """A step of decodes of which some are beams: these want the best next tokens, the others draw."""
@@ -219,10 +224,18 @@ class DeviceRunner:
 
     # Steps of both kinds
 
-    def _draw(self, logits: torch.Tensor, rows: IntArray, logits_rows: IntArray, positions: IntArray) -> torch.Tensor:
-        """Draw with the host's sampling columns, and append the tokens to the device's rows."""
+    def _draw(
+        self,
+        logits: torch.Tensor,
+        rows: IntArray,
+        logits_rows: IntArray,
+        positions: IntArray,
+        step: LaunchedStep | None = None,
+    ) -> torch.Tensor:
+        """Draw with the host's sampling columns, and append the tokens to the device's rows. step: the one that is
+        launched already, and draws late."""
         if self._sampler.has_special(rows):
-            self._launched.fetch_all()
+            self._launched.fetch_all(but=step)
         sampling = self._sampler.prepare(rows, logits_rows, positions, self._states.token_ids)
         tokens = self._model.launch_sample(logits, sampling)
         self._rows.advance(rows, tokens)
@@ -238,9 +251,14 @@ class DeviceRunner:
         logits_rows: IntArray,
     ) -> LaunchedStep:
         """Start copying the tokens to the host. Log-probabilities wait here: the next step overwrites the logits."""
-        step = self._launched.add(plan, rows, positions, tokens)
+        step = self._add(plan, rows, positions)
+        self._launched.send(step, tokens)
         if self._sampler.reports_logprobs(rows):
             step.logprobs = self._logprobs.of_drawn(rows, positions, logits, logits_rows, self._launched.fetch(step))
+        return step
+
+    def _add(self, plan: StepPlan, rows: IntArray, positions: IntArray) -> LaunchedStep:
+        step = self._launched.add(plan, rows, positions)
         if self._live.grammars.rows:
             step.complete = self._force
         return step

@@ -3,7 +3,9 @@
     device   tokens of step 2 | step 3 ...            each step's device-to-host copy follows its draw in stream order
     pinned   [ slot a: step 1 ][ slot b: step 2 ]     a slot is reused once its step's tokens have been read
 
-A step's tokens enter the host's rows when they are fetched, in the order of the steps.
+A step's tokens enter the host's rows when they are fetched, in the order of the steps. A draw that needs the tokens of
+the step before on the host, as under a grammar, is launched late: when the next step is submitted, or its own result is
+asked for. So the host takes results and plans while the device computes the logits.
 """
 
 from __future__ import annotations
@@ -26,15 +28,17 @@ from octavo.worker.runner import Draws
 @dataclass(slots=True, eq=False)
 class LaunchedStep:
     """A PendingStep. draws: None for a step of decodes, which draws one token a row. logprobs: by draw. tenants: the
-    rows' counts of tenants when the step was launched. token_ids: None until they are fetched. complete: adds to the
-    result what its tokens entail."""
+    rows' counts of tenants when the step was launched. fetch: None until the draw is launched; draw_late: launches it.
+    token_ids: None until they are fetched. complete: adds to the result what its tokens entail."""
 
     steps: LaunchedSteps
     plan: StepPlan
     rows: IntArray
     positions: IntArray
     tenants: IntArray
-    fetch: _Fetch
+    fetch: _Fetch | None = None
+    draw_late: Callable[[], torch.Tensor] | None = None
+    fault: Exception | None = None
     draws: Draws | None = None
     logprobs: dict[int, LogprobRow] = field(default_factory=dict)
     prompt_logprobs: dict[int, list[LogprobRow]] = field(default_factory=dict)
@@ -72,14 +76,31 @@ class LaunchedSteps:
         self._tenant[rows] += 1
         self._num_unknown[rows] = 0
 
-    def add(self, plan: StepPlan, rows: IntArray, positions: IntArray, tokens: torch.Tensor) -> LaunchedStep:
-        """A step that draws tokens [N] int32 for rows [N]. Their copy is queued in stream order, so work launched later
-        may overwrite them."""
+    def add(self, plan: StepPlan, rows: IntArray, positions: IntArray) -> LaunchedStep:
+        """A step that draws a token for each of these rows."""
         self._states.reserve(rows, positions)
         self._num_unknown[rows] += 1
-        step = LaunchedStep(self, plan, rows, positions, self._tenant[rows], self._send(tokens))
+        step = LaunchedStep(self, plan, rows, positions, self._tenant[rows])
         self._steps.append(step)
         return step
+
+    def send(self, step: LaunchedStep, tokens: torch.Tensor) -> None:
+        """A step's draw of tokens [N] int32 has been launched. Their copy is queued in stream order, so work launched
+        later may overwrite them."""
+        step.fetch = self._send(tokens)
+
+    def finish_draw(self) -> None:
+        """Launch the last step's draw, if that was left for later. A fault is that step's."""
+        step = self._steps[-1] if self._steps else None
+        if step is None or step.draw_late is None:
+            return
+        draw, step.draw_late = step.draw_late, None
+        try:
+            self.send(step, draw())
+        except Exception as fault:
+            step.fault = fault
+            if step in self._steps:
+                self._steps.remove(step)
 
     def unknown(self, rows: IntArray) -> NDArray[np.intp]:
         """The indices of those rows whose last token is not on the host."""
@@ -94,6 +115,8 @@ class LaunchedSteps:
         """A step's tokens. Those of all steps before it are fetched first."""
         try:
             while step.token_ids is None:
+                if step.fault is not None:
+                    raise step.fault
                 self._fetch_oldest()
         except RuntimeError as error:
             if (fault := fault_of(error)) is not error:
@@ -101,15 +124,21 @@ class LaunchedSteps:
             raise
         return step.token_ids
 
-    def fetch_all(self) -> None:
-        while self._steps:
+    def fetch_all(self, but: LaunchedStep | None = None) -> None:
+        """The tokens of all steps; but: of all before this one."""
+        while self._steps and self._steps[0] is not but:
             self._fetch_oldest()
 
     def close(self) -> None:
         self._steps.clear()
 
     def _fetch_oldest(self) -> None:
-        step = self._steps.popleft()
+        step = self._steps[0]
+        if step.fetch is None:
+            self.finish_draw()  # only the last step's can be missing
+        if step.fetch is None:
+            return  # its draw failed
+        self._steps.popleft()
         step.token_ids = self._wait(step.fetch)
         same = self.still_there(step)
         self._states.fill(step.rows[same], step.positions[same], step.token_ids[same])
