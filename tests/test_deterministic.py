@@ -25,6 +25,7 @@ def check(folder: Path, **options: Any) -> None:
 
 #: heads of 16 and 12 dims, and of 8 in groups of one; both are computed by kernels of other widths
 MODELS = [("qwen3", "float32"), ("llama-tied-bias", "bfloat16"), ("gpt2", "float16"), ("qwen3-moe", "float32")]
+MODELS += [("deepseek-v3", "bfloat16")]
 
 
 @pytest.mark.parametrize(("name", "dtype"), MODELS)

@@ -72,6 +72,31 @@ GLM = {
     "topk_group": 2,
     "routed_scaling_factor": 1.5,
 }
+#: a latent of 24 and a rotated key of 8 for 6 heads
+DEEPSEEK = SIZES | {
+    "num_key_value_heads": 6,
+    "num_hidden_layers": 2,
+    "kv_lora_rank": 24,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 10,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+    "n_shared_experts": 2,
+    "first_k_dense_replace": 1,
+    "n_group": 4,
+    "topk_group": 2,
+    "routed_scaling_factor": 1.5,
+}
+DEEPSEEK_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 1000.0,
+    "factor": 4.0,
+    "mscale": 0.8,
+    "mscale_all_dim": 1.3,
+    "original_max_position_embeddings": 64,
+}
 GPT_OSS = {
     "num_hidden_layers": 4,
     "head_dim": 16,
@@ -144,6 +169,14 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen3-moe": ("Qwen3MoeConfig", SIZES | EXPERTS | {"head_dim": 16, "norm_topk_prob": True}),
     "glm4-moe": ("Glm4MoeConfig", SIZES | GLM),
+    "deepseek-v2": (
+        "DeepseekV2Config",
+        DEEPSEEK | {"q_lora_rank": None, "topk_method": "group_limited_greedy", "rope_parameters": DEEPSEEK_ROPE},
+    ),
+    "deepseek-v3": (
+        "DeepseekV3Config",
+        DEEPSEEK | {"q_lora_rank": 20, "attention_bias": True, "num_nextn_predict_layers": 0},
+    ),
     "olmoe": ("OlmoeConfig", SIZES | {"num_experts": 6, "num_experts_per_tok": 2}),
     "gpt-oss": ("GptOssConfig", SIZES | GPT_OSS),
     "granite-moe": (

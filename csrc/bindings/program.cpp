@@ -251,6 +251,20 @@ int octavo_program_append_linear(Program* program, ThreadPool* pool, DType dtype
   });
 }
 
+// Appends the product of each head's columns with its own matrix. data: num_heads matrices of rows x cols, in order.
+int octavo_program_append_head_products(Program* program, ThreadPool* pool, DType dtype, const uint8_t* data,
+                                        int64_t num_heads, int64_t rows, int64_t cols, int64_t head_bytes,
+                                        int64_t x_step, int64_t out_step, Slot x, Slot out) {
+  return guarded([&] {
+    octavo::HeadProducts& heads = program->append_head_products(x_step, out_step, x, out);
+    for (int64_t h = 0; h < num_heads; ++h) {
+      std::unique_ptr<PackedMatrix> weight = pack(*pool, dtype, data + h * head_bytes, rows, cols, 1);
+      if (!weight) throw std::domain_error("no matrix multiplication for this tensor type");
+      heads.add(std::move(weight));
+    }
+  });
+}
+
 // Null if it fails. The program owns the mixture and copies the spec, except for the arrays that it names.
 Mixture* octavo_program_new_mixture(Program* program, const MixtureSpec* spec) {
   Mixture* made = nullptr;

@@ -45,13 +45,13 @@ struct Item {
 
 // Attention of a tile's rows over some of their context: weighted values not yet divided by the sum.
 struct Result {
-  float* values;  // [rows][head_dim]
+  float* values;  // [rows][value_dim]
   float* maxima;  // [rows] largest score, -inf if a row attended to nothing
   float* sums;    // [rows] sum of exponentials
 
-  Result(float* memory, int64_t rows, int64_t head_dim)
-      : values(memory), maxima(memory + rows * head_dim), sums(maxima + rows) {}
-  static int64_t size(int64_t rows, int64_t head_dim) { return rows * (head_dim + 2); }
+  Result(float* memory, int64_t rows, int64_t value_dim)
+      : values(memory), maxima(memory + rows * value_dim), sums(maxima + rows) {}
+  static int64_t size(int64_t rows, int64_t value_dim) { return rows * (value_dim + 2); }
 };
 
 // A thread's working set for one tile.
@@ -59,8 +59,8 @@ struct Workspace {
   int64_t rows;
   float *q, *scores, *converted, *part, *total;
 
-  Workspace(std::vector<float>& memory, int64_t num_rows, int64_t head_dim) : rows(num_rows) {
-    const int64_t result = Result::size(rows, head_dim);
+  Workspace(std::vector<float>& memory, int64_t num_rows, int64_t head_dim, int64_t value_dim) : rows(num_rows) {
+    const int64_t result = Result::size(rows, value_dim);
     const int64_t needed = rows * head_dim + rows * kPartition + 2 * kPartition * head_dim + 2 * result;
     if (int64_t(memory.size()) < needed) memory.resize(needed);
     q = memory.data();
@@ -82,7 +82,7 @@ class Attention {
  public:
   Attention(const LayerSpec& spec, const KVPool& kv, const StepView& step, Rows q, Rows out)
       : spec_(spec), kv_(kv), cache_(kv, spec), step_(step), q_(q), out_(out),
-        D_(spec.head_dim), heads_per_group_(spec.num_heads / spec.num_kv_heads) {}
+        D_(spec.head_dim), V_(spec.value_dim()), heads_per_group_(spec.num_heads / spec.num_kv_heads) {}
 
   void run(ThreadPool& pool, AttentionScratch& scratch) const;
 
@@ -110,6 +110,15 @@ class Attention {
   void partition_at_width(const Tile& tile, int64_t index, const Workspace& work, Result result) const;
   template <int W, class Element>
   void partition_kernels(const Tile& tile, int64_t index, const Workspace& work, Result result) const;
+  template <int W>
+  void latent_partition(const Tile& tile, int64_t index, const Workspace& work, Result result) const;
+  // A partition's visible tokens, counted from its start, and the blocks that hold them.
+  struct Span {
+    int64_t start, begin, end, first_block, end_block;
+    const int32_t* table;
+  };
+  Span span(const Tile& tile, int64_t index) const;
+  void softmax_rows(const Tile& tile, const Span& at, const Workspace& work, Result result) const;
   template <class Element>
   const Element* elements(const uint8_t* head, float* converted) const;
   void prefetch(const uint8_t* head) const;
@@ -125,7 +134,7 @@ class Attention {
   const LayerCache cache_;
   const StepView& step_;
   const Rows q_, out_;
-  const int64_t D_, heads_per_group_;
+  const int64_t D_, V_, heads_per_group_;
 };
 
 void Attention::run(ThreadPool& pool, AttentionScratch& scratch) const {
@@ -139,12 +148,12 @@ void Attention::run(ThreadPool& pool, AttentionScratch& scratch) const {
   });
   for (int64_t index : plan.split_tiles) {
     const Tile& tile = plan.tiles[index];
-    const int64_t rows = num_rows(tile), size = Result::size(rows, D_);
+    const int64_t rows = num_rows(tile), size = Result::size(rows, V_);
     float* first = partials + tile.partials;
     for (int64_t p = 1; p < tile.num_partitions(); ++p) {
-      join(Result(first + p * size, rows, D_), Result(first, rows, D_), rows);
+      join(Result(first + p * size, rows, V_), Result(first, rows, V_), rows);
     }
-    finish(tile, Result(first, rows, D_));
+    finish(tile, Result(first, rows, V_));
   }
 }
 
@@ -175,7 +184,7 @@ void Attention::split(Plan& plan, int num_threads) const {
     Tile& tile = plan.tiles[i];
     if (tile.num_partitions() > span) {
       tile.partials = plan.num_partials;
-      plan.num_partials += tile.num_partitions() * Result::size(num_rows(tile), D_);
+      plan.num_partials += tile.num_partitions() * Result::size(num_rows(tile), V_);
       plan.split_tiles.push_back(int64_t(i));
     }
     for (int64_t p = tile.partition_begin; p < tile.partition_end; p += span) {
@@ -186,16 +195,16 @@ void Attention::split(Plan& plan, int num_threads) const {
 
 void Attention::run_item(const Item& item, const Tile& tile, float* partials, std::vector<float>& memory) const {
   const int64_t rows = num_rows(tile);
-  const Workspace work(memory, rows, D_);
+  const Workspace work(memory, rows, D_, V_);
   load_queries(tile, work.q);
   if (tile.partials >= 0) {
     for (int64_t p = item.partition_begin; p < item.partition_end; ++p) {
-      float* target = partials + tile.partials + (p - tile.partition_begin) * Result::size(rows, D_);
-      partition(tile, p, work, Result(target, rows, D_));
+      float* target = partials + tile.partials + (p - tile.partition_begin) * Result::size(rows, V_);
+      partition(tile, p, work, Result(target, rows, V_));
     }
     return;
   }
-  const Result part(work.part, rows, D_), total(work.total, rows, D_);
+  const Result part(work.part, rows, V_), total(work.total, rows, V_);
   partition(tile, item.partition_begin, work, total);
   for (int64_t p = item.partition_begin + 1; p < item.partition_end; ++p) {
     partition(tile, p, work, part);
@@ -216,9 +225,9 @@ void Attention::load_queries(const Tile& tile, float* q) const {
 
 void Attention::partition(const Tile& tile, int64_t index, const Workspace& work, Result result) const {
   constexpr int kNarrow = std::min(kWidth, 8);  // divides every block size
-  if (kv_.block_size % kWidth == 0 && D_ % kWidth == 0) {
+  if (kv_.block_size % kWidth == 0 && D_ % kWidth == 0 && V_ % kWidth == 0) {
     partition_at_width<kWidth>(tile, index, work, result);
-  } else if (D_ % kNarrow == 0) {
+  } else if (D_ % kNarrow == 0 && V_ % kNarrow == 0) {
     partition_at_width<kNarrow>(tile, index, work, result);
   } else {
     partition_at_width<1>(tile, index, work, result);
@@ -226,9 +235,10 @@ void Attention::partition(const Tile& tile, int64_t index, const Workspace& work
 }
 
 // A decode reads each key once, so narrow elements are widened as they are loaded. Larger tiles read each key many
-// times, so theirs are widened to float32 first.
+// times, as all heads of a token read a latent, so theirs are widened to float32 first.
 template <int W>
 void Attention::partition_at_width(const Tile& tile, int64_t index, const Workspace& work, Result result) const {
+  if (spec_.latent_rank) return latent_partition<W>(tile, index, work, result);
   if (tile.num_queries > 1) return partition_kernels<W, float>(tile, index, work, result);
   switch (kv_.type) {
     case KVType::float32: return partition_kernels<W, float>(tile, index, work, result);
@@ -239,37 +249,64 @@ void Attention::partition_at_width(const Tile& tile, int64_t index, const Worksp
   }
 }
 
-// One partition, exactly. Tokens are counted from the partition's start.
-template <int W, class Element>
-void Attention::partition_kernels(const Tile& tile, int64_t index, const Workspace& work, Result result) const {
+Attention::Span Attention::span(const Tile& tile, int64_t index) const {
   const int64_t start = index * kPartition, size = kv_.block_size;
   const int64_t last_position = last_visible(tile.seq, tile.first_position + tile.num_queries - 1);
   const int64_t begin = std::max<int64_t>(0, first_visible(tile.first_position) - start);
   const int64_t end = std::min(kPartition, last_position + 1 - start);
-  const int64_t first_block = begin / size, end_block = (end + size - 1) / size;
-  const int32_t* table = step_.block_table(spec_.group, tile.seq) + start / size;
+  return {start, begin, end, begin / size, (end + size - 1) / size,
+          step_.block_table(spec_.group, tile.seq) + start / size};
+}
 
+// One partition, exactly.
+template <int W, class Element>
+void Attention::partition_kernels(const Tile& tile, int64_t index, const Workspace& work, Result result) const {
+  const Span at = span(tile, index);
+  const int64_t size = kv_.block_size;
   if (tile.num_queries == 1) {  // a decode waits for memory; a larger tile computes long on each load
-    for (int64_t b = first_block; b < end_block; ++b) prefetch(cache_.keys(table[b], tile.kv_head));
-    for (int64_t b = first_block; b < end_block; ++b) prefetch(cache_.values(table[b], tile.kv_head));
+    for (int64_t b = at.first_block; b < at.end_block; ++b) prefetch(cache_.keys(at.table[b], tile.kv_head));
+    for (int64_t b = at.first_block; b < at.end_block; ++b) prefetch(cache_.values(at.table[b], tile.kv_head));
   }
   const Element *values[kMaxBlocks], *keys[kPartition / W];
   int64_t num_vectors = 0;
   float* converted = work.converted;
-  for (int64_t b = first_block; b < end_block; ++b, converted += 2 * cache_.head_elements) {
-    const Element* block_keys = elements<Element>(cache_.keys(table[b], tile.kv_head), converted);
+  for (int64_t b = at.first_block; b < at.end_block; ++b, converted += 2 * cache_.head_elements) {
+    const Element* block_keys = elements<Element>(cache_.keys(at.table[b], tile.kv_head), converted);
     for (int64_t t = 0; t < size; t += W) keys[num_vectors++] = block_keys + t;
-    values[b] = elements<Element>(cache_.values(table[b], tile.kv_head), converted + cache_.head_elements);
+    values[b] = elements<Element>(cache_.values(at.table[b], tile.kv_head), converted + cache_.head_elements);
   }
-  attention_scores<W, Element>(work.q, work.rows, D_, keys, num_vectors, size, work.scores + first_block * size,
+  attention_scores<W, Element>(work.q, work.rows, D_, keys, num_vectors, size, work.scores + at.first_block * size,
                                kPartition);
+  softmax_rows(tile, at, work, result);
+  weighted_values<W, Element>(work.scores, kPartition, work.rows, values, size, at.begin, at.end, D_, D_, result.values);
+}
+
+// The same for latents, which are keys and values at once.
+template <int W>
+void Attention::latent_partition(const Tile& tile, int64_t index, const Workspace& work, Result result) const {
+  const Span at = span(tile, index);
+  const int64_t size = kv_.block_size;
+  const float *blocks[kMaxBlocks], *tokens[kPartition];
+  int64_t num_tokens = 0;
+  float* converted = work.converted;
+  for (int64_t b = at.first_block; b < at.end_block; ++b) prefetch(cache_.keys(at.table[b], 0));
+  for (int64_t b = at.first_block; b < at.end_block; ++b, converted += cache_.head_elements) {
+    blocks[b] = as_float(cache_.keys(at.table[b], 0), converted);
+    for (int64_t t = 0; t < size; ++t) tokens[num_tokens++] = blocks[b] + t * D_;
+  }
+  latent_scores<W>(work.q, work.rows, D_, tokens, num_tokens, work.scores + at.first_block * size, kPartition);
+  softmax_rows(tile, at, work, result);
+  weighted_values<W, float>(work.scores, kPartition, work.rows, blocks, size, at.begin, at.end, V_, D_, result.values);
+}
+
+void Attention::softmax_rows(const Tile& tile, const Span& at, const Workspace& work, Result result) const {
+  const int64_t size = kv_.block_size;
   for (int64_t row = 0; row < work.rows; ++row) {
     const int64_t position = tile.first_position + row / heads_per_group_;
-    const int64_t visible_begin = first_visible(position) - start, visible_end = last_visible(tile.seq, position) + 1 - start;
-    result.sums[row] = softmax_row(work.scores + row * kPartition, first_block * size, end_block * size,
-                                   visible_begin, visible_end, result.maxima[row]);
+    const int64_t begin = first_visible(position) - at.start, end = last_visible(tile.seq, position) + 1 - at.start;
+    result.sums[row] = softmax_row(work.scores + row * kPartition, at.first_block * size, at.end_block * size, begin,
+                                   end, result.maxima[row]);
   }
-  weighted_values<W, Element>(work.scores, kPartition, work.rows, values, size, begin, end, D_, result.values);
 }
 
 // Blocks are not adjacent, so the processor cannot predict the next one.
@@ -330,9 +367,9 @@ void Attention::join(Result part, Result total, int64_t rows) const {
     const float maximum = std::max(part.maxima[row], total.maxima[row]);
     if (maximum == kNothing) continue;
     const Floats<4> factors = exp<4>(Floats<4>{part.maxima[row] - maximum, total.maxima[row] - maximum, 0, 0});
-    const float *source = part.values + row * D_, p = factors[0], t = factors[1];
-    float* target = total.values + row * D_;
-    for (int64_t d = 0; d < D_; ++d) target[d] = fused(target[d], t, source[d] * p);
+    const float *source = part.values + row * V_, p = factors[0], t = factors[1];
+    float* target = total.values + row * V_;
+    for (int64_t d = 0; d < V_; ++d) target[d] = fused(target[d], t, source[d] * p);
     total.sums[row] = fused(total.sums[row], t, part.sums[row] * p);
     total.maxima[row] = maximum;
   }
@@ -341,10 +378,10 @@ void Attention::join(Result part, Result total, int64_t rows) const {
 void Attention::finish(const Tile& tile, Result total) const {
   const float unit = this->unit(spec_.v_scales, tile.kv_head);
   for (int64_t i = 0; i < tile.num_queries; ++i) {
-    float* target = out_[tile.first_token + i] + tile.kv_head * heads_per_group_ * D_;
-    for (int64_t row = i * heads_per_group_; row < (i + 1) * heads_per_group_; ++row, target += D_) {
+    float* target = out_[tile.first_token + i] + tile.kv_head * heads_per_group_ * V_;
+    for (int64_t row = i * heads_per_group_; row < (i + 1) * heads_per_group_; ++row, target += V_) {
       const float factor = unit / (total.sums[row] + sink(tile, row, total.maxima[row]));
-      for (int64_t d = 0; d < D_; ++d) target[d] = total.values[row * D_ + d] * factor;
+      for (int64_t d = 0; d < V_; ++d) target[d] = total.values[row * V_ + d] * factor;
     }
   }
 }

@@ -3,7 +3,9 @@
 //     scores[r][t] = sum_d q[r][d] * K[d][t]        K as stored: [head_dim][block_size]
 //     out[r][d]    = sum_t p[r][t] * V[t][d]        V as stored: [block_size][head_dim]
 //
-// Elements of K and V are widened as they are loaded.
+// Elements of K and V are widened as they are loaded. Latents are float32, one row a token:
+//
+//     scores[r][t] = sum_d q[r][d] * K[t][d]        out[r][d] = sum_t p[r][t] * K[t][d], of the first dimensions
 //
 // A row r is one query of one head. Each product computes R rows by N vectors at a time, so that each load of K or V
 // serves R rows, and enough sums are in flight to hide the latency of a multiply-add. Every element is one chain of
@@ -95,10 +97,43 @@ void attention_scores(const float* q, int64_t num_rows, int64_t head_dim, const 
   });
 }
 
-// Weighted sums of the values of tokens [begin, end) in a run of blocks: out is [rows, head_dim].
+// Scores of `num_rows` queries [rows, dim] against tokens, each a row of dim numbers.
+template <int W>
+void latent_scores(const float* q, int64_t num_rows, int64_t dim, const float* const* tokens, int64_t num_tokens,
+                   float* scores, int64_t score_stride) {
+  using namespace attention;
+  constexpr int kRows = 3, kTokens = 4;
+  const auto block = [&](int64_t row, int64_t token, auto rows, auto count) {
+    Sums<W, rows, count> sums = {};
+    for (int64_t d = 0; d < dim; d += W) {
+      Floats<W> x[rows];
+      for (int r = 0; r < rows; ++r) x[r] = load<W>(q + (row + r) * dim + d);
+      for (int t = 0; t < count; ++t) {
+        const Floats<W> key = load<W>(tokens[token + t] + d);
+        for (int r = 0; r < rows; ++r) sums[r][t] = fused<W>(x[r], key, sums[r][t]);
+      }
+    }
+    for (int r = 0; r < rows; ++r)
+      for (int t = 0; t < count; ++t) scores[(row + r) * score_stride + token + t] = sum<W>(sums[r][t]);
+  };
+  using Rows = std::integral_constant<int, kRows>;
+  using Tokens = std::integral_constant<int, kTokens>;
+  using One = std::integral_constant<int, 1>;
+  int64_t row = 0;
+  const auto all_tokens = [&](auto rows) {
+    int64_t t = 0;
+    for (; t + kTokens <= num_tokens; t += kTokens) block(row, t, rows, Tokens{});
+    for (; t < num_tokens; ++t) block(row, t, rows, One{});
+  };
+  for (; row + kRows <= num_rows; row += kRows) all_tokens(Rows{});
+  for (; row < num_rows; ++row) all_tokens(One{});
+}
+
+// Weighted sums of the values of tokens [begin, end) in a run of blocks: out is [rows, head_dim]. token_stride: elements
+// from a token's value to the next one's.
 template <int W, class Element>
 void weighted_values(const float* weights, int64_t weight_stride, int64_t num_rows, const Element* const* blocks,
-                     int64_t block_size, int64_t begin, int64_t end, int64_t head_dim, float* out) {
+                     int64_t block_size, int64_t begin, int64_t end, int64_t head_dim, int64_t token_stride, float* out) {
   using namespace attention;
   for_each_row_group(num_rows, [&](int64_t row, auto rows) {
     for_each_vector_group<vectors_beside(rows)>(head_dim / W, [&](int64_t first, auto vectors) {
@@ -108,10 +143,10 @@ void weighted_values(const float* weights, int64_t weight_stride, int64_t num_ro
         const int64_t block_begin = t / block_size * block_size, block_end = std::min(end, block_begin + block_size);
         const Element* value[vectors];
         for (int n = 0; n < vectors; ++n) {
-          value[n] = blocks[block_begin / block_size] - block_begin * head_dim + (first + n) * W;
+          value[n] = blocks[block_begin / block_size] - block_begin * token_stride + (first + n) * W;
         }
         for (; t < block_end; ++t) {
-          multiply_add<W, rows, vectors, Element>(sums, x + t, weight_stride, value, t * head_dim);
+          multiply_add<W, rows, vectors, Element>(sums, x + t, weight_stride, value, t * token_stride);
         }
       }
       store_sums<W, rows, vectors>(sums, out + row * head_dim + first * W, head_dim);

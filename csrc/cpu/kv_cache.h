@@ -5,6 +5,8 @@
 //     V of one head:     [block_size][head_dim]    one load holds many dimensions of one token
 //
 // With K transposed, each lane of a vector of scores is another token, and no score needs a horizontal sum.
+//
+//     layer of latents:  K [block_size][head_dim]      a token's first latent_rank numbers are its value, too
 #pragma once
 #include <cstdint>
 
@@ -42,6 +44,10 @@ struct LayerSpec {
   float* k_scales;  // [num_kv_heads] what codes are multiplied by; null if the pool has none
   float* v_scales;
   const float* sinks;  // [num_heads] scores that have no value; or null
+  int64_t latent_rank;  // 0: keys and values are stored apart
+  int64_t interleaves;  // of latents: rotated pairs are neighbours
+
+  int64_t value_dim() const { return latent_rank ? latent_rank : head_dim; }
 };
 
 // One layer's keys and values in all blocks. Cache groups may differ in the number and size of heads.

@@ -48,6 +48,10 @@ void run_mixture(Model model, Tensors tensors, Given given, int64_t num_tokens) 
   given[0].mixture->run(model.pool, tensors[0], tensors[1], num_tokens, model.mixture_scratch);
 }
 
+void run_head_products(Model model, Tensors tensors, Given given, int64_t num_tokens) {
+  given[0].heads->run(model.pool, tensors[0], tensors[1], num_tokens, model.matmul_scratch, model.head_products);
+}
+
 void run_all_reduce(Model model, Tensors tensors, Given, int64_t num_tokens) {
   if (!model.all_reduce) return;
   const Rows x = tensors[1];
@@ -73,6 +77,11 @@ constexpr NamedKernel kKernels[] = {
      }},
     {"rotary_kv_write",
      [](Model m, Tensors t, Given g, int64_t) { rotary_kv_write(m.pool, *g[0].layer, m.kv, m.step, t[0]); }},
+    {"latent_values", run_head_products},  // the same is the first part of latent_kv_write
+    {"latent_kv_write",
+     [](Model m, Tensors t, Given g, int64_t) {
+       latent_kv_write(m.pool, *g[0].layer, m.kv, m.step, t[0], t[1], t[2]);
+     }},
     {"paged_attention",
      [](Model m, Tensors t, Given g, int64_t) {
        paged_attention(m.pool, *g[0].layer, m.kv, m.step, t[0], t[1], m.attention_scratch);
@@ -115,6 +124,12 @@ void Program::append_mixture(const Mixture& mixture, Slot x, Slot out) {
   instructions_.push_back({run_mixture, {x, out}, Arguments{Argument{.mixture = &mixture}}});
 }
 
+HeadProducts& Program::append_head_products(int64_t x_step, int64_t out_step, Slot x, Slot out) {
+  head_products_.push_back(std::make_unique<HeadProducts>(x_step, out_step));
+  instructions_.push_back({run_head_products, {x, out}, Arguments{Argument{.heads = head_products_.back().get()}}});
+  return *head_products_.back();
+}
+
 void Program::reserve(int64_t num_tokens) {
   for (size_t i = 0; i < buffers_.size(); ++i) {
     if (!bound_[i]) buffers_[i].reserve(num_tokens * widths_[i]);
@@ -151,6 +166,7 @@ int64_t Program::packed_bytes() const {
   int64_t total = 0;
   for (const auto& weight : weights_) total += weight->packed_bytes();
   for (const auto& mixture : mixtures_) total += mixture->packed_bytes();
+  for (const auto& heads : head_products_) total += heads->packed_bytes();
   return total;
 }
 

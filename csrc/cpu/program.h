@@ -14,6 +14,7 @@
 #include "attention.h"
 #include "aligned_floats.h"
 #include "kv_cache.h"
+#include "latent.h"
 #include "mixture.h"
 #include "octavo/matmul.h"
 #include "rows.h"
@@ -33,6 +34,7 @@ union Argument {
   const LayerSpec* layer;
   const PackedMatrix* matrix;
   const Mixture* mixture;
+  const HeadProducts* heads;
 };
 using Arguments = std::array<Argument, 8>;
 
@@ -47,6 +49,7 @@ struct ModelState {
   AttentionScratch attention_scratch;
   AlignedFloats matmul_scratch;
   MixtureScratch mixture_scratch;
+  std::vector<Product> head_products;
   AllReduce all_reduce = nullptr;  // null: there is one rank
   bool measures = false;
 
@@ -74,6 +77,9 @@ class Program {
   // A mixture without weights yet; the program owns it. Appends it.
   Mixture& new_mixture(const MixtureSpec& spec);
   void append_mixture(const Mixture& mixture, Slot x, Slot out);
+
+  // The same for products of each head, whose matrices are added afterwards.
+  HeadProducts& append_head_products(int64_t x_step, int64_t out_step, Slot x, Slot out);
 
   // Makes a buffer use the caller's memory.
   void bind(int32_t buffer, float* memory) { bound_[buffer] = memory; }
@@ -106,6 +112,7 @@ class Program {
   std::vector<Instruction> instructions_;
   std::vector<std::unique_ptr<PackedMatrix>> weights_;
   std::vector<std::unique_ptr<Mixture>> mixtures_;
+  std::vector<std::unique_ptr<HeadProducts>> head_products_;
 };
 
 }  // namespace octavo

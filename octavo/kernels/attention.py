@@ -1,6 +1,7 @@
 """Attention backends on a GPU: their protocol, the table of all backends, and the choice for each layer of a model.
 
     table, best first        flash_attn_4 (only if asked for) | cuda | hopper | triton | deterministic (if asked for)
+                             latent, for latents alone
     a layer of the model     the backends that take it, in this order: a chain
     a phase of a step        the first backend of the chain computes it, or leaves it to the next
 
@@ -97,6 +98,12 @@ def _triton() -> type[AttentionBackend]:
     return TritonAttention
 
 
+def _latent() -> type[AttentionBackend]:
+    from octavo.kernels.triton.attention.latent_attention import LatentAttention
+
+    return LatentAttention
+
+
 def _deterministic() -> type[AttentionBackend]:
     from octavo.kernels.triton.attention.triton_attention import FixedAttention
 
@@ -109,6 +116,7 @@ BACKENDS: dict[str, Callable[[], type[AttentionBackend]]] = {
     "cuda": _cuda,
     "hopper": _hopper,
     "triton": _triton,
+    "latent": _latent,
     "deterministic": _deterministic,
 }
 #: and the option that asks for it
@@ -125,6 +133,8 @@ def choose(layer: AttentionLayer, dtype: KVDType, kv: KVLayout, gpu: GPU, asked:
         if (name in ONLY_IF_ASKED and name != asked) or (asked in names and names.index(name) < names.index(asked)):
             continue
         reasons = load().why_not(layer, dtype, kv, gpu)
+        if layer.latent is not None and name != "latent":
+            reasons = ["it attends to keys and values, and the model has latents"]
         if not reasons:
             chain.append(name)
         elif name == asked:

@@ -33,6 +33,7 @@ _ATTENTION = {
     "cuda": "csrc/cuda/decode_attention.cu",
     "hopper": "octavo/kernels/triton/attention/hopper_decode.py",
     "triton": "octavo/kernels/triton/attention/decode_attention.py",
+    "latent": "octavo/kernels/triton/attention/latent_attention.py",
     "deterministic": "octavo/kernels/triton/attention/fixed_attention.py",
 }
 

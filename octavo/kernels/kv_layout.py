@@ -35,11 +35,13 @@ _CALIBRATED_PART: dict[KVDType, float] = {"fp8": 0.5, "int8": 0.8}
 
 @dataclass(frozen=True, slots=True)
 class KVGroup:
-    """The contents of a cache group's blocks: keys and values of num_layers layers of one shape."""
+    """The contents of a cache group's blocks: keys and values of num_layers layers of one shape. is_latent: keys alone,
+    whose first numbers are the values (see `latent.py`)."""
 
     num_layers: int
     num_kv_heads: int
     head_dim: int
+    is_latent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ class KVLayout:
     `block_size` tokens of K and V for the layers of whichever group owns it, and has room for the largest group.
 
         pool: num_blocks x [ layer 0: K V scales | layer 1: K V scales | ... ]      one contiguous run of bytes a block
+        of latents:        [ layer 0: K | layer 1: K | ... ]
 
     The backend chooses the order of elements inside a layer's K and V; copying a block copies its bytes.
     Block 0 is the null block: never written for a live token, never read.
@@ -65,7 +68,7 @@ class KVLayout:
     def layer_bytes(self, group: KVGroup) -> int:
         element = KV_ELEMENTS[self.dtype]
         head_bytes = group.head_dim * element.num_bytes + element.scale_bytes
-        return 2 * group.num_kv_heads * self.block_size * head_bytes
+        return (1 if group.is_latent else 2) * group.num_kv_heads * self.block_size * head_bytes
 
     def layer_offset(self, layer: AttentionLayer) -> int:
         """Where in a block of its group a layer begins, in bytes."""
@@ -81,9 +84,8 @@ class KVLayout:
     def check(self, layer: AttentionLayer) -> None:
         """Assert that a layer fits in its group's blocks."""
         group = self.groups[layer.group]
-        assert (layer.num_kv_heads, layer.head_dim) == (group.num_kv_heads, group.head_dim), (
-            f"a layer of {layer.num_kv_heads} KV heads of {layer.head_dim} in blocks for {group}"
-        )
+        found = KVGroup(group.num_layers, layer.num_kv_heads, layer.head_dim, layer.latent is not None)
+        assert found == group, f"a layer of {layer.num_kv_heads} KV heads of {layer.head_dim} in blocks for {group}"
         assert layer.index_in_group < group.num_layers, "the layer has no place in the pool's blocks"
 
 

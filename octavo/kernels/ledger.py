@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from octavo.kernels.latent import Latent
 from octavo.kernels.mixture import ExpertStack, Mixture
 from octavo.kernels.ops import AttentionLayer, RotaryTable
 from octavo.kernels.parameters import Linear, Parameter
@@ -74,6 +75,7 @@ class Contents:
     products: dict[str, Linear] = field(default_factory=dict)  # the linears that are not inside a mixture
     vectors: dict[str, Parameter] = field(default_factory=dict)  # norms
     mixtures: dict[str, Mixture] = field(default_factory=dict)
+    latents: dict[str, Latent] = field(default_factory=dict)  # by the name of their matrix
     rotary: dict[int, RotaryTable] = field(default_factory=dict)  # by identity
 
     @classmethod
@@ -106,6 +108,8 @@ class Contents:
         elif isinstance(argument, AttentionLayer):
             for parameter in argument.parameters:
                 self._add(parameter)
+            if argument.latent is not None:
+                self.latents[argument.latent.up.name] = argument.latent
             if argument.rotary is not None:
                 self.rotary[id(argument.rotary)] = argument.rotary
         elif isinstance(argument, Parameter):

@@ -34,6 +34,7 @@ from typing import Any, Literal, Protocol, TypeVar, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from octavo.kernels.latent import Latent
 from octavo.kernels.mixture import Mixture
 from octavo.kernels.parameters import Linear, Parameter
 
@@ -82,6 +83,8 @@ class AttentionLayer:
     c * tanh(score / c). q_norm, k_norm: RMSNorm weights [D], applied per head before the rotation. sinks [Q]: a
     score of each query head, beside those of keys, that has no value: it takes weight from them.
     scales: the checkpoint's; None: codes are the numbers themselves, until scales are calibrated.
+    latent: of a layer whose blocks hold keys alone (see `latent.py`): head_dim is R + P, k_norm [R] is the latent's,
+    and the P numbers after it rotate.
     """
 
     group: int
@@ -99,9 +102,16 @@ class AttentionLayer:
     scales: KVScales | None = None
     is_causal: bool = True
     sinks: Parameter | None = None
+    latent: Latent | None = None
+
+    @property
+    def value_dim(self) -> int:
+        """How many numbers a head gathers."""
+        return self.head_dim if self.latent is None else self.latent.rank
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
+        """Beside the matrix of latents."""
         return tuple(each for each in (self.q_norm, self.k_norm, self.sinks) if each is not None)
 
 
@@ -281,14 +291,35 @@ class Ops:
         return Result(layer.num_heads * layer.head_dim, within=qkv)
 
     @op(error=2e-5)
+    def latent_kv_write(self, q: Tensor, kv: Consumed, layer: AttentionLayer) -> Tensor:
+        """Norm a token's latent, rotate its key, and write both into the cache at the step's slots; return each head's
+        query on the latents' side, beside its rotated part: [T, Q * (N + P)], [T, R + P] -> [T, Q * (R + P)]. Mutates
+        the KV cache."""
+        latent = layer.latent
+        assert latent is not None, "the layer has latents"
+        rotary_dim = layer.head_dim - latent.rank
+        assert q.width == layer.num_heads * (latent.key_dim + rotary_dim), f"queries in a tensor of {q.width} columns"
+        assert kv.width == layer.head_dim, f"a latent and a key of {layer.head_dim} in a tensor of {kv.width} columns"
+        assert layer.rotary is not None, "what is beside the latent rotates"
+        assert layer.rotary.rotary_dim == rotary_dim, f"{layer.rotary.rotary_dim} of {rotary_dim} numbers rotate"
+        return Result(layer.num_heads * layer.head_dim)
+
+    @op(error=2e-5)
+    def latent_values(self, x: Tensor, layer: AttentionLayer) -> Tensor:
+        """Each head's value of the latents that it has gathered: [T, Q * R] -> [T, Q * V]."""
+        assert layer.latent is not None, "the layer has latents"
+        assert x.width == layer.num_heads * layer.latent.rank, f"all heads' latents in a tensor of {x.width} columns"
+        return Result(layer.num_heads * layer.latent.value_dim)
+
+    @op(error=2e-5)
     def paged_attention(self, q: Tensor, layer: AttentionLayer) -> Tensor:
         """Attention of each token over its own sequence's keys and values, through its block table; causal, unless the
         layer says otherwise.
-        [T, Q * D] -> [T, Q * D]. Any mix of prefill chunks and decodes: sequence s owns the tokens
-        query_start_loc[s] .. query_start_loc[s+1]-1, the last of which has position seq_lens[s] - 1.
+        [T, Q * D] -> [T, Q * D], of latents [T, Q * R]. Any mix of prefill chunks and decodes: sequence s owns the
+        tokens query_start_loc[s] .. query_start_loc[s+1]-1, the last of which has position seq_lens[s] - 1.
         Blocks wholly outside the window may be null (id 0) and are never read."""
         assert q.width == layer.num_heads * layer.head_dim, f"{layer.num_heads} heads in a tensor of {q.width} columns"
-        return Result(q.width)
+        return Result(layer.num_heads * layer.value_dim)
 
     @op(error=2e-6, elementwise=True)
     def softcap(self, x: Consumed, cap: float) -> Tensor:

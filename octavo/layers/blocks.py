@@ -79,6 +79,23 @@ class LayerNorm:
         return ops.layer_norm(total, self.weight, self.bias, self.eps), total
 
 
+class Attention(Protocol):
+    """A layer's attention, with its projections."""
+
+    @property
+    def layer(self) -> AttentionLayer: ...
+
+    @property
+    def in_features(self) -> int:
+        """H."""
+
+    def attend(self, ops: Ops, x: Tensor) -> Tensor:
+        """[T, H] -> [T, all heads' values]: what tokens read of each other."""
+
+    def project(self, ops: Ops, attended: Tensor) -> Tensor:
+        """[T, all heads' values] -> [T, H]."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class SelfAttention:
     """norms: of all heads' queries together, and of their keys; none in most families."""
@@ -88,8 +105,11 @@ class SelfAttention:
     layer: AttentionLayer
     norms: tuple[Parameter, ...] = ()  # [Q * D], [K * D]
 
+    @property
+    def in_features(self) -> int:
+        return self.qkv.in_features
+
     def attend(self, ops: Ops, x: Tensor) -> Tensor:
-        """[T, H] -> [T, Q * D], before the output projection."""
         qkv, first = ops.linear(x, self.qkv), 0
         for norm in self.norms:
             (width,) = norm.shape
@@ -98,7 +118,36 @@ class SelfAttention:
         return ops.paged_attention(ops.rotary_kv_write(qkv, self.layer), self.layer)
 
     def project(self, ops: Ops, attended: Tensor) -> Tensor:
-        """[T, Q * D] -> [T, H]."""
+        return product(ops, attended, self.out)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LatentAttention:
+    """query_down, query_norm: of queries that come from a small vector, too."""
+
+    query: Linear  # [Q * (N + P), H], or of query_down's outputs
+    kv_down: Linear  # [R + P, H]
+    out: Linear  # [H, Q * V]
+    layer: AttentionLayer
+    query_down: Linear | None = None
+    query_norm: RMSNorm | None = None
+
+    @property
+    def in_features(self) -> int:
+        return self.kv_down.in_features
+
+    def attend(self, ops: Ops, x: Tensor) -> Tensor:
+        q = ops.linear(self._normed(ops, x), self.query)
+        q = ops.latent_kv_write(q, ops.linear(x, self.kv_down), self.layer)
+        return ops.latent_values(ops.paged_attention(q, self.layer), self.layer)
+
+    def _normed(self, ops: Ops, x: Tensor) -> Tensor:
+        """What the queries' projection reads."""
+        if self.query_down is None or self.query_norm is None:
+            return x
+        return self.query_norm(ops, ops.linear(x, self.query_down))
+
+    def project(self, ops: Ops, attended: Tensor) -> Tensor:
         return product(ops, attended, self.out)
 
 

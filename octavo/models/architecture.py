@@ -54,6 +54,20 @@ class ExpertsConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LatentConfig:
+    """Latent attention (see `octavo/kernels/latent.py`): the model's num_kv_heads is 1, and its head_dim the width of a
+    latent and of the rotated key beside it. query_rank: of the small vector that queries come from; None: they do
+    not."""
+
+    rank: int
+    key_dim: int
+    rotary_dim: int
+    value_dim: int
+    query_rank: int | None = None
+    interleaves: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
     """One model: a decoder, or an encoder.
 
@@ -93,6 +107,7 @@ class Architecture:
     is_causal: bool = True
     pooling: Pooling | None = None
     experts: ExpertsConfig | None = None
+    latent: LatentConfig | None = None
     quantization: Quantization | None = None
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()

@@ -41,7 +41,7 @@ class Calibration:
         decoder = build_model(a, copied.checkpoint, [(0, 0)] * a.num_layers, texts.shape[1])
         assert decoder.embedding is not None, "a whole model begins with tokens"
         self._copied = copied
-        self._runs = LayerRuns(texts, KVGroup(1, a.num_kv_heads, a.head_dim))
+        self._runs = LayerRuns(texts, KVGroup(1, a.num_kv_heads, a.head_dim, a.latent is not None))
         self._runs.embed(decoder.embedding)
         self._layers: Iterator[tuple[int, Layer]] = iter(enumerate(decoder.layers))
         self._ready: dict[str, Coded] = {}

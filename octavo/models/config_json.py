@@ -14,6 +14,7 @@ from typing import Any
 from octavo.errors import ModelLoadError, UnsupportedModelError
 from octavo.models.architecture import Architecture, checked, known_tokens
 from octavo.models.config_file import ConfigFile
+from octavo.models.deepseek_json import deepseek_v2, deepseek_v3
 from octavo.models.encoder_json import bert, roberta
 from octavo.models.llama_json import MOST_LAYERS, granite, llama, llama_like, mistral, olmo2, qwen, windows
 from octavo.models.mixture_json import glm4_moe, gpt_oss, granitemoe, mixtral, olmoe, qwen2_moe, qwen3_moe
@@ -205,6 +206,8 @@ FAMILIES: dict[str, FamilyReader] = {
     "Qwen2MoeForCausalLM": ("qwen2_moe", qwen2_moe),
     "Qwen3MoeForCausalLM": ("qwen3_moe", qwen3_moe),
     "Glm4MoeForCausalLM": ("glm4_moe", glm4_moe),
+    "DeepseekV2ForCausalLM": ("deepseek_v2", deepseek_v2),
+    "DeepseekV3ForCausalLM": ("deepseek_v3", deepseek_v3),
     "GptOssForCausalLM": ("gpt_oss", gpt_oss),
     "OlmoeForCausalLM": ("olmoe", olmoe),
     "GraniteMoeForCausalLM": ("granitemoe", granitemoe),
@@ -221,6 +224,7 @@ FAMILIES: dict[str, FamilyReader] = {
 #: for a config.json that names no class
 MODEL_TYPES: dict[str, FamilyReader] = {name: (name, read) for name, read in FAMILIES.values()}
 MODEL_TYPES |= {"gemma3_text": MODEL_TYPES["gemma3"], "granitemoeshared": MODEL_TYPES["granitemoe"]}
+MODEL_TYPES["kimi_k2"] = MODEL_TYPES["deepseek_v3"]
 #: models that embed texts
 FAMILIES |= {
     **dict.fromkeys(("BertModel", "BertForMaskedLM"), ("bert", bert)),

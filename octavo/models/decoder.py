@@ -21,9 +21,10 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Protocol
 
+from octavo.kernels.latent import Latent
 from octavo.kernels.ops import TOKEN_IDS, AttentionLayer, Head, KVScales, Ops, RotaryTable, Tensor
 from octavo.kernels.parameters import Linear, Parameter
-from octavo.layers.blocks import MLP, Embedding, Norm, SelfAttention
+from octavo.layers.blocks import MLP, Attention, Embedding, Norm
 from octavo.layers.rotary import RotarySetting, rotary_table
 from octavo.models.architecture import Architecture, RopeConfig
 
@@ -35,10 +36,10 @@ class Layer(Protocol):
     """One layer in two parts. Layers pass on (output not yet added, or None; the sum so far)."""
 
     @property
-    def attention(self) -> SelfAttention: ...
+    def attention(self) -> Attention: ...
 
     def attend(self, ops: Ops, pending: Tensor | None, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """The first part, through attention: its output [T, Q * D], and the sum so far."""
+        """The first part, through attention: all heads' values, and the sum so far."""
 
     def finish(self, ops: Ops, attended: Tensor, residual: Tensor) -> tuple[Tensor | None, Tensor]:
         """The rest, for each token separately."""
@@ -49,7 +50,7 @@ class DecoderLayer:
     """Applies a norm to a copy of the stream before each half. scale: multiplies what each half adds."""
 
     attention_norm: Norm
-    attention: SelfAttention
+    attention: Attention
     mlp_norm: Norm
     mlp: MLP
     attention_output_norm: Norm | None = None
@@ -81,7 +82,7 @@ class DecoderLayer:
 class LayerWithNormedOutputs:
     """r += norm(attention(r)); r += norm(mlp(r))."""
 
-    attention: SelfAttention
+    attention: Attention
     attention_norm: Norm
     mlp: MLP
     mlp_norm: Norm
@@ -100,7 +101,7 @@ class LayerWithNormedOutputs:
 class LayerNormedAfter:
     """r = norm(r + attention(r)); r = norm(r + mlp(r))."""
 
-    attention: SelfAttention
+    attention: Attention
     attention_norm: Norm
     mlp: MLP
     mlp_norm: Norm
@@ -132,7 +133,7 @@ class Decoder:
 
     @property
     def inputs(self) -> Mapping[str, int]:
-        return TOKEN_IDS if self.embedding else {"hidden_states": self.layers[0].attention.qkv.in_features}
+        return TOKEN_IDS if self.embedding else {"hidden_states": self.layers[0].attention.in_features}
 
     @property
     def heads(self) -> dict[str, Head]:
@@ -203,6 +204,7 @@ class AttentionSpecs:
         q_norm: Parameter | None = None,
         k_norm: Parameter | None = None,
         sinks: Parameter | None = None,
+        latent: Latent | None = None,
     ) -> AttentionLayer:
         """The norms and sinks are of the rank's heads; all else is of all heads."""
         a = self._architecture
@@ -224,6 +226,7 @@ class AttentionSpecs:
             scales=self._scales.get(index),
             is_causal=a.is_causal,
             sinks=sinks,
+            latent=latent,
         )
 
     def _rotary(self, rope: RopeConfig | None) -> RotaryTable | None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from octavo.errors import ModelLoadError
 from octavo.kernels.tensor import BLOCK_FORMATS, HostTensor, StoredTensor, at_hand, take_part
-from octavo.models.architecture import as_embedder
+from octavo.models.architecture import Architecture, as_embedder
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.config_file import ConfigFile, checked_defaults, read_json, read_optional_json
 from octavo.models.config_json import architecture_from_config
@@ -51,12 +51,24 @@ def open_folder(folder: Path, label: str) -> Checkpoint:
     found = read_folder(folder)
     if any(name.startswith(_IMAGE_PART) for name in found.tensors):
         LOGGER.warning("%s: only the model's text part is read: images are refused", folder)
-    tensors = _with_outer_prefix(_text_part(found.tensors), prefix)
+    tensors = _own_layers(folder, architecture, _with_outer_prefix(_text_part(found.tensors), prefix))
     unreadable = _with_outer_prefix(_text_part(found.unreadable), prefix)
     if architecture.tie_word_embeddings:
         _warn_of_own_head(folder, tensors, _EMBEDDING.get(architecture.family, "model.embed_tokens.weight"))
     stored = {_renamed(name): _canonical(architecture.family, name, tensor) for name, tensor in tensors.items()}
     return replace(checkpoint, stored=stored, unreadable=unreadable)
+
+
+def _own_layers(folder: Path, a: Architecture, tensors: dict[str, T]) -> dict[str, T]:
+    """Without the layers that guess further tokens, which come after the model's own."""
+    layers = range(a.num_layers, a.num_layers + a.extra.get("guessing_layers", 0))
+    guessing = tuple(f"model.layers.{layer}." for layer in layers)
+    own = {name: tensor for name, tensor in tensors.items() if not name.startswith(guessing)}
+    if len(own) < len(tensors):
+        which = "1 layer that guesses" if len(layers) == 1 else f"{len(layers)} layers that guess"
+        verb = "is" if len(layers) == 1 else "are"
+        LOGGER.warning("%s: %s further tokens %s not used", folder, which, verb)
+    return own
 
 
 def canonical_names(names: Iterable[str], family: str) -> dict[str, str]:

@@ -18,7 +18,7 @@ from math import sqrt
 
 from octavo.errors import ConfigError
 from octavo.kernels.parameters import Parameter, Shard
-from octavo.layers.blocks import MLP, Embedding, RMSNorm, SelfAttention
+from octavo.layers.blocks import MLP, Attention, Embedding, RMSNorm, SelfAttention
 from octavo.models.architecture import Architecture
 from octavo.models.decoder import AttentionSpecs, Decoder, DecoderLayer, Layer, LayerWithNormedOutputs
 from octavo.models.weights import TensorTable, Weights, in_layers, with_biases
@@ -77,16 +77,17 @@ def build(
     *,
     qkv: tuple[str, ...] = QKV,
     gate_up: tuple[str, ...] = GATE_UP,
+    attention: Callable[[int, Weights], Attention] | None = None,
     mlp: Callable[[int, Weights], MLP] | None = None,
 ) -> Decoder:
-    """qkv, gate_up: the tensors that make up the two packed projections. mlp: builds a layer's, from its index and its
-    weights, where that is no gated MLP."""
+    """qkv, gate_up: the tensors that make up the two packed projections. attention, mlp: build a layer's, from its
+    index and its weights, where they are others."""
 
     def layer(index: int) -> DecoderLayer:
         w = weights.under(f"model.layers.{index}")
         return DecoderLayer(
             attention_norm=w.rms_norm("input_layernorm", a.norm_eps),
-            attention=_attention(a, w, specs, index, qkv),
+            attention=attention(index, w) if attention else _attention(a, w, specs, index, qkv),
             mlp_norm=w.rms_norm("post_attention_layernorm", a.norm_eps),
             mlp=mlp(index, w) if mlp else w.gated_mlp(gate_up, "mlp.down_proj", a.activation),
             scale=a.residual_scale,

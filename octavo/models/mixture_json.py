@@ -11,7 +11,7 @@ from octavo.models.config_file import ConfigFile
 from octavo.models.llama_json import FACTORS, MOST_LAYERS, granite, llama_like, mistral, olmo2, qwen, windows
 from octavo.models.rope_json import rope_config
 
-_MOST_EXPERTS = 1 << 12
+MOST_EXPERTS = 1 << 12
 #: of gpt-oss's gate; published files state only the limit
 _SWIGLU = {"alpha": 1.702, "limit": 7.0}
 
@@ -103,11 +103,20 @@ def glm4_moe(config: ConfigFile) -> dict[str, Any]:
             routing=routing,
             intermediate_size=inner,
             dense_layers=frozenset(range(min(num_dense, found["num_layers"]))),
-            shared_size=inner * config.size("n_shared_experts", 1, largest=_MOST_EXPERTS, smallest=0),
+            shared_size=inner * config.size("n_shared_experts", 1, largest=MOST_EXPERTS, smallest=0),
             gate=gate(config),
         ),
-        "extra": {"qkv_bias": config.flag("attention_bias", False), "qk_norm": config.flag("use_qk_norm", False)},
+        "extra": {
+            "qkv_bias": config.flag("attention_bias", False),
+            "qk_norm": config.flag("use_qk_norm", False),
+            **guessing_layers(config),
+        },
     }
+
+
+def guessing_layers(config: ConfigFile) -> dict[str, int]:
+    """How many layers, after the model's own, guess further tokens. They are not used."""
+    return {"guessing_layers": config.size("num_nextn_predict_layers", 0, largest=MOST_LAYERS, smallest=0)}
 
 
 def routing_of(
@@ -119,13 +128,15 @@ def routing_of(
     scale: float = 1.0,
     group_score: GroupScore = "largest",
     has_groups: bool = False,
+    default_groups: tuple[int, int] = (1, 1),
 ) -> Routing:
-    """num_experts: the key that says how many there are. has_groups: n_group and topk_group limit the choice."""
-    count = config.size(num_experts, largest=_MOST_EXPERTS)
-    groups = config.size("n_group", 1, largest=count) if has_groups else 1
+    """num_experts: the key that says how many there are. has_groups: n_group and topk_group limit the choice, and by
+    default are default_groups."""
+    count = config.size(num_experts, largest=MOST_EXPERTS)
+    groups = config.size("n_group", default_groups[0], largest=count) if has_groups else 1
     if count % groups:
         raise config.wrong("n_group", f"numbers that divide {num_experts}, {count}")
-    top_groups = config.size("topk_group", groups, largest=groups) if has_groups else 1
+    top_groups = config.size("topk_group", min(groups, default_groups[1]), largest=groups) if has_groups else 1
     if group_score == "sum_of_two" and top_groups < groups and count // groups < 2:
         raise config.wrong("n_group", f"up to {count // 2}: a group's score is that of its two best experts")
     return Routing(

@@ -48,34 +48,34 @@ GRANITE = ExpertNames(mlp="block_sparse_moe", router="router.layer", shared="sha
 
 
 def mixtral_tensors(a: Architecture) -> TensorTable:
-    return _with_experts(a, llama.tensors(a), MIXTRAL)
+    return with_experts(a, llama.tensors(a), MIXTRAL)
 
 
 def qwen2_tensors(a: Architecture) -> TensorTable:
-    return _with_experts(a, llama.qwen2_tensors(a) if a.extra["qkv_bias"] else llama.tensors(a), QWEN)
+    return with_experts(a, llama.qwen2_tensors(a) if a.extra["qkv_bias"] else llama.tensors(a), QWEN)
 
 
 def qwen3_tensors(a: Architecture) -> TensorTable:
-    return _with_experts(a, llama.qwen3_tensors(a), QWEN)
+    return with_experts(a, llama.qwen3_tensors(a), QWEN)
 
 
 def glm4_tensors(a: Architecture) -> TensorTable:
     """Some have biases of queries, keys and values, and some norm each head's."""
     dense = llama.qwen2_tensors(a) if a.extra["qkv_bias"] else llama.tensors(a)
-    return _with_experts(a, dense | (llama.head_norms(a) if a.extra["qk_norm"] else {}), GLM)
+    return with_experts(a, dense | (llama.head_norms(a) if a.extra["qk_norm"] else {}), GLM)
 
 
 def olmoe_tensors(a: Architecture) -> TensorTable:
-    return _with_experts(a, llama.tensors(a) | llama.wide_norms(a), QWEN)
+    return with_experts(a, llama.tensors(a) | llama.wide_norms(a), QWEN)
 
 
 def granite_tensors(a: Architecture) -> TensorTable:
-    return _with_experts(a, llama.tensors(a), GRANITE)
+    return with_experts(a, llama.tensors(a), GRANITE)
 
 
 def gpt_oss_tensors(a: Architecture) -> TensorTable:
     sinks: TensorTable = {"self_attn.sinks": (a.num_heads,)}
-    return _with_experts(a, llama.tensors(a), GPT_OSS) | in_layers(a, sinks)
+    return with_experts(a, llama.tensors(a), GPT_OSS) | in_layers(a, sinks)
 
 
 def build_mixtral(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decoder:
@@ -98,7 +98,7 @@ def build_glm4(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Deco
     return _build(a, weights, specs, GLM)
 
 
-def _with_experts(a: Architecture, dense: TensorTable, names: ExpertNames) -> TensorTable:
+def with_experts(a: Architecture, dense: TensorTable, names: ExpertNames) -> TensorTable:
     """The table of a model whose layers all have one MLP, with experts in the layers that have them."""
     experts = a.experts
     assert experts is not None, "the family has experts"
@@ -126,14 +126,16 @@ def _layer_tensors(hidden: int, experts: ExpertsConfig, names: ExpertNames) -> I
 
 
 def _build(a: Architecture, weights: Weights, specs: AttentionSpecs, names: ExpertNames) -> Decoder:
-    def mlp(index: int, w: Weights) -> MLP:
-        experts = a.experts
-        assert experts is not None, "the family has experts"
-        if index in experts.dense_layers:
-            return w.gated_mlp(llama.GATE_UP, "mlp.down_proj", a.activation)
-        return MixtureMLP(_mixture(w, experts, names), _shared(a, w, experts, names))
+    return llama.build(a, weights, specs, mlp=lambda index, w: layer_mlp(a, index, w, names))
 
-    return llama.build(a, weights, specs, mlp=mlp)
+
+def layer_mlp(a: Architecture, index: int, w: Weights, names: ExpertNames) -> MLP:
+    """A layer's experts, or its one MLP. w: under the layer's prefix."""
+    experts = a.experts
+    assert experts is not None, "the family has experts"
+    if index in experts.dense_layers:
+        return w.gated_mlp(llama.GATE_UP, "mlp.down_proj", a.activation)
+    return MixtureMLP(_mixture(w, experts, names), _shared(a, w, experts, names))
 
 
 def _mixture(w: Weights, experts: ExpertsConfig, names: ExpertNames) -> Mixture:

@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from octavo.errors import ConfigError, UnsupportedModelError
 from octavo.kernels.ops import KVScales
-from octavo.models import bert, gpt2, llama, mixtures
+from octavo.models import bert, deepseek, gpt2, llama, mixtures
 from octavo.models.architecture import Architecture
 from octavo.models.decoder import AttentionSpecs, Decoder, LayerSlot
 from octavo.models.weights import TensorSource, TensorTable, Weights, scheme_in
@@ -33,6 +33,8 @@ FAMILIES: dict[str, Family] = {
     "qwen2_moe": Family(mixtures.qwen2_tensors, mixtures.build_qwen),
     "qwen3_moe": Family(mixtures.qwen3_tensors, mixtures.build_qwen),
     "glm4_moe": Family(mixtures.glm4_tensors, mixtures.build_glm4),
+    "deepseek_v2": Family(deepseek.v2_tensors, deepseek.build_v2),
+    "deepseek_v3": Family(deepseek.v3_tensors, deepseek.build_v3),
     "gpt_oss": Family(mixtures.gpt_oss_tensors, mixtures.build_gpt_oss),
     "olmoe": Family(mixtures.olmoe_tensors, mixtures.build_qwen),
     "granitemoe": Family(mixtures.granite_tensors, mixtures.build_granite),

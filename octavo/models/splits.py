@@ -42,11 +42,12 @@ def own_heads(layer: AttentionLayer, num_ranks: int, block_len: int = 1) -> Atte
         return layer
     heads, keys = layer.num_heads, layer.num_kv_heads
     own_keys = own_kv_heads(heads, keys, num_ranks)
-    if heads // num_ranks * layer.head_dim % block_len:
+    dim = layer.head_dim if layer.latent is None else layer.latent.value_dim
+    if heads // num_ranks * dim % block_len:
         raise ConfigError(
-            f"tensor_parallel_size is {num_ranks}, but {heads // num_ranks} heads of {layer.head_dim} do not fill the "
+            f"tensor_parallel_size is {num_ranks}, but {heads // num_ranks} heads of {dim} do not fill the "
             f"blocks of {block_len} numbers that the output projection is stored in: allowed are "
-            f"{_shown(n for n in head_splits(heads, keys) if heads // n * layer.head_dim % block_len == 0)}"
+            f"{_shown(n for n in head_splits(heads, keys) if heads // n * dim % block_len == 0)}"
         )
     return replace(layer, num_heads=heads // num_ranks, num_kv_heads=own_keys)
 

@@ -86,7 +86,7 @@ class Weights:
         queries, keys = layer.num_heads, layer.num_kv_heads
         held = [(queries, keys, keys)] if len(qkv) == 1 else [(queries,), (keys,), (keys,)]
         shards = [Shard.heads(queries, *segments) for segments in held]
-        own = own_heads(layer, self.num_ranks, self._block_len(out))
+        own = own_heads(layer, self.num_ranks, self.block_len(out))
         return SelfAttention(self._linear(dict(zip(qkv, shards, strict=True))), self.row(out, queries), own)
 
     def gated_mlp(self, gate_up: Sequence[str], down: str, activation: Activation) -> GatedMLP:
@@ -105,6 +105,10 @@ class Weights:
         """Inputs are split over ranks, in that many units; by default between blocks of numbers."""
         return self._linear({name: Shard.rows(units or self._shape(name)[1] // self._granule(name))})
 
+    def by_heads(self, name: str, num_heads: int) -> Linear:
+        """Outputs are split over ranks, as whole heads."""
+        return self._linear({name: Shard.heads(num_heads, num_heads)})
+
     def replicated(self, name: str) -> Linear:
         return self._linear({name: REPLICATED})
 
@@ -120,9 +124,9 @@ class Weights:
         )
 
     def _granule(self, name: str) -> int:
-        return granule(self._shape(name)[1], self._block_len(name), self.num_ranks)
+        return granule(self._shape(name)[1], self.block_len(name), self.num_ranks)
 
-    def _block_len(self, name: str) -> int:
+    def block_len(self, name: str) -> int:
         """How many inputs of a matrix cannot be cut apart."""
         full = f"{self.prefix}{name}.weight"
         if self.num_ranks == 1:

@@ -93,7 +93,9 @@ def _load(device: Device, case: Case, sizes: Sizes, model: _Layers) -> tuple[Any
     _, kv_heads, dim = sizes.heads
     table_len = -(-(cached + new) // BLOCK_SIZE)
     num_blocks = 1 + num_seqs * table_len
-    kv = KVLayout(0, BLOCK_SIZE, (KVGroup(LAYERS, kv_heads, dim),), sizes.kv_dtype)
+    latents = KVGroup(LAYERS, 1, case.latent_dim, is_latent=True)
+    group = latents if case.latent_dim else KVGroup(LAYERS, kv_heads, dim)
+    kv = KVLayout(0, BLOCK_SIZE, (group,), sizes.kv_dtype)
     limits = StepLimits(num_seqs * new, num_seqs, max(cached + new, BLOCK_SIZE), 32)
     rng = np.random.default_rng(1)
     batch = StepBatch(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from octavo.kernels.kv_layout import KVDType
+from octavo.kernels.latent import Latent
 from octavo.kernels.mixture import Routing
 from octavo.kernels.ops import OPS, AttentionLayer, Ops, RotaryTable, Tensor
 from octavo.testing.made_parameters import linear, mixture, parameter
@@ -51,7 +52,7 @@ Call = Callable[[Ops, Sequence[Tensor], int], Any]  # (ops, inputs, layer)
 @dataclass(frozen=True, slots=True)
 class Case:
     """A shape of an op. step: as in `Sizes`. inputs: widths. num_bytes: read and written, num_flops: of one call.
-    beside: what a call does beside it."""
+    beside: what a call does beside it. latent_dim: of the keys in the pool, if they are latents."""
 
     label: str
     step: tuple[int, int, int]
@@ -60,11 +61,15 @@ class Case:
     num_bytes: int
     num_flops: float = 0.0
     beside: Call | None = None
+    latent_dim: int = 0
 
 
 def cases(name: str, sizes: Sizes) -> Iterator[Case]:
     if name in ("paged_attention", "rotary_kv_write"):
         yield from _attention(name, sizes)
+        return
+    if name in ("latent_kv_write", "latent_values"):
+        yield from _latents(name, sizes)
         return
     element = 4 if sizes.dtype == "float32" else 2
     width = sizes.width
@@ -124,10 +129,40 @@ def _call(name: str, given: Sequence[tuple[Any, ...]], ops: Ops, inputs: Sequenc
     return getattr(ops, name)(*inputs, *given[layer])
 
 
+def _latents(name: str, sizes: Sizes) -> Iterator[Case]:
+    """In the proportions of DeepSeek's."""
+    heads, _, dim = sizes.heads
+    rank, rotary_dim = 4 * dim, dim // 2
+    width, queries, matrix = rank + rotary_dim, heads * (dim + rotary_dim), heads * dim * rank
+    norm, rotary = parameter(np.ones(rank, np.float32)), _rotary(sizes, rotary_dim)
+    ups = [np.random.default_rng(i).standard_normal((2 * heads * dim, rank), np.float32) for i in range(LAYERS)]
+    latents = [Latent(rank, dim, dim, parameter(up)) for up in ups]
+    layers = [
+        AttentionLayer(0, i, heads, 1, width, dim**-0.5, k_norm=norm, rotary=rotary, latent=latent)
+        for i, latent in enumerate(latents)
+    ]
+    activation, element = (4 if sizes.dtype == "float32" else 2), 4 if sizes.kv_dtype == "float32" else 2
+    for step in sizes.steps:
+        tokens = step[0] * step[2]
+        label, flops = f"{step[0]} x {step[2]} new, {heads} heads, latents of {rank}", 2.0 * tokens * matrix
+        if name == "latent_values":
+            num_bytes = activation * (tokens * heads * (rank + dim) + matrix)
+            call = partial(_values, layers)
+            yield Case(label, step, (heads * rank,), call, num_bytes, flops, latent_dim=width)
+        else:
+            num_bytes = activation * (tokens * (queries + width + heads * width) + matrix) + element * tokens * width
+            inputs, beside = (heads * width, queries, width), partial(_attend, layers)
+            yield Case(label, step, inputs, partial(_write_latent, layers), num_bytes, flops, beside, width)
+
+
+def _rotary(sizes: Sizes, dim: int) -> RotaryTable:
+    angles = np.outer(np.arange(_max_len(sizes)), 1e4 ** -(np.arange(dim // 2) / (dim // 2))).astype(np.float32)
+    return RotaryTable(np.cos(angles), np.sin(angles))
+
+
 def _attention(name: str, sizes: Sizes) -> Iterator[Case]:
     heads, kv_heads, dim = sizes.heads
-    angles = np.outer(np.arange(_max_len(sizes)), 1e4 ** -(np.arange(dim // 2) / (dim // 2))).astype(np.float32)
-    rotary = RotaryTable(np.cos(angles), np.sin(angles))
+    rotary = _rotary(sizes, dim)
     layers = [AttentionLayer(0, i, heads, kv_heads, dim, dim**-0.5, rotary=rotary) for i in range(LAYERS)]
     activation, element = (4 if sizes.dtype == "float32" else 2), 4 if sizes.kv_dtype == "float32" else 2
     for step in sizes.steps:
@@ -150,6 +185,15 @@ def _max_len(sizes: Sizes) -> int:
 
 def _attend(layers: Sequence[AttentionLayer], ops: Ops, inputs: Sequence[Tensor], layer: int) -> Tensor:
     return ops.paged_attention(inputs[0], layers[layer])
+
+
+def _values(layers: Sequence[AttentionLayer], ops: Ops, inputs: Sequence[Tensor], layer: int) -> Tensor:
+    return ops.latent_values(inputs[0], layers[layer])
+
+
+def _write_latent(layers: Sequence[AttentionLayer], ops: Ops, inputs: Sequence[Tensor], layer: int) -> Tensor:
+    ops.latent_kv_write(inputs[1], inputs[2], layers[layer])
+    return _attend(layers, ops, inputs, layer)
 
 
 def _write(layers: Sequence[AttentionLayer], ops: Ops, inputs: Sequence[Tensor], layer: int) -> Tensor:

@@ -58,6 +58,7 @@ class Pool:
     num_layers: int = 1
     num_kv_heads: int = 1
     head_dim: int = 8
+    is_latent: bool = False
     dtype: KVDType = "float32"
     max_len: int = 768
     beside: tuple[KVGroup, ...] = ()
@@ -78,7 +79,7 @@ class Harness:
     ) -> None:
         pool = pool or Pool()
         table_len = -(-pool.max_len // pool.block_size)
-        groups = (KVGroup(pool.num_layers, pool.num_kv_heads, pool.head_dim), *pool.beside)
+        groups = (KVGroup(pool.num_layers, pool.num_kv_heads, pool.head_dim, pool.is_latent), *pool.beside)
         layout = KVLayout(0, pool.block_size, groups, pool.dtype)
         limits = StepLimits(MAX_TOKENS, MAX_SEQS, pool.max_len, width)
         num_blocks = 1 + MAX_SEQS * len(groups) * table_len

@@ -15,6 +15,7 @@ import numpy as np
 
 from octavo.kernels.device import Device
 from octavo.kernels.kv_layout import KVDType
+from octavo.kernels.latent import Latent
 from octavo.kernels.mixture import Gate, GateKind, Routing
 from octavo.kernels.ops import OPS, WORDS, AttentionLayer, FloatArray, Op, Ops, RotaryTable, Tensor
 from octavo.kernels.parameters import Parameter
@@ -191,6 +192,42 @@ def _paged_attention() -> Iterator[Trial]:
             yield Trial(label, partial(_attend, layer, write), heads * dim, pool, window)
 
 
+def _latents() -> Iterator[Trial]:
+    """Of both ops: what is written, and the queries, show in what attention gathers."""
+    for heads, latent, rotary_dim in _LATENTS:
+        layer = _latent_layer(heads, latent, rotary_dim)
+        tables = random_table(heads * (latent.key_dim + rotary_dim)), random_table(layer.head_dim, seed=3)
+        write = _call("latent_kv_write", tables, layer)
+        pairs = "neighbours" if latent.interleaves else "halves"
+        label = f"{heads} heads, latents of {latent.rank} + {rotary_dim} in {pairs}"
+        pool = Pool(head_dim=layer.head_dim, is_latent=True)
+        values = partial(_values, layer, write)
+        yield Trial(f"{label}, values of {latent.value_dim}", values, heads * latent.value_dim, pool)
+
+
+def _values(layer: AttentionLayer, write: Function, ops: Ops) -> Tensor:
+    return ops.latent_values(ops.paged_attention(write(ops), layer), layer)
+
+
+def _latent_layer(heads: int, latent: Latent, rotary_dim: int) -> AttentionLayer:
+    width = latent.rank + rotary_dim
+    alone = _layer(heads, 1, rotary_dim)
+    norm, scale = parameter(1 + _array(latent.rank) / 4), (latent.key_dim + rotary_dim) ** -0.5
+    return replace(alone, head_dim=width, scale=scale, k_norm=norm, latent=latent)
+
+
+def _of_latents(heads: int, rank: int, key_dim: int, value_dim: int, *, interleaves: bool) -> Latent:
+    up = parameter(_array(heads * (key_dim + value_dim), rank) / np.float32(rank**0.5))
+    return Latent(rank, key_dim, value_dim, up, interleaves)
+
+
+#: query heads, latents, rotated numbers
+_LATENTS = (
+    (5, _of_latents(5, 24, 12, 10, interleaves=True), 8),
+    (7, _of_latents(7, 128, 32, 48, interleaves=False), 16),
+)
+
+
 def _write_and_attend(layer: AttentionLayer, write: Function, ops: Ops) -> Tensor:
     """The queries, and what was written as attention reads it."""
     q = write(ops)
@@ -231,5 +268,7 @@ _TRIALS: dict[str, Callable[[], Iterator[Trial]]] = {
     "gate_rows": _gate_rows,
     "mixture": _mixture,
     "rotary_kv_write": _rotary_kv_write,
+    "latent_kv_write": _latents,
+    "latent_values": _latents,
     "paged_attention": _paged_attention,
 }

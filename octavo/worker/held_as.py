@@ -16,11 +16,12 @@ def held_as(model: Model, held: Mapping[str, Any]) -> str:
     """ "gptq (U4 in groups of 128) in q_proj, k_proj: made float32". held: what the device has, by name."""
     recording = ModelRecording.of(model)
     kinds: dict[tuple[str, str], dict[str, None]] = {}
-    for linear in Contents.of((recording.body, recording.head)).linears.values():
-        for part in linear.parts:
-            if part.scheme.format is not None:
-                key = part.scheme.name, str(held[part.name].dtype).removeprefix("torch.")
-                kinds.setdefault(key, {})[part.name.removesuffix(".weight").rpartition(".")[2]] = None
+    contents = Contents.of((recording.body, recording.head))
+    parts = [part for linear in contents.linears.values() for part in linear.parts]
+    for part in (*parts, *(latent.up for latent in contents.latents.values())):
+        if part.scheme.format is not None:
+            key = part.scheme.name, str(held[part.name].dtype).removeprefix("torch.")
+            kinds.setdefault(key, {})[part.name.removesuffix(".weight").rpartition(".")[2]] = None
     return "; ".join(f"{name} in {', '.join(names)}: {_text(dtype)}" for (name, dtype), names in kinds.items())
 
 

@@ -9,7 +9,7 @@ from octavo.cache.blocks import CacheGroup, make_groups
 from octavo.config import KVCacheDType
 from octavo.errors import ConfigError
 from octavo.kernels.device import Device, DTypes, StepLimits, StepSizes
-from octavo.kernels.kv_layout import KVGroup, KVLayout
+from octavo.kernels.kv_layout import LARGEST_CODE, KVGroup, KVLayout
 from octavo.kernels.ops import AttentionLayer
 from octavo.models.architecture import Architecture, allowed_model_len
 from octavo.models.checkpoint import Checkpoint
@@ -42,7 +42,8 @@ class WorkerSizes:
         groups = make_groups(windows if architecture.is_causal else (None,))
         num_heads = own_kv_heads(architecture.num_heads, architecture.num_kv_heads, task.world.tensor_parallel_size)
         layers = layers_of(architecture.num_layers, task.world.stage, task.world.pipeline_parallel_size)
-        kinds = [KVGroup(len(_own(group, layers)), num_heads, architecture.head_dim) for group in groups]
+        shape = num_heads, architecture.head_dim, architecture.latent is not None
+        kinds = [KVGroup(len(_own(group, layers)), *shape) for group in groups]
         layout = KVLayout(0, task.cache.block_size, tuple(kinds), dtypes.kv)  # the number of blocks is not known yet
         limits = _limits(architecture, task, device.default_sizes())
         return cls(groups, layers, layout, limits, dtypes, architecture.is_causal)
@@ -105,7 +106,13 @@ def _kv_dtype(task: WorkerTask, architecture: Architecture) -> KVCacheDType:
                 "step: leave it at 'auto'"
             )
         return "float32"
-    return asked if asked != "auto" or stated is None else stated.kv_cache or "auto"
+    chosen = asked if asked != "auto" or stated is None else stated.kv_cache or "auto"
+    if architecture.latent is not None and chosen in LARGEST_CODE:
+        raise ConfigError(
+            f"kv_cache_dtype is {chosen!r}, but a {architecture.family} model keeps latents, which have no codes of 8 "
+            "bits: set it to 'bfloat16'"
+        )
+    return chosen
 
 
 def _own(group: CacheGroup, layers: range) -> list[int]:

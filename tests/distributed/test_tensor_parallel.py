@@ -38,6 +38,15 @@ def test_every_family_gives_one_ranks_tokens(name: str, num_ranks: int, model_fo
         assert several.stats().num_used_blocks == 0
 
 
+@pytest.mark.parametrize(("num_ranks", "num_stages"), [(3, 1), (1, 2)])
+def test_latents_are_on_every_rank(num_ranks: int, num_stages: int, model_for: ModelFor) -> None:
+    folder = model_for("deepseek-v3", 2)
+    with engine(folder, 1) as one, engine(folder, num_ranks, num_stages, max_num_batched_tokens=40) as several:
+        assert tokens(several) == tokens(one)
+        starts = [event for llm in (one, several) for event in llm.events if isinstance(event, EngineStarted)]
+        assert starts[1].block_bytes == starts[0].block_bytes // num_stages, "whole latents, of the stage's layers"
+
+
 @pytest.mark.parametrize(("name", "num_ranks", "sizes"), [("llama", 4, "1, 2, 6"), ("gpt2", 3, "1, 2, 4")])
 def test_a_layout_that_does_not_work_names_those_that_do(
     name: str, num_ranks: int, sizes: str, model_for: ModelFor

@@ -1,4 +1,4 @@
-"""Compile the Gluon kernels for Hopper, without a GPU: `python -m tests.gpu.compile_hopper`.
+"""Compile the Gluon kernels, and those of latents, for Hopper, without a GPU: `python -m tests.gpu.compile_hopper`.
 
 Prints each kernel's name and the shared memory that one of its programs takes. Not a test itself, since a process that
 interprets kernels cannot compile any.
@@ -8,15 +8,34 @@ from __future__ import annotations
 
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource
 
-from octavo.kernels.triton.attention import hopper_decode, hopper_prefill, triton_attention
+from octavo.kernels.triton.attention import (
+    hopper_decode,
+    hopper_prefill,
+    latent_attention,
+    latent_kv_write,
+    triton_attention,
+)
 from octavo.kernels.triton.linear import tile_linear
 
 HOPPER = GPUTarget("cuda", 90, 32)
-INTS = ("block_table", "totals", "tiles", "items", "counter")
-FLOATS = ("part_values", "part_max_sum", "q_norm", "k_norm", "cos", "sin", "sinks")
+INTS = (
+    "block_table",
+    "table_rows",
+    "query_start_loc",
+    "seq_lens",
+    "slots",
+    "positions",
+    "totals",
+    "tiles",
+    "items",
+    "counter",
+)
+FLOATS = ("part_values", "part_max_sum", "norm", "q_norm", "k_norm", "cos", "sin", "sinks")
+HALVES = ("q", "kv", "out", "pool")
 SWIZZLED = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16)
 
 
@@ -31,11 +50,18 @@ def compile_kernel(
         argument: known.get(argument)
         or ("constexpr" if argument in constants else None)
         or ("*i32" if argument in INTS else "*fp32" if argument in FLOATS else None)
-        or ("*bf16" if argument.endswith("_ptr") else "fp32" if argument in ("scale_log2", "eps") else "i32")
+        or (
+            "*bf16"
+            if argument.endswith("_ptr") or argument in HALVES
+            else "fp32"
+            if argument in ("scale_log2", "eps")
+            else "i32"
+        )
         for argument in kernel.arg_names  # type: ignore[attr-defined]
     }
     positions = {(list(signature).index(argument),): value for argument, value in constants.items()}
-    compiled = triton.compile(GluonASTSource(kernel, signature, positions, {}), target=HOPPER, options=options)
+    source = GluonASTSource if "gluon" in type(kernel).__module__ else ASTSource
+    compiled = triton.compile(source(kernel, signature, positions, {}), target=HOPPER, options=options)
     print(name, compiled.metadata.shared, flush=True)
 
 
@@ -63,6 +89,20 @@ def main() -> None:
         }
         name = f"tile-{rows}x{columns}-{gate or 'plain'}"
         compile_kernel(name, tile_linear._tile_kernel, constants, known, num_warps=rows // 16)
+    sizes = {"RANK": 512, "RANK_PAD": 512, "ROTARY": 64, "ROTARY_PAD": 64, "BLOCK_SIZE": 16, "CHAINED": True}
+    for rows in (16, 64):
+        constants = {
+            "HEADS": 16,
+            "OWN_HEADS": 16,
+            "QUERIES": rows // 16,
+            "IS_PLAIN": rows == 16,
+            "ROWS": rows,
+            "KEYS": 32,
+        }
+        options = {"num_warps": 4 if rows == 16 else 8, "num_stages": 2}
+        compile_kernel(f"latent-{rows}", latent_attention._attend_kernel, sizes | constants, {}, **options)
+    constants = {"Q_HEADS": 16, "HEADS_TILE": 16, "KEY_DIM": 128, "INTERLEAVES": True}
+    compile_kernel("latent-write", latent_kv_write._latent_kv_write_kernel, sizes | constants, {}, num_warps=4)
 
 
 if __name__ == "__main__":

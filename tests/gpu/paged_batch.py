@@ -10,6 +10,7 @@ import torch
 
 from octavo.kernels.device import StepBatch
 from octavo.kernels.kv_layout import LARGEST_CODE, KVDType, KVGroup, KVLayout
+from octavo.kernels.latent import Latent
 from octavo.kernels.ops import AttentionLayer, KVScales, RotaryTable
 from octavo.kernels.reference.dequantize import values
 from octavo.kernels.triton.attention.memory import LayerPool
@@ -63,6 +64,8 @@ class PagedBatch:
         return self._numbers(self.pool.data[self.cells(s)], 0)
 
     def values(self, s: int) -> torch.Tensor:
+        if self.layer.latent is not None:
+            return self.keys(s)[..., : self.layer.value_dim]
         return self._numbers(self.pool.data[self.cells(s) + self.pool.value_offset], 1)
 
     @property
@@ -83,9 +86,9 @@ class PagedBatch:
         return heads[:, :q_heads], heads[:, q_heads : q_heads + kv_heads], heads[:, q_heads + kv_heads :]
 
     def attend(self, q: torch.Tensor) -> torch.Tensor:
-        """q [T, Q, D] over the cache as it is -> [T, Q * D] float32."""
+        """q [T, Q, D] over the cache as it is -> [T, Q * D] float32, of latents [T, Q * R]."""
         layer = self.layer
-        out = torch.empty(len(q), layer.num_heads * layer.head_dim, device=DEVICE)
+        out = torch.empty(len(q), layer.num_heads * layer.value_dim, device=DEVICE)
         for s, num_queries in enumerate(self.query_lens):
             start = int(self.query_start_loc[s])
             group = layer.num_heads // layer.num_kv_heads
@@ -122,15 +125,16 @@ def make_batch(
     seed: int = 0,
     beside: tuple[KVGroup, ...] = (),
     codes: KVDType | None = None,
+    latent_rank: int | None = None,
     has_sinks: bool = False,
 ) -> PagedBatch:
     """A step in which sequence i has seqs[i] = (tokens cached, tokens new). beside: cache groups before the layer's.
-    codes: the type of a pool of 8 bits."""
+    codes: the type of a pool of 8 bits. latent_rank: the layer's one key is a latent of so many numbers, and more."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     lens = [cached + new for cached, new in seqs]
     num_blocks = 1 + sum(-(-n // block_size) for n in lens)
-    groups = (*beside, KVGroup(2, num_kv_heads, head_dim))
+    groups = (*beside, KVGroup(2, num_kv_heads, head_dim, latent_rank is not None))
     layout = KVLayout(num_blocks, block_size, groups, codes or KV_DTYPE[dtype])
     weights = [parameter(row) for row in rng.uniform(0.5, 1.5, (2, head_dim)).astype(np.float32)]
     layer = AttentionLayer(
@@ -139,6 +143,7 @@ def make_batch(
         q_norm=weights[0] if has_norm else None, k_norm=weights[1] if has_norm else None,
         rotary=rotary_table(rotary_dim, max(lens)) if rotary_dim else None,
         scales=None if codes is None else _random_scales(num_kv_heads, codes, rng),
+        latent=None if latent_rank is None else Latent(latent_rank, 1, 1, weights[0]),
         sinks=parameter(np.linspace(-2, 5, num_heads, dtype=np.float32)) if has_sinks else None,
     )  # fmt: skip
     raw = _random_elements(num_blocks * layout.block_bytes // layout.element_bytes, dtype, codes)

@@ -178,6 +178,15 @@ def test_one_phase_is_enough_to_take_a_layer() -> None:
     assert choose(replace(many, window=8), "bfloat16", KV, HOPPER, "auto") == ["triton"]
 
 
+def test_latents_have_kernels_of_their_own() -> None:
+    batch = make_batch([(0, 2)], num_kv_heads=1, head_dim=64, latent_rank=48)
+    for gpu in (AMPERE, HOPPER):
+        assert choose(batch.layer, "bfloat16", batch.layout, gpu, "auto") == ["latent"]
+    for asked in ("triton", "hopper", "deterministic"):
+        with pytest.raises(ConfigError, match="it attends to keys and values, and the model has latents"):
+            choose(batch.layer, "bfloat16", batch.layout, HOPPER, asked)  # type: ignore[arg-type]
+
+
 def test_a_library_serves_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flash_attention, "_is_missing", lambda: False)
     assert choose(LAYER, "bfloat16", KV, HOPPER, "flash_attn_4") == ["flash_attn_4", "hopper", "triton"]

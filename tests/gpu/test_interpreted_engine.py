@@ -65,7 +65,17 @@ def test_it_gives_the_hosts_tokens(
     monkeypatch.setattr(
         RequestStates, "gather", lambda *given: replace(gather(*given), decode_threshold=decode_threshold)
     )
-    folder = tiny_folder(name)
+    gives_the_hosts_tokens(tiny_folder(name))
+
+
+@pytest.mark.usefixtures("_interpreted")
+def test_over_latents_it_gives_the_hosts_tokens(tmp_path: Path, one_torch_thread: None) -> None:
+    from tests.tiny_models import make_tiny_model
+
+    gives_the_hosts_tokens(make_tiny_model("deepseek-v3", tmp_path, first_k_dense_replace=2))
+
+
+def gives_the_hosts_tokens(folder: Path) -> None:
     params = [GREEDY, GREEDY.replace(n=2), GREEDY]
     with engine(folder, "reference") as host:
         expected = [[one.token_ids for one in output.outputs] for output in host.generate(PROMPTS, params)]

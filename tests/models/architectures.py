@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from octavo.kernels.mixture import Gate, Routing
-from octavo.models.architecture import Architecture, ExpertsConfig, RopeConfig
+from octavo.models.architecture import Architecture, ExpertsConfig, LatentConfig, RopeConfig
 from octavo.models.pooling import Pooling
 
 NUM_LAYERS = 3
@@ -45,6 +45,16 @@ CLAMPED = replace(EXPERTS, gate=Gate("clamped"))
 #: the middle layer has one MLP, and the others an expert for every token
 SHARED_EXPERT = replace(EXPERTS, dense_layers=frozenset({1}), shared_size=160, has_shared_gate=True)
 
+#: one key of a latent of 224 and a rotated part of 8
+DEEPSEEK = replace(
+    LLAMA,
+    num_kv_heads=1,
+    head_dim=232,
+    rope=RopeConfig(partial_rotary_factor=8 / 232),
+    latent=LatentConfig(rank=224, key_dim=12, rotary_dim=8, value_dim=32, query_rank=128),
+    experts=replace(SHARED_EXPERT, has_shared_gate=False),
+)
+
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": LLAMA,
     "mistral": replace(LLAMA, family="mistral", windows=(8,) * NUM_LAYERS),
@@ -61,6 +71,10 @@ ARCHITECTURES: dict[str, Architecture] = {
         family="glm4_moe",
         experts=replace(SHARED_EXPERT, has_shared_gate=False),
         extra={"qkv_bias": True, "qk_norm": True},
+    ),
+    "deepseek_v2": replace(DEEPSEEK, family="deepseek_v2", attention_bias=True),
+    "deepseek_v3": replace(
+        DEEPSEEK, family="deepseek_v3", latent=LatentConfig(rank=224, key_dim=12, rotary_dim=8, value_dim=32)
     ),
     "gpt_oss": replace(LLAMA, family="gpt_oss", attention_bias=True, windows=(8, None, 8), experts=CLAMPED),
     "olmoe": replace(LLAMA, family="olmoe", experts=EXPERTS),

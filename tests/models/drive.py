@@ -55,10 +55,11 @@ class Driver:
         num_groups = 1 + max(group for group, _ in slots)
         table_len = -(-setting.max_model_len // setting.block_size)
         num_layers = 1 + max(index for _, index in slots)
+        shape = architecture.num_kv_heads, architecture.head_dim, architecture.latent is not None
         layout = KVLayout(
             num_blocks=0,  # bound below
             block_size=setting.block_size,
-            groups=(KVGroup(num_layers, architecture.num_kv_heads, architecture.head_dim),) * num_groups,
+            groups=(KVGroup(num_layers, *shape),) * num_groups,
             dtype=setting.kv_dtype,
         )
         limits = StepLimits(

@@ -23,15 +23,15 @@ class SymbolicOps(Recorder):
 
     @property
     def written(self) -> list[tuple[int, int]]:
-        return self._layers("rotary_kv_write")
+        return self._layers("rotary_kv_write", "latent_kv_write")
 
     @property
     def read(self) -> list[tuple[int, int]]:
         return self._layers("paged_attention")
 
-    def _layers(self, op: str) -> list[tuple[int, int]]:
-        """The cache group, and the index in it, of every layer that the op was called for."""
-        layers = [i.arguments["layer"] for i in self.instructions if i.op == op]
+    def _layers(self, *ops: str) -> list[tuple[int, int]]:
+        """The cache group, and the index in it, of every layer that one of the ops was called for."""
+        layers = [i.arguments["layer"] for i in self.instructions if i.op in ops]
         return [(layer.group, layer.index_in_group) for layer in layers]
 
 

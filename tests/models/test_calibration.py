@@ -44,7 +44,7 @@ def moments_of(folder: Path, texts: IntArray) -> Iterator[dict[str, FloatArray]]
     checkpoint = opened(folder)
     a = checkpoint.architecture
     decoder = build_model(a, checkpoint, [(0, 0)] * a.num_layers, texts.shape[1])
-    runs = LayerRuns(texts, KVGroup(1, a.num_kv_heads, a.head_dim))
+    runs = LayerRuns(texts, KVGroup(1, a.num_kv_heads, a.head_dim, a.latent is not None))
     assert decoder.embedding is not None
     runs.embed(decoder.embedding)
     for layer in decoder.layers:
@@ -68,10 +68,11 @@ def inputs_of(model: Any, texts: IntArray) -> dict[str, FloatArray]:
     return seen
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3", "opt"])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "opt", "deepseek-v3"])
 def test_a_layers_inputs_are_those_of_transformers(root: Path, family: str) -> None:
-    """In several steps, over more than a window of Gemma's."""
-    folder, texts = make_tiny_model(family, root / family), drawn(70, 36)
+    """In several steps, over more than a window of Gemma's; without experts, which transformers does not show."""
+    more = {"first_k_dense_replace": 2} if "deepseek" in family else {}
+    folder, texts = make_tiny_model(family, root / family, **more), drawn(70, 36)
     expected = inputs_of(transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), texts)
     found = {name: sums for layer in moments_of(folder, texts) for name, sums in layer.items()}
     assert found.keys() == expected.keys()

@@ -10,7 +10,7 @@ import pytest
 
 from octavo.errors import ModelLoadError, UnsupportedModelError
 from octavo.kernels.mixture import Gate, Routing
-from octavo.models.architecture import Architecture, ExpertsConfig, RopeConfig
+from octavo.models.architecture import Architecture, ExpertsConfig, LatentConfig, RopeConfig
 from octavo.models.config_file import ConfigFile
 from octavo.models.config_json import FAMILIES, architecture_from_config
 
@@ -29,8 +29,13 @@ EXPERTS = {"num_experts": 8, "num_local_experts": 8, "num_experts_per_tok": 2, "
 EXPERTS["n_routed_experts"] = 8
 
 
+DEEPSEEK = SIZES | {"num_key_value_heads": 4, "n_group": 1}
+OWN_SIZES = {"GPT2LMHeadModel": GPT2, "OPTForCausalLM": OPT}
+OWN_SIZES |= dict.fromkeys(("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"), DEEPSEEK)
+
+
 def read(name: str, **values: Any) -> Architecture:
-    sizes = {"GPT2LMHeadModel": GPT2, "OPTForCausalLM": OPT}.get(name, SIZES)
+    sizes = OWN_SIZES.get(name, SIZES)
     return architecture_from_config(Path("config.json"), {"architectures": [name], **sizes, **EXPERTS, **values})
 
 
@@ -296,6 +301,20 @@ def test_experts_of_each_family() -> None:
         ("Glm4Moe", "n_shared_experts", -1, "0 to 4096"),
         ("Glm4Moe", "routed_scaling_factor", 0, "a number above 0"),
         ("Qwen3Moe", "hidden_act", "tanh", "silu, swish"),
+        ("DeepseekV2", "topk_method", "noaux_tc", "'greedy', 'group_limited_greedy'"),
+        ("DeepseekV2", "scoring_func", "sigmoid", "'softmax'"),
+        ("DeepseekV2", "norm_topk_prob", True, "False"),
+        ("DeepseekV2", "mlp_bias", True, "False"),
+        ("DeepseekV2", "moe_layer_freq", 0, "1 to 2147483648"),
+        ("DeepseekV3", "topk_method", "greedy", "'noaux_tc'"),
+        ("DeepseekV3", "n_group", 3, "numbers that divide n_routed_experts, 8"),
+        ("DeepseekV3", "n_group", 8, "up to 4: a group's score is that of its two best experts"),
+        ("DeepseekV3", "num_key_value_heads", 2, "num_attention_heads, 4"),
+        ("DeepseekV3", "kv_lora_rank", 0, "1 to 2147483648"),
+        ("DeepseekV3", "q_lora_rank", "none", "1 to 2147483648"),
+        ("DeepseekV3", "qk_rope_head_dim", -8, "1 to 2147483648"),
+        ("DeepseekV3", "rope_interleave", 1, "true and false"),
+        ("DeepseekV3", "num_nextn_predict_layers", -1, "0 to 4096"),
         ("GptOss", "hidden_act", "gelu", "'silu', 'swish'"),
         ("GptOss", "swiglu_limit", -7, "a number from 1e-06"),
         ("GptOss", "num_local_experts", 0, "1 to 4096"),
@@ -308,3 +327,34 @@ def test_experts_of_each_family() -> None:
 def test_experts_that_cannot_be_are_refused_by_their_key(name: str, key: str, value: object, allowed: str) -> None:
     with pytest.raises(ModelLoadError, match=rf"config.json: {key} is .*allowed: {allowed}"):
         read(f"{name}ForCausalLM", **{key: value})
+
+
+def test_latents_as_they_are_published() -> None:
+    """The numbers of DeepSeek V3's config.json, but for its sizes: one key of 576 numbers, and sharper scores."""
+    rope = {"type": "yarn", "factor": 40, "mscale": 1.0, "mscale_all_dim": 1.0, "beta_fast": 32, "beta_slow": 1}
+    rope["original_max_position_embeddings"] = 4096
+    sizes = {"kv_lora_rank": 512, "q_lora_rank": 1536, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64}
+    groups = {"n_routed_experts": 64, "n_group": 8, "topk_group": 4, "first_k_dense_replace": 3, "moe_layer_freq": 1}
+    how = {"topk_method": "noaux_tc", "scoring_func": "sigmoid", "norm_topk_prob": True, "routed_scaling_factor": 2.5}
+    rest = {"v_head_dim": 128, "n_shared_experts": 1, "num_nextn_predict_layers": 1, "rope_scaling": rope}
+    a = read("DeepseekV3ForCausalLM", **sizes, **groups, **how, **rest)
+    assert a.latent == LatentConfig(rank=512, key_dim=128, rotary_dim=64, value_dim=128, query_rank=1536)
+    assert (a.num_kv_heads, a.head_dim) == (1, 576)
+    assert a.attention_scale == pytest.approx(0.1352337788)
+    assert a.rope is not None
+    assert round(a.head_dim * a.rope.partial_rotary_factor) == 64
+    assert a.experts is not None
+    assert a.experts.routing == Routing(
+        **{"num_experts": 64, "num_chosen": 2, "scoring": "sigmoid", "scale": 2.5},
+        **{"num_groups": 8, "top_groups": 4, "group_score": "sum_of_two"},
+    )
+    assert a.experts.dense_layers == {0, 1, 2}
+    assert a.experts.shared_size == 40
+
+
+def test_every_second_layer_may_have_experts() -> None:
+    experts = read("DeepseekV2ForCausalLM", first_k_dense_replace=1, moe_layer_freq=2, n_shared_experts=None).experts
+    assert experts is not None
+    assert experts.dense_layers == {0, 1, 3}
+    assert experts.shared_size == 0
+    assert experts.routing == Routing(num_experts=8, num_chosen=2, renormalises=False)

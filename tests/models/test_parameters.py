@@ -28,7 +28,8 @@ dtypes = pytest.mark.parametrize("dtype", ["F32", "Q8_0"])
 
 def loading(family: str, source: TensorSource) -> tuple[Model, KVLayout, StepLimits]:
     a = ARCHITECTURES[family]
-    groups = tuple(KVGroup(num_layers, a.num_kv_heads, a.head_dim) for num_layers in (2, 1))
+    shape = a.num_kv_heads, a.head_dim, a.latent is not None
+    groups = tuple(KVGroup(num_layers, *shape) for num_layers in (2, 1))
     model = build_model(a, source, SLOTS, max_model_len=64)
     return model, KVLayout(0, 16, groups, "float32"), StepLimits(32, 4, 64, a.vocab_size)
 

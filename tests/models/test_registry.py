@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -39,7 +40,8 @@ def test_builder_takes_exactly_the_tensors_of_the_table(family: str, is_tied: bo
 def test_forward_respects_the_contract_of_ops(family: str) -> None:
     model, ops, architecture = build(family), SymbolicOps(), ARCHITECTURES[family]
     attended, residual = model.body(ops)
-    assert attended.width == architecture.num_heads * architecture.head_dim
+    value_dim = architecture.head_dim if architecture.latent is None else architecture.latent.value_dim
+    assert attended.width == architecture.num_heads * value_dim
     assert residual.width == architecture.hidden_size
     assert ops.written == ops.read == SLOTS
     logits = model.heads["logits"](ops, attended, residual)
@@ -75,10 +77,12 @@ def test_two_projections_a_half_layer_and_no_more(family: str) -> None:
     experts = ARCHITECTURES[family].experts
     shared = experts is not None and (2 + experts.has_shared_gate) * (experts.shared_size > 0)
     mlps = [2 if experts is None or i in experts.dense_layers else int(shared) for i in range(3)]
-    own = sum(mlps[:-1])
+    own, latent = sum(mlps[:-1]), ARCHITECTURES[family].latent
+    small = 0 if latent is None else NUM_LAYERS * (1 if latent.query_rank is None else 2)
+    own += small
     assert ops.counts["linear"] == 2 * NUM_LAYERS - 1 + own, "what follows the last attention is for logits alone"
     model.heads["logits"](ops, *hidden)
-    assert ops.counts["linear"] == 2 * NUM_LAYERS + sum(mlps) + 1, "and the head"
+    assert ops.counts["linear"] == 2 * NUM_LAYERS + sum(mlps) + 1 + small, "and the head"
     assert ops.counts["mixture"] == (0 if experts is None else NUM_LAYERS - len(experts.dense_layers))
 
 
@@ -99,14 +103,14 @@ def test_layers_with_the_same_rope_share_a_table() -> None:
 def test_quantised_weights_pass_through_untouched() -> None:
     architecture = replace(LLAMA, intermediate_size=128)
     source = BlankTensors("Q4_1")
-    model = build_model(architecture, source, SLOTS, max_model_len=64)
-    dtypes = {part.compact().dtype for layer in model.layers for part in layer.attention.qkv.parts}
+    attentions: list[Any] = [layer.attention for layer in build_model(architecture, source, SLOTS, 64).layers]
+    dtypes = {part.compact().dtype for attention in attentions for part in attention.qkv.parts}
     assert dtypes == {"Q4_1"}
 
 
 def test_unknown_family_names_the_known_ones() -> None:
     with pytest.raises(
-        UnsupportedModelError, match=r"'mamba'; Octavo knows bert, gemma2, gemma3, glm4_moe, gpt2, gpt_oss, granite"
+        UnsupportedModelError, match=r"'mamba'; Octavo knows bert, deepseek_v2, deepseek_v3, gemma2, gemma3, glm4_moe"
     ):
         required_tensors(replace(LLAMA, family="mamba"))
 

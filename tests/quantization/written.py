@@ -237,7 +237,7 @@ def write_model(kind: str, source: Path, quantised: Path, dense: Path) -> None:
     tensors = load_file(source / "model.safetensors")
     codes: Tensors = {}
     for name, tensor in list(tensors.items()):
-        if "_proj.weight" not in name:
+        if not name.endswith(("_proj.weight", "_proj_with_mqa.weight")):
             codes[name] = tensor
             continue
         made, tensors[name] = written.write(tensor, rng)

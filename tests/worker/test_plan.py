@@ -42,7 +42,9 @@ def planner_of(model: str, gpu: GPU, **options: object) -> tuple[Planner, Worker
     return Planner.of(task, CudaDevice(described=gpu)), task
 
 
-@pytest.mark.parametrize("name", ["llama", "llama-tied-bias", "gemma3", "phi3", "gpt2", "opt-normed-after"])
+@pytest.mark.parametrize(
+    "name", ["llama", "llama-tied-bias", "gemma3", "phi3", "gpt2", "opt-normed-after", "deepseek-v3"]
+)
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
 def test_the_cpu_takes_what_was_planned(name: str, dtype: str, tiny_folder: TinyFolder) -> None:
     options = {"backend": "cpu", "dtype": dtype, "max_num_batched_tokens": 96, **SMALL}

@@ -11,9 +11,12 @@ from itertools import groupby
 from math import prod
 
 from octavo.kernels.cpu.blocks import held_dtype
+from octavo.kernels.cpu.latent import held_dtype as held_up
+from octavo.kernels.cpu.latent import matrix_shapes
 from octavo.kernels.cpu.mixture import mixture_spec
 from octavo.kernels.device import StepLimits, host_rows
 from octavo.kernels.kv_layout import KVLayout
+from octavo.kernels.latent import Latent
 from octavo.kernels.ledger import Contents, Entry, Ledger, row_bytes
 from octavo.kernels.mixture import Mixture
 from octavo.kernels.ops import AttentionLayer
@@ -24,6 +27,7 @@ from octavo.kernels.tensor import DTYPES, DType, num_bytes
 
 _PARTITION, _TILE_ROWS = 128, 48  # of csrc/cpu/attention.cpp
 _MIXTURE_TOKENS = 512  # of csrc/cpu/mixture.h
+_HEAD_PRODUCT_BYTES = 4 << 20  # of csrc/cpu/latent.cpp
 
 
 class CpuLedger:
@@ -47,17 +51,37 @@ class CpuLedger:
                 Entry("weights", small, "norms and angles in float32"),
                 Entry("activations", row_bytes(model.body) * tokens, f"a step of {tokens:,} tokens in float32"),
                 Entry("activations", row_bytes(model.head) * seqs, f"logits of {seqs:,} sequences"),
-                Entry("workspace", self._products(model, limits), "products"),
+                *self._latents(contents),
+                Entry("workspace", self._products(model, limits, contents), "products"),
                 *self._mixtures(contents, tokens),
                 Entry("workspace", self._num_threads * _attention_bytes(model.body.layers), "attention"),
                 host_rows(kv, limits),
             )
         )
 
-    def _products(self, model: ModelRecording, limits: StepLimits) -> int:
-        """Of the product that takes most; they run one after another."""
+    def _products(self, model: ModelRecording, limits: StepLimits, contents: Contents) -> int:
+        """Of the product that takes most; they run one after another. Those of heads run together if they are small."""
         rows = ((model.body, limits.max_num_tokens), (model.head, limits.max_num_seqs))
-        return max(self._sizes(linear, count)[1] for part, count in rows for linear in _linears([part]))
+        most = max(self._sizes(linear, count)[1] for part, count in rows for linear in _linears([part]))
+        for latent in contents.latents.values():
+            each = [self._head_sizes(latent, *shape, limits.max_num_tokens)[1] for shape in matrix_shapes(latent)]
+            most = max(most, *each, min(_HEAD_PRODUCT_BYTES, latent.num_heads * max(each)))
+        return most
+
+    def _latents(self, contents: Contents) -> Iterator[Entry]:
+        """The matrices of each head."""
+        total = 0
+        for latent in contents.latents.values():
+            total += latent.num_heads * sum(self._head_sizes(latent, *shape, 1)[0] for shape in matrix_shapes(latent))
+        if total:
+            yield Entry("weights", total, "matrices of latents")
+
+    def _head_sizes(self, latent: Latent, rows: int, cols: int, num_tokens: int) -> tuple[int, int]:
+        """As `_sizes`, of one head's matrix."""
+        packed, scratch = c_int64(), c_int64()
+        shape = DTYPES.index(held_up(latent.up)), rows, cols, self._activation_bytes, num_tokens
+        self._library.octavo_matrix_sizes(*shape, byref(packed), byref(scratch))
+        return packed.value, scratch.value
 
     def _mixtures(self, contents: Contents, num_tokens: int) -> Iterator[Entry]:
         """Of the largest mixture: rows by expert, and their tiles. An expert may have all tokens, or each few."""
@@ -102,7 +126,8 @@ def _matrices(linear: Linear) -> Iterator[tuple[DType, int]]:
 def _attention_bytes(layers: Iterable[AttentionLayer]) -> int:
     """A thread's working set for the largest tile."""
 
-    def floats(rows: int, dim: int) -> int:
-        return rows * dim + rows * _PARTITION + 2 * _PARTITION * dim + 2 * rows * (dim + 2)
+    def floats(layer: AttentionLayer) -> int:
+        rows, dim = max(_TILE_ROWS, layer.num_heads // layer.num_kv_heads), layer.head_dim
+        return rows * dim + rows * _PARTITION + 2 * _PARTITION * dim + 2 * rows * (layer.value_dim + 2)
 
-    return 4 * max((floats(_TILE_ROWS, layer.head_dim) for layer in layers), default=0)
+    return 4 * max(map(floats, layers), default=0)

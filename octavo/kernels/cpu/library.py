@@ -60,6 +60,8 @@ class LayerSpec(Structure):
         ("k_scales", c_void_p),
         ("v_scales", c_void_p),
         ("sinks", c_void_p),
+        ("latent_rank", c_int64),
+        ("interleaves", c_int64),
     )
 
 
@@ -126,6 +128,10 @@ _SIGNATURES: Signatures = {
     "octavo_program_append_linear": (
         c_int,
         (_POINTER, _POINTER, c_int32, _POINTER, c_int64, c_int64, c_int32, _POINTER, Slot, Slot, c_int64),
+    ),
+    "octavo_program_append_head_products": (
+        c_int,
+        (_POINTER, _POINTER, c_int32, _POINTER, *(c_int64,) * 6, Slot, Slot),
     ),
     "octavo_program_new_mixture": (_POINTER, (_POINTER, POINTER(MixtureSpec))),
     "octavo_mixture_pack": (

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from octavo.kernels.cpu.latent import head_matrices
 from octavo.kernels.cpu.library import Argument, Arguments, LayerSpec, Slot, ThreadPool, address, check
 from octavo.kernels.cpu.mixture import pack_mixture
 from octavo.kernels.cpu.weights import CpuWeights
@@ -20,7 +21,7 @@ from octavo.kernels.kv_layout import LARGEST_CODE, KVLayout, kv_scales
 from octavo.kernels.ops import OPS, WORDS, AttentionLayer, FloatArray
 from octavo.kernels.parameters import Linear, Parameter
 from octavo.kernels.program.recorder import BufferPlan, Instruction, OpByOp, Recording, See, Value, share_buffers
-from octavo.kernels.tensor import DTYPES
+from octavo.kernels.tensor import DTYPES, HostTensor
 
 
 def slots(plan: BufferPlan, values: Sequence[Value]) -> Array[Slot]:
@@ -101,6 +102,7 @@ class _Emitter:
         self._kv = kv
         self._weights = weights
         self._activation_bytes = activation_bytes
+        self._values: dict[AttentionLayer, HostTensor] = {}  # of latents, until their op comes
 
     def emit(self, instruction: Instruction) -> None:
         places = slots(self._plan, (*instruction.inputs, *instruction.outputs))
@@ -112,6 +114,10 @@ class _Emitter:
             given = (self._library, self._pool, self._program, self._weights, layer, self._activation_bytes)
             self._append("append_mixture", "mixture", pack_mixture(*given), *places)
             return
+        if instruction.op in ("latent_kv_write", "latent_values"):
+            self._heads(instruction.arguments["layer"], instruction.op, places[0], places[-1])
+            if instruction.op == "latent_values":
+                return
         kinds = OPS[instruction.op].kinds
         values = [each for name, kind in kinds.items() for each in self._arguments(kind, instruction.arguments[name])]
         self._append("append", instruction.op, instruction.op.encode(), places, len(places), byref(Arguments(*values)))
@@ -126,6 +132,21 @@ class _Emitter:
                 *(matrix.rows, matrix.cols, self._activation_bytes, part_bias, x, out, first),
             )
             first += matrix.rows
+
+    def _heads(self, layer: AttentionLayer, op: str, x: Slot, out: Slot) -> None:
+        """The products with each head's own matrix. The two ops share what is read for the first."""
+        assert layer.latent is not None, "the op is one of latents"
+        if op == "latent_kv_write":
+            matrices, self._values[layer] = head_matrices(layer.latent, self._weights)
+        else:
+            kept = self._values.pop(layer) if layer in self._values else None
+            matrices = kept or head_matrices(layer.latent, self._weights)[1]
+        count, rows, cols = matrices.shape
+        self._append(
+            *("append_head_products", op, self._pool.handle, DTYPES.index(matrices.dtype)),
+            *(address(matrices.data), count, rows, cols, matrices.data.nbytes // count),
+            *(x.width // count, out.width // count, x, out),
+        )
 
     def _append(self, function: str, op: str, *arguments: Any) -> None:
         code = getattr(self._library, f"octavo_program_{function}")(self._program, *arguments)
@@ -161,6 +182,7 @@ class _Emitter:
             *(*angles, rotary.rotary_dim if rotary else 0),
             *((None, None) if self._kv.dtype not in LARGEST_CODE else map(self._weights.borrow, kv_scales(layer))),
             self._vector(layer.sinks),
+            *((0, 0) if layer.latent is None else (layer.latent.rank, layer.latent.interleaves)),
         )
         return spec
 

@@ -60,6 +60,7 @@ def _weights(
 ) -> Iterator[Entry]:
     contents = Contents.of((model.body, model.head))
     held = {name: prod(table.shape) for name, table in contents.tables.items()}
+    held |= {name: prod(latent.up.shape) for name, latent in contents.latents.items()}
     formats: dict[str, tuple[Linear, ScaledFormat]] = {}
     stacks = [(stack, form) for stack in contents.stacks if (form := coded_format.format_of(stack.parts)) is not None]
     coded = {linear.name for stack, _ in stacks for linear in stack.experts}
@@ -163,6 +164,9 @@ def _attention(
     yield _entry("plans of attention", [*plan.values()] * len(kinds))
     if asked == "deterministic":
         yield _entry("partial results of attention", sizes.fixed_attention_workspace(layers).values())
+        return
+    if any(layer.latent is not None for layer in layers):
+        yield _entry("partial results of attention", sizes.latent_workspace(layers, gpu).values())
         return
     takes_cuda = asked not in ("hopper", "triton") and seqs <= cuda_cpp.MAX_SEQUENCES
     ours = [layer for layer in layers if takes_cuda and not cuda_cpp.why_not(layer, dtype, kv, gpu)]

@@ -18,6 +18,7 @@ from octavo.kernels.mixture import Mixture
 from octavo.kernels.ops import OPS, Activation, AttentionLayer, Index, Outside
 from octavo.kernels.parameters import Linear, Parameter
 from octavo.kernels.program.recorder import Instruction, OpByOp, Recording, See, Value, share_buffers
+from octavo.kernels.triton.attention.latent_kv_write import LatentWeights, latent_kv_write
 from octavo.kernels.triton.attention.memory import AttentionMemory
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform, rotary_kv_write
 from octavo.kernels.triton.elementwise import elementwise, norm
@@ -25,6 +26,7 @@ from octavo.kernels.triton.elementwise.elementwise import embedding
 from octavo.kernels.triton.experts.mixture import Experts, mixture
 from octavo.kernels.triton.experts.room import Room
 from octavo.kernels.triton.linear.fixed_linear import fixed_linear
+from octavo.kernels.triton.linear.head_linear import head_linear
 from octavo.kernels.triton.linear.skinny_linear import choose_tiling, library_linear, skinny_linear
 
 if TYPE_CHECKING:
@@ -270,6 +272,23 @@ class Program:
             rotary_kv_write(qkv, q, layer, pool, transform, slots=slots, positions=positions, chained=chained)
 
         return launch if not memory.has_codes else with_calibration(launch, memory, layer, transform)
+
+    def _latent_kv_write(self, layer: AttentionLayer) -> Launch:
+        weights, chained, memory = LatentWeights.of(layer, self._weights), self._chained, self._shared.memory
+        slots, pools, width = memory.plan_of(layer).slots, memory.pools, layer.head_dim
+        query = weights.keys.shape[1] + width - layer.value_dim
+
+        def launch(step: DeviceStep, q: torch.Tensor, kv: torch.Tensor, out: torch.Tensor) -> None:
+            pool, positions = pools[layer], step.positions
+            head_linear(q, weights.keys, out, x_step=query, out_step=width, chained=chained)
+            latent_kv_write(q, kv, out, layer, pool, weights, slots=slots, positions=positions, chained=chained)
+
+        return launch
+
+    def _latent_values(self, layer: AttentionLayer) -> Launch:
+        values, chained = LatentWeights.of(layer, self._weights).values, self._chained
+        _, rank, value_dim = values.shape
+        return lambda step, x, out: head_linear(x, values, out, x_step=rank, out_step=value_dim, chained=chained)
 
     def _paged_attention(self, layer: AttentionLayer) -> Launch:
         """In a step with chunks: one launch for the decoding sequences, another for the chunks."""

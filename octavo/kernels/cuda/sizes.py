@@ -22,6 +22,8 @@ from octavo.sampling.columns import ENTRY_WIDTH
 
 Shapes = Mapping[str, Shape]
 
+LATENT_ROWS = 64  # rows that a program of attention over latents has, at most
+LATENT_SHARES = 32  # parts of a context there
 MAX_PARTITIONS = 32  # parts of a sequence in decode attention by Triton's kernels
 FIXED_PART_ROWS = 4096  # rows of partial results, for each kv head, in a deterministic engine's attention
 PREFILL_TILE = 128  # queries of a chunk that one tile of attention has
@@ -137,6 +139,18 @@ def fixed_attention_workspace(layers: Sequence[AttentionLayer]) -> Shapes:
     heads = max((layer.num_kv_heads for layer in layers), default=0)
     width = max((layer.num_kv_heads * layer.head_dim for layer in layers), default=0)
     return {"values": (FIXED_PART_ROWS * width,), "max_sum": (FIXED_PART_ROWS * heads * 2,)}
+
+
+def latent_programs(gpu: GPU) -> int:
+    """Programs of attention over latents for which contexts are cut."""
+    return 2 * gpu.num_multiprocessors
+
+
+def latent_workspace(layers: Sequence[AttentionLayer], gpu: GPU) -> Shapes:
+    """Partial results of all programs that may have one."""
+    rank = max((layer.value_dim for layer in layers if layer.latent is not None), default=0)
+    rows = latent_programs(gpu) * LATENT_ROWS if rank else 0
+    return {"values": (rows * rank,), "max_sum": (rows * 2,)}
 
 
 def logits_scan(max_rows: int, vocab_size: int) -> dict[str, Shape]:

@@ -73,6 +73,8 @@ class Recording:
                     yield from (*argument.parts, *argument.biases)
                 elif isinstance(argument, Mixture | AttentionLayer):
                     yield from argument.parameters
+                    if isinstance(argument, AttentionLayer) and argument.latent is not None:
+                        yield argument.latent.up
 
 
 class Recorder(Ops):

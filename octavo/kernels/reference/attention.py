@@ -50,8 +50,8 @@ class StepIndex:
 
 
 class KVPool:
-    """The pool's bytes. A layer's part is viewed as [num_blocks, K or V, B, K heads, D]. calibrates: writing sets the
-    layer's scales."""
+    """The pool's bytes. A layer's part is viewed as [num_blocks, K or V, B, K heads, D]; of latents there is K alone.
+    calibrates: writing sets the layer's scales."""
 
     def __init__(self, layout: KVLayout, pool: NDArray[np.uint8]) -> None:
         self.block_size = layout.block_size
@@ -60,10 +60,11 @@ class KVPool:
         self._blocks = torch.from_numpy(pool).view(layout.num_blocks, layout.block_bytes)
         self._scales: dict[AttentionLayer, torch.Tensor] = {}  # [K or V, K heads, 1], of codes
 
-    def write(self, step: StepIndex, layer: AttentionLayer, k_TKD: torch.Tensor, v_TKD: torch.Tensor) -> None:
+    def write(self, step: StepIndex, layer: AttentionLayer, *kv_TKD: torch.Tensor) -> None:
+        """kv_TKD: keys and values, or latents."""
         blocks = step.token_blocks(layer.group, self.block_size)
         assert bool((blocks != 0).all()), "a live token is never written to the null block"
-        slots, cells, numbers = step.positions % self.block_size, self._cells(layer), torch.stack((k_TKD, v_TKD))
+        slots, cells, numbers = step.positions % self.block_size, self._cells(layer), torch.stack(kv_TKD)
         if self.calibrates:
             largest = numbers.abs().amax(dim=(1, 3)).unsqueeze(-1)
             self._scales[layer] = torch.where(largest > 0, largest / calibrated_code(self._layout.dtype), 1.0)
@@ -71,12 +72,15 @@ class KVPool:
             cells[blocks, which, slots] = self._stored(layer, which, values)
 
     def read(self, step: StepIndex, layer: AttentionLayer, sequence: int, first: int, end: int) -> list[torch.Tensor]:
-        """Keys and values, each [L, K, D] float32, of positions first .. end - 1."""
+        """Keys and values, [L, K, D] float32, of positions first .. end - 1."""
         table = step.blocks_of(sequence, layer.group)
         positions = torch.arange(first, end)
         blocks, slots = table[positions // self.block_size], positions % self.block_size
         assert bool((blocks != 0).all()), "positions inside the window have blocks"
         cells = self._cells(layer)
+        if layer.latent is not None:
+            keys = cells[blocks, 0, slots].float()
+            return [keys, keys[..., : layer.latent.rank]]
         read = [cells[blocks, which, slots].float() for which in (0, 1)]
         if self._layout.dtype not in LARGEST_CODE:
             return read
@@ -97,7 +101,7 @@ class KVPool:
         self._layout.check(layer)
         start, group = self._layout.layer_offset(layer), self._layout.groups[layer.group]
         bytes_of_layer = self._blocks[:, start : start + self._layout.layer_bytes(group)]
-        shape = (2, self.block_size, group.num_kv_heads, group.head_dim)
+        shape = (1 if group.is_latent else 2, self.block_size, group.num_kv_heads, group.head_dim)
         return bytes_of_layer.view(TORCH_DTYPES[self._layout.dtype]).unflatten(1, shape)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -109,12 +113,19 @@ def rotate(x_TXD: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
     return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
 
 
+def rotate_neighbours(x_TXD: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate each pair (2i, 2i + 1) of every head by its angle. cos, sin: [T, D / 2]."""
+    a, b = x_TXD[..., 0::2], x_TXD[..., 1::2]
+    cos, sin = cos[:, None, :], sin[:, None, :]
+    return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)
+
+
 def paged_attention(
     q: torch.Tensor, layer: AttentionLayer, cache: KVPool, step: StepIndex, sinks_Q: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """[T, Q * D] -> [T, Q * D]."""
+    """[T, Q * D] -> [T, Q * D], of latents [T, Q * R]."""
     q_TQD = q.reshape(len(q), layer.num_heads, layer.head_dim)
-    out_TQD = torch.empty_like(q_TQD)
+    out_TQD = q_TQD.new_empty(len(q), layer.num_heads, layer.value_dim)
     for sequence, (start, end) in enumerate(zip(step.starts, step.starts[1:], strict=False)):
         out_TQD[start:end] = _attend(q_TQD[start:end], layer, cache, step, sequence, sinks_Q)
     return out_TQD.flatten(-2)

@@ -16,8 +16,9 @@ import torch
 
 from octavo.kernels.device import StepBatch, allocate_pool
 from octavo.kernels.kv_layout import KVGroup, KVLayout
-from octavo.kernels.ops import FloatArray, IntArray, Ops, Tensor
-from octavo.kernels.parameters import Linear
+from octavo.kernels.latent import Latent
+from octavo.kernels.ops import AttentionLayer, FloatArray, IntArray, Ops, Tensor
+from octavo.kernels.parameters import Linear, Parameter
 from octavo.kernels.reference.attention import KVPool, StepIndex
 from octavo.kernels.reference.ops import ReferenceOps
 from octavo.kernels.reference.weights import ReferenceWeights
@@ -72,11 +73,19 @@ class _SeeingOps(ReferenceOps):
         self.sums: dict[str, torch.Tensor] = {}
 
     def _linear(self, x: torch.Tensor, weight: Linear) -> torch.Tensor:
-        if len(x):  # an expert may get no tokens
-            first = self.sums.setdefault(weight.parts[0].name, torch.zeros(x.shape[1], x.shape[1]))
-            first.addmm_(x.T, x)
-            self.sums |= {part.name: first for part in weight.parts}
+        self._see_inputs(x, *weight.parts)
         return super()._linear(x, weight)
+
+    def _normed_latent(self, kv: torch.Tensor, layer: AttentionLayer, latent: Latent) -> torch.Tensor:
+        c_TR = super()._normed_latent(kv, layer, latent)
+        self._see_inputs(c_TR, latent.up)
+        return c_TR
+
+    def _see_inputs(self, x: torch.Tensor, *parts: Parameter) -> None:
+        if len(x):  # an expert may get no tokens
+            first = self.sums.setdefault(parts[0].name, torch.zeros(x.shape[1], x.shape[1]))
+            first.addmm_(x.T, x)
+            self.sums |= {part.name: first for part in parts}
 
 
 def _batch(texts: IntArray) -> StepBatch:

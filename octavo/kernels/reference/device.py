@@ -75,7 +75,8 @@ class ReferenceDevice:
         """torch allocates activations op by op; what lives at once is what a program would keep in buffers."""
         contents = Contents.of((model.body, model.head))
         parts = {part.name: part for linear in contents.linears.values() for part in (*linear.parts, *linear.biases)}
-        held = contents.tables | contents.vectors | parts
+        ups = {name: latent.up for name, latent in contents.latents.items()}
+        held = contents.tables | contents.vectors | parts | ups
         weights = 4 * sum(prod(part.shape) for part in held.values()) + contents.rotary_bytes(limits.max_model_len)
         activations = row_bytes(model.body) * limits.max_num_tokens + row_bytes(model.head) * limits.max_num_seqs
         return Ledger(

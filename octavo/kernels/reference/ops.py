@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from octavo.distributed.collectives import Collectives
+from octavo.kernels.latent import Latent
 from octavo.kernels.mixture import Mixture
 from octavo.kernels.ops import Activation, AttentionLayer, Index, Op, Ops, Outside
 from octavo.kernels.parameters import Linear, Parameter
@@ -115,6 +116,32 @@ class ReferenceOps(Ops):
             q, k = attention.rotate(q, cos, sin), attention.rotate(k, cos, sin)
         self._cache.write(self.step, layer, k, v)
         return q.flatten(-2)
+
+    def _latent_kv_write(self, q: torch.Tensor, kv: torch.Tensor, layer: AttentionLayer) -> torch.Tensor:
+        latent, rotary = layer.latent, layer.rotary
+        assert latent is not None, "the op is one of latents"
+        assert rotary is not None, "their keys rotate"
+        rotate = attention.rotate_neighbours if latent.interleaves else attention.rotate
+        angles = [table[self.step.positions] for table in self._weights.rotary(rotary)]
+        c_TR, k_TP = self._normed_latent(kv, layer, latent), kv[:, latent.rank :]
+        self._cache.write(self.step, layer, torch.cat([c_TR, rotate(k_TP[:, None], *angles)[:, 0]], dim=-1)[:, None])
+        q_TQN, r_TQP = q.view(len(q), layer.num_heads, -1).tensor_split([latent.key_dim], dim=-1)
+        keys_QNR, _ = self._ups(latent)
+        return torch.cat([torch.einsum("tqn,qnr->tqr", q_TQN, keys_QNR), rotate(r_TQP, *angles)], dim=-1).flatten(-2)
+
+    def _normed_latent(self, kv: torch.Tensor, layer: AttentionLayer, latent: Latent) -> torch.Tensor:
+        assert layer.k_norm is not None, "a latent is normed"
+        return rms_norm(kv[:, : latent.rank], self._weights.tensor(layer.k_norm), layer.norm_eps)
+
+    def _latent_values(self, x: torch.Tensor, layer: AttentionLayer) -> torch.Tensor:
+        assert layer.latent is not None, "the layer has latents"
+        _, values_QVR = self._ups(layer.latent)
+        return torch.einsum("tqr,qvr->tqv", x.view(len(x), layer.num_heads, -1), values_QVR).flatten(-2)
+
+    def _ups(self, latent: Latent) -> tuple[torch.Tensor, ...]:
+        """Each head's matrices from a latent to its key [N, R] and its value [V, R]."""
+        up_QXR = self._weights.tensor(latent.up).view(latent.num_heads, -1, latent.rank)
+        return up_QXR.tensor_split([latent.key_dim], dim=1)
 
     def _paged_attention(self, q: torch.Tensor, layer: AttentionLayer) -> torch.Tensor:
         sinks_Q = None if layer.sinks is None else self._weights.tensor(layer.sinks)

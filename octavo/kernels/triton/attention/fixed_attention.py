@@ -105,7 +105,7 @@ def _attend_kernel(
     kv_head = tl.program_id(0)
     share = tl.program_id(2)
     wait_for_previous(CHAINED)
-    s, token, first_position, queries = _tile(
+    s, token, first_position, queries = tile_of_step(
         tl.program_id(1), query_start_loc, seq_lens, num_seqs, QUERIES, IS_PLAIN
     )  # fmt: skip
     if queries <= 0:
@@ -165,7 +165,7 @@ def _fold_kernel(
     kv_head = tl.program_id(0)
     tile = tl.program_id(1)
     wait_for_previous(CHAINED)
-    _s, token, first_position, queries = _tile(tile, query_start_loc, seq_lens, num_seqs, QUERIES, IS_PLAIN)
+    _s, token, first_position, queries = tile_of_step(tile, query_start_loc, seq_lens, num_seqs, QUERIES, IS_PLAIN)
     if queries <= 0:
         return
     begin = tl.maximum(first_position - WINDOW + 1, 0) if WINDOW else 0
@@ -192,7 +192,7 @@ def _fold_kernel(
 
 
 @triton.jit
-def _tile(tile, query_start_loc, seq_lens, num_seqs, QUERIES: tl.constexpr, IS_PLAIN: tl.constexpr):
+def tile_of_step(tile, query_start_loc, seq_lens, num_seqs, QUERIES: tl.constexpr, IS_PLAIN: tl.constexpr):
     """A tile's sequence, first token in the step and its position, and number of queries, which may be 0 or less.
 
     The tiles of sequence s begin at query_start_loc[s] // QUERIES + s: a few stay empty, and nothing must be counted.

@@ -72,7 +72,8 @@ class LayerPool:
         scales = np.concatenate(kv_scales(layer)) if has_codes else np.empty(0, np.float32)
         rows = TensorDescriptor(elements, [elements.numel() // dim, dim], [dim, 1], [BOX_TOKENS, padded_dim(dim)])
         return cls(
-            elements[start:], layout.block_bytes // size, layer.num_kv_heads * layout.block_size * dim,
+            elements[start:], layout.block_bytes // size,
+            layer.num_kv_heads * layout.block_size * dim if layer.latent is None else 0,
             layout.block_size, rows, start // dim, torch.from_numpy(scales).to(pool.device),
             {"HAS_CODES": has_codes, "IS_FLOAT": layout.dtype == "fp8"},
             torch.empty(0, dtype=torch.float32, device=pool.device) if sinks is None else sinks,
