@@ -38,6 +38,8 @@ USERS = {
         "octavo/observe/tracing.py": "the same",
         "octavo/scheduler/places.py": "the same",
         "octavo/server/anthropic.py": "Anthropic allows other values",
+        "octavo/server/responses/protocol.py": "a response of OpenAI's tells it",
+        "octavo/server/responses/routes.py": "the same",
         "octavo/worker/warm_up.py": "warms up with one that filters",
     },
     "top_k": {"octavo/kernels/vocabulary_parts.py": "ranks exchange as many tokens as it keeps"},

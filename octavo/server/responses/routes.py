@@ -27,8 +27,8 @@ from octavo.server.responses.making import BackgroundResponse, MadeEvents, MadeR
 from octavo.server.responses.protocol import Item, ResponseObject, ResponseReasoning, ResponsesRequest, ResponseText
 from octavo.server.serving import Serving
 
-#: items that are read on the event loop; each takes a few microseconds
-_FEW_ITEMS = 512
+#: items and parts of them that are read on the event loop; each takes a few microseconds
+_FEW_PARTS = 512
 
 
 async def create_response(request: Request, serving: Serving) -> Response:
@@ -84,8 +84,8 @@ async def _call(
     request: Request, serving: Serving, asked: ResponsesRequest, earlier: list[Item]
 ) -> tuple[Call, Reading | None]:
     """The work for the engine, and how its answer is read."""
-    num_items = len(earlier) + (len(asked.input) if isinstance(asked.input, list) else 1)
-    if num_items > _FEW_ITEMS:
+    items = [*earlier, *input_items(asked)]
+    if len(items) + sum(len(part) for one in items for part in one.values() if isinstance(part, list)) > _FEW_PARTS:
         chat = await serving.lanes.run("answers", lambda: chat_of(asked, earlier))
     else:
         chat = chat_of(asked, earlier)

@@ -74,14 +74,16 @@ class ResponseStore:
         return self._settings.responses_store is not None
 
     async def keep(self, response_id: str, make: Callable[[], KeptResponse]) -> bool:
-        """make: encodes the response, on the store's thread. False: the file fails, which the log tells."""
+        """make: encodes the response, on the store's thread. False: there is no room, or the file fails, which the log
+        tells."""
         try:
-            self._num_dropped += await self._run(lambda: self._file.add(make()))
+            dropped = await self._run(lambda: self._file.add(make()))
         except FileFault as error:
             LOGGER.error("response %s is not stored: %s", response_id, error)
             return False
+        self._num_dropped += len(dropped)
         self._tell()
-        return True
+        return response_id not in dropped
 
     async def get(self, owner: str, response_id: str) -> KeptResponse:
         """Raises ApiError 404."""

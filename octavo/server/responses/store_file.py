@@ -79,8 +79,8 @@ class ResponseFile:
         self._max_num, self._max_bytes, self._timeout_s, self._clock = max_num, max_bytes, timeout_s, clock
         self._connection = _connect(path)
 
-    def add(self, response: KeptResponse) -> int:
-        """-> how many were dropped to make room; the response itself, if it alone has no room."""
+    def add(self, response: KeptResponse) -> list[str]:
+        """-> the ids of those that were dropped to make room; the response itself, if its own line leaves none."""
         fields = (response.id, response.owner, response.previous, response.input, response.body, response.events)
         with self._writing():
             now = self._clock()
@@ -151,18 +151,18 @@ class ResponseFile:
     def _drop_old(self, now: float) -> None:
         self._connection.execute("DELETE FROM responses WHERE used < ?", (now - self._timeout_s,))
 
-    def _make_room(self, now: float) -> int:
+    def _make_room(self, now: float) -> list[str]:
         self._drop_old(now)
         num, size = self.num_and_bytes()
-        gone = []
+        gone: list[str] = []
         oldest = self._connection.execute("SELECT id, size FROM responses ORDER BY used")
         while num > self._max_num or size > self._max_bytes:
             response_id, its = oldest.fetchone()
-            gone.append((response_id,))
+            gone.append(response_id)
             num, size = num - 1, size - its
         oldest.close()
-        self._connection.executemany("DELETE FROM responses WHERE id = ?", gone)
-        return len(gone)
+        self._connection.executemany("DELETE FROM responses WHERE id = ?", ((one,) for one in gone))
+        return gone
 
 
 class BrokenLineError(Exception):

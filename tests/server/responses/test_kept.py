@@ -231,6 +231,8 @@ def test_the_oldest_make_room_and_the_log_says_so(caplog: pytest.LogCaptureFixtu
     ids = [ask(app)["id"] for _ in range(3)]
     assert [get(app, f"/v1/responses/{one}").status for one in ids] == [404, 200, 200]
     assert "the store of responses is full: dropped 1" in caplog.text
+    tiny = app_of(SpeakingEngine("Yes.", HERMES), max_stored_response_bytes=100)
+    assert not ask(tiny)["store"], "its client learns that it is not kept"
     small = app_of(SpeakingEngine("Yes.", HERMES), max_body_bytes=2000)
     long = ask(small, input="x" * 1500)
     answer = post(small, "/v1/responses", {"input": "Hi", "previous_response_id": long["id"]})

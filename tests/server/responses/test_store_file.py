@@ -60,12 +60,12 @@ def test_the_one_unused_the_longest_goes_first() -> None:
     for name in "abc":
         store.add(kept(name))
     store.get("me", "a")
-    assert store.add(kept("d")) == 1
+    assert store.add(kept("d")) == ["b"]
     assert store.get("me", "b") is None
     by_bytes = file(max_bytes=20)
-    assert [by_bytes.add(kept(name, size=8)) for name in "abc"] == [0, 0, 1]
+    assert [by_bytes.add(kept(name, size=8)) for name in "abc"] == [[], [], ["a"]]
     assert by_bytes.num_and_bytes() == (2, 16)
-    assert by_bytes.add(kept("huge", size=40)) == 3
+    assert by_bytes.add(kept("huge", size=40)) == ["b", "c", "huge"]
     assert by_bytes.num_and_bytes() == (0, 0)
 
 
