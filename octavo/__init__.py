@@ -30,11 +30,15 @@ if TYPE_CHECKING:
     from octavo.errors import TokenizerError as TokenizerError
     from octavo.errors import UnsupportedModelError as UnsupportedModelError
     from octavo.llm import LLM as LLM
+    from octavo.outputs import ClassificationOutput as ClassificationOutput
+    from octavo.outputs import ClassificationRequestOutput as ClassificationRequestOutput
     from octavo.outputs import CompletionOutput as CompletionOutput
     from octavo.outputs import EmbeddingOutput as EmbeddingOutput
     from octavo.outputs import EmbeddingRequestOutput as EmbeddingRequestOutput
     from octavo.outputs import FlatLogprobs as FlatLogprobs
     from octavo.outputs import Logprob as Logprob
+    from octavo.outputs import PoolingOutput as PoolingOutput
+    from octavo.outputs import PoolingRequestOutput as PoolingRequestOutput
     from octavo.outputs import RequestOutput as RequestOutput
     from octavo.outputs import ScoringOutput as ScoringOutput
     from octavo.outputs import ScoringRequestOutput as ScoringRequestOutput
@@ -54,6 +58,7 @@ _NAMES_IN = {
     "octavo.outputs": (
         *("RequestOutput", "CompletionOutput", "FlatLogprobs", "Logprob"),
         *("EmbeddingRequestOutput", "EmbeddingOutput", "ScoringRequestOutput", "ScoringOutput"),
+        *("ClassificationRequestOutput", "ClassificationOutput", "PoolingRequestOutput", "PoolingOutput"),
     ),
     "octavo.engine.beam_search": ("BeamSearchParams", "BeamSearchOutput", "BeamSearchSequence"),
     "octavo.config": ("EngineConfig",),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from octavo.checked_fields import checked, knob
 from octavo.errors import ConfigError
@@ -17,6 +17,7 @@ from octavo.vllm_options import NotHere
 DTypeOption = Literal["auto", "float32", "bfloat16", "float16"]
 ContentFormat = Literal["auto", "string", "openai"]
 RunnerOption = Literal["auto", "generate", "pooling"]
+ConvertOption = Literal["auto", "none", "embed", "classify"]
 LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
 KVCacheDType = Literal["auto", "float32", "bfloat16", "float16", "fp8", "int8"]
 SchedulingPolicy = Literal["fcfs", "priority"]
@@ -48,9 +49,17 @@ class ModelConfig:
     model: str = knob("smollm2", "a Hugging Face folder or hub id, a .gguf file, or a packaged model's name")
     runner: RunnerOption = knob(
         "auto",
-        "pooling: embed texts, as `LLM.embed` does; generate: answer them; auto: pooling for encoders and for what "
-        "sentence-transformers or a class without LM head saved",
+        "pooling: embed or classify texts, as `LLM.embed` and `LLM.classify` do; generate: answer them; auto: pooling "
+        "for encoders and for what sentence-transformers or a class without LM head saved",
         not_yet={"draft": NotHere("allowed are 'auto', 'generate' and 'pooling'")},
+    )
+    convert: ConvertOption = knob(
+        "auto",
+        "embed: a model that pools embeds texts, whatever its head; classify: it must have a head for classes; none: "
+        "no decoder is made to embed; auto: as its class says",
+    )
+    pooler_config: str | dict[str, Any] | None = knob(
+        None, "how hidden states are pooled, as JSON with pooling_type and use_activation; default: as its files say"
     )
     tokenizer: str | None = knob(None, "a folder or hub id to take the tokenizer from; default: the model's own")
     skip_tokenizer_init: bool = knob(False, "load no tokenizer; prompts must be token ids and outputs have no text")

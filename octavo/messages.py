@@ -19,7 +19,9 @@ END_OF_GRAMMAR = -2  # ends a run whose grammar allows no other token
 @dataclass(frozen=True, slots=True)
 class NewRow:
     """A sequence enters a row: all its tokens so far (more than the prompt after a preemption). grammar: what its
-    output must match, as text that a GrammarCompiler reads. thoughts: what comes before that."""
+    output must match, as text that a GrammarCompiler reads. thoughts: what comes before that. pools_tokens: the numbers
+    of each token are wanted, instead of the text's. second_text: where the second of a pair begins; 0: there is one.
+    """
 
     row: int
     token_ids: list[int]
@@ -31,6 +33,8 @@ class NewRow:
     bad_word_ids: tuple[tuple[int, ...], ...] = ()
     grammar: str | None = None
     thoughts: Thoughts | None = None
+    pools_tokens: bool = False
+    second_text: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +123,8 @@ class StepResult:
     A run is longer than one token if guesses were right or tokens were forced. It is empty if nothing was drawn, or if
     the row had got other tokens than the plan was made for. -1 ends a run if the logits were NaN or left no token to
     draw; END_OF_GRAMMAR, behind its last token, if its grammar lets nothing follow. num_forced: by run, how many of its
-    last tokens were not drawn, as its grammar allows no others. pooled: by entry, the float32 numbers of the embedding
-    of a text that this step has completed.
+    last tokens were not drawn, as its grammar allows no others. pooled: by entry, the float32 numbers of a text that
+    this step has completed.
     logprobs: by run, a row for each drawn token, if asked for. prompt_logprobs: by entry, a row for each scheduled
     token: it is about the prompt token after that. candidates: by entry, the ids and log-probabilities of the best next
     tokens, best first.

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, MutableSequence
 from dataclasses import dataclass, field
-from typing import Literal, NoReturn, overload
+from typing import TYPE_CHECKING, Generic, Literal, NoReturn, TypeVar, overload
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -159,6 +163,28 @@ class RequestOutput:
         return f"RequestOutput({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
 
+Pooled = TypeVar("Pooled")
+
+
+@dataclass(slots=True)
+class PoolingRequestOutput(Generic[Pooled]):
+    """The result of a request of a model that pools. prompt_token_ids: those of both texts of a pair.
+    num_cached_tokens: prompt tokens from the prefix cache."""
+
+    request_id: str
+    outputs: Pooled
+    prompt_token_ids: list[int]
+    num_cached_tokens: int = 0
+    finished: bool = True
+
+
+@dataclass(slots=True, eq=False)
+class PoolingOutput:
+    """What a model gives for a text: [size] float32, or [tokens, size] if each token was asked about."""
+
+    data: NDArray[np.float32]
+
+
 @dataclass(slots=True)
 class EmbeddingOutput:
     """One text's embedding."""
@@ -171,29 +197,33 @@ class EmbeddingOutput:
 
 
 @dataclass(slots=True)
+class ClassificationOutput:
+    """One text's classes: the probability of each, or what use_activation=False leaves."""
+
+    probs: list[float]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.probs)
+
+
+@dataclass(slots=True)
 class ScoringOutput:
-    """How alike two texts are: the cosine of their embeddings, -1 to 1."""
+    """How well two texts fit: the cosine of their embeddings, -1 to 1, or a cross-encoder's score."""
 
     score: float
 
 
 @dataclass(slots=True)
-class ScoringRequestOutput:
-    """The result of comparing two texts. prompt_token_ids: of both, one behind the other."""
-
-    request_id: str
-    outputs: ScoringOutput
-    prompt_token_ids: list[int]
-    num_cached_tokens: int = 0
-    finished: bool = True
+class EmbeddingRequestOutput(PoolingRequestOutput[EmbeddingOutput]):
+    """The result of a request for an embedding."""
 
 
 @dataclass(slots=True)
-class EmbeddingRequestOutput:
-    """The result of a request for an embedding. num_cached_tokens: prompt tokens from the prefix cache."""
+class ClassificationRequestOutput(PoolingRequestOutput[ClassificationOutput]):
+    """The result of a request for a text's classes."""
 
-    request_id: str
-    outputs: EmbeddingOutput
-    prompt_token_ids: list[int]
-    num_cached_tokens: int = 0
-    finished: bool = True
+
+@dataclass(slots=True)
+class ScoringRequestOutput(PoolingRequestOutput[ScoringOutput]):
+    """The result of comparing two texts."""

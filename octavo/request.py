@@ -84,7 +84,8 @@ class Request:
     banned_until_min_tokens: tokens that may not be drawn before min_tokens.
     bad_word_ids: token sequences that may not be completed.
     grammar: what its output must match. thoughts: what comes before that. pooling_params: of a request for an
-    embedding; it gets no output tokens.
+    embedding or classes; it gets no output tokens. second_text: where the second of a pair of texts begins; 0: there
+    is one text.
     begun_token_ids: output tokens that it begins with: those of the running request that it forks from. first_len:
     how many tokens its first sequence begins with.
     data_parallel_rank: of several engines, the one that must compute it; None: any. trace_headers: its caller's trace,
@@ -106,6 +107,7 @@ class Request:
     grammar: str | None = None
     thoughts: Thoughts | None = None
     pooling_params: PoolingParams | None = None
+    second_text: int = 0
     begun_token_ids: Listlike[int] = ()
     sequences: list[Sequence] = field(default_factory=list)
     num_cached_tokens: int = 0

@@ -71,8 +71,6 @@ _NO_COMPILER = "torch compiles nothing; graphs are captured when first needed, o
 _NO_SPECULATION = "each step generates one token per sequence"
 _NO_TRANSFER = "octavo serve has --prefill-engines, and for several machines --role, --kv-listen and --kv-peer"
 _NO_OFFLOAD = "weights and KV blocks stay on one device; a quantised GGUF file or a smaller max_model_len needs less"
-_NO_CLASSES = "there are no classes yet: LLM.embed embeds texts, and LLM.score compares them"
-_FROM_FILES = "a model pools as its own files say; a request has use_activation and dimensions"
 _NO_EXPERTS = "there are no models of experts yet"
 _FORMER_GRAMMAR = "use structured_outputs, a field of SamplingParams"
 _ONE_GRAMMAR = "llguidance compiles every grammar, and structured_outputs has the switches"
@@ -85,8 +83,7 @@ _TEXT_CONFIG = "change the checkpoint's config.json instead"
 ENGINE_OPTIONS: dict[str, NotHere] = {
     # the model
     "task": NotHere("use runner", ("auto",)),
-    "convert": NotHere("runner='pooling' makes a decoder embed", ("auto", "none")),
-    **_each(NotHere(_FROM_FILES), "pooler_config", "override_pooler_config"),
+    "override_pooler_config": NotHere("use pooler_config"),
     "tokenizer_mode": NotHere("the tokenizer is made from the checkpoint's own files", ("auto", "hf", "slow", "fast")),
     "tokenizer_revision": NotHere("the tokenizer has the model's revision; tokenizer= names another folder"),
     **_idle("no code of a checkpoint is executed", "code_revision", "trust_remote_code"),
@@ -245,6 +242,15 @@ SAMPLING_FIELDS: dict[str, NotHere] = {
     **_idle("each request always has its own parameters", "skip_clone"),
 }
 
+#: current and former fields of vLLM's PoolingParams that pooling_params.py lacks
+POOLING_FIELDS: dict[str, NotHere] = {
+    **_each(NotHere("models give the numbers of all classes of all tokens"), "step_tag_id", "returned_token_ids"),
+    **_each(NotHere("take the numbers of tokens, token_embed, and compare them yourself"), "late_interaction_params"),
+    "late_chunking_params": NotHere("take the numbers of tokens, token_embed, and pool them yourself"),
+    "extra_kwargs": NotHere("there are no plugins to read them"),
+    **_idle("each is done where it is needed", "output_kind", "requires_token_ids", "skip_reading_prefix_cache"),
+}
+
 #: fields of vLLM's BeamSearchParams that sampling_params.py lacks
 BEAM_FIELDS = {
     "structured_outputs": NotHere("beams follow no grammar; sample with n"),
@@ -274,8 +280,7 @@ PROMPT_KEYS: dict[str, NotHere] = {
 
 #: methods and attributes of vLLM's LLM and AsyncLLM that Octavo lacks
 METHODS: dict[str, str] = {
-    "encode": "LLM.embed and POST /v1/embeddings embed texts",
-    **_each(_NO_CLASSES, "classify", "reward", "get_supported_tasks"),
+    "reward": "classify, or encode with pooling_task='classify', gives a reward model's numbers",
     **_each("use stream, or call from several threads", "enqueue", "enqueue_chat", "wait_for_completion"),
     **_each("close it and create a new one: it starts in about a second", "sleep", "wake_up", "is_sleeping"),
     **_each(_ONE_DEVICE, "collective_rpc", "get_world_size", "scale_elastic_ep"),

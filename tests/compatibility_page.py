@@ -16,6 +16,7 @@ from typing import Any
 from octavo import AsyncLLM, SamplingParams, vllm_options
 from octavo.config import EngineConfig
 from octavo.llm import LLM
+from octavo.pooling_params import PoolingParams
 from octavo.server.app import OPTIONAL_ROUTES, ROUTES
 from octavo.server.bodies import NEUTRAL, NO_EFFECT, instead_of
 from octavo.server.protocol import ChatCompletionRequest, CompletionRequest, MessagesRequest, TokenizeRequest
@@ -46,6 +47,8 @@ DIFFERENT: dict[str, dict[str, str]] = {
         "chat_template": "runs in a separate process, with limits on time and memory",
         "reasoning_parser": "by default as the chat template shows",
         "revision": "of hub models",
+        "convert": "`classify` needs a checkpoint with a head for classes",
+        "pooler_config": "as JSON or a dict, with `pooling_type` (or `seq_pooling_type`) and `use_activation`",
     },
     "flags": {
         "api_key": "required on all routes but health checks; also in `x-api-key`, `OCTAVO_API_KEY` or a file",
@@ -57,7 +60,9 @@ DIFFERENT: dict[str, dict[str, str]] = {
     "parameters": {
         one.name: one.metadata["differs"] for one in fields(SamplingParams) if one.metadata["differs"] is not None
     },
+    "pooling": {"truncate_prompt_tokens": "cuts the end of a text, inside its special tokens"},
     "routes": {
+        "/pooling": "texts and token ids, no messages; `encoding_format` float or base64",
         "/load": "counts requests, and needs no flag",
         "/metrics": "vLLM's names, and more under `octavo:`",
         "/health": "503 while the engine restarts",
@@ -90,6 +95,7 @@ OURS: dict[str, frozenset[str]] = {
             *(*RESPONSE_LIMITS, "responses_store", "stored_response_timeout"),
         }
     ),
+    "pooling": frozenset(),
     "parameters": frozenset({"truncate_prompt_tokens", "num_beam_groups", "diversity_penalty"}),
     "routes": frozenset(
         {
@@ -131,8 +137,6 @@ OURS: dict[str, frozenset[str]] = {
 _NOT_LIVE = "close the engine and start a new one: it takes about a second"
 #: vLLM's routes that Octavo lacks -> the alternative
 ROUTES_NOT_HERE: dict[str, str] = {
-    "/pooling": "use /v1/embeddings",
-    "/classify": vllm_options.METHODS["classify"],
     "/v1/audio/transcriptions, /v1/audio/translations, /v1/realtime": "models read text only",
     "/v1/load_lora_adapter, /v1/unload_lora_adapter": "merge the adapter into the weights first",
     "/invocations": "use /v1/chat/completions",
@@ -161,6 +165,8 @@ def page() -> str:
     parts.append(_missing("flag", vllm_options.SERVER_FLAGS))
     parts.append(_section("`SamplingParams`", "field", _here("parameters", fields(SamplingParams))))
     parts.append(_missing("field", vllm_options.SAMPLING_FIELDS))
+    parts.append(_section("`PoolingParams`", "field", _here("pooling", fields(PoolingParams))))
+    parts.append(_missing("field", vllm_options.POOLING_FIELDS))
     parts.append(_section("Methods", "method", [(f"`{name}`", _told("methods", name)) for name in _methods()]))
     parts.append(_table(("not here", "instead"), [(f"`{name}`", text) for name, text in vllm_options.METHODS.items()]))
     paths = dict.fromkeys(path for _, path, _ in (*ROUTES, *OPTIONAL_ROUTES))

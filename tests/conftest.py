@@ -41,7 +41,7 @@ TinyFolder = Callable[..., Path]
 TESTS = Path(__file__).parent
 SLOW = {
     "distributed": "tensor_parallel loading",
-    "": "async_llm docs embeddings examples extreme_params greedy guide_pictures imports llm logprobs_modes "
+    "": "async_llm classify docs embeddings examples extreme_params greedy guide_pictures imports llm logprobs_modes "
     "random_walk real_models session site threads without_torch",
     "bench": "http_client load offline plot",
     "cli": "bench debugging plan doctor hostile_flags interrupts kernels kernels_new run run_batch",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,14 @@ def test_positions_begin_behind_the_padding_token_s(embedder: Embedder, name: st
         check(folder, "MEAN", llm, texts_of(6))
         with pytest.raises(InvalidRequestError, match="201 tokens, allowed are 200"):
             llm.embed([[5] * 201])
+
+
+@pytest.mark.parametrize("name", ["mpnet", "modernbert"])
+def test_positions_in_the_scores_agree_with_transformers(embedder: Embedder, name: str, backend: Device) -> None:
+    """MPNet's biases by distance, the farthest ones too, and ModernBERT's rotations and windows."""
+    folder = embedder(name, "MEAN")
+    with engine(folder, backend, max_num_seqs=5) as llm:
+        check(folder, "MEAN", llm, texts_of(9))
 
 
 @pytest.mark.parametrize("kind", ["LAST", "MEAN"])
@@ -165,6 +174,20 @@ def test_the_other_kind_of_call_is_refused(embedder: Embedder, tiny_folder: Tiny
         assert llm.generate([[5]], SamplingParams(detokenize=False, max_tokens=1))
 
 
+def test_octavo_run_says_what_an_embedder_does(
+    tmp_path: Path, one_torch_thread: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from octavo.cli.main import main
+
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    folder = make_tiny_embedder("bert", tmp_path, "MEAN")
+    write_tokenizer(folder)
+    assert main(["run", str(folder), "w5", "--backend", "cpu"]) == 2
+    told = capsys.readouterr().err
+    assert "generates no text; its tasks are embed, token_embed: in Python call LLM.embed" in told
+    assert "chat template" not in told
+
+
 def test_an_encoder_cannot_generate(embedder: Embedder) -> None:
     with pytest.raises(ConfigError, match=r"runner is 'generate', but .* is an encoder \(bert\)"):
         engine(embedder("bert"), "cpu", runner="generate")
@@ -187,14 +210,6 @@ def test_two_of_them_give_the_same(embedder: Embedder, option: str) -> None:
 def test_options_that_an_encoder_cannot_have(embedder: Embedder, option: dict[str, int], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         engine(embedder("bert"), "cpu", **option)
-
-
-def test_a_gpu_does_not_embed_yet(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
-    from octavo.kernels.cpu.device import CpuDevice
-
-    monkeypatch.setattr(CpuDevice, "is_asynchronous", True)
-    with pytest.raises(ConfigError, match=r"the triton backend does not do yet: set backend to 'cpu' or 'reference'"):
-        engine(embedder("bert"), "cpu")
 
 
 def test_an_encoder_keeps_no_keys_in_few_bits(embedder: Embedder) -> None:

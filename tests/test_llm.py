@@ -291,7 +291,7 @@ def test_what_vllm_has_and_we_lack_is_named(llm: LLM) -> None:
         llm.sleep()
     with pytest.raises(AttributeError, match="'LLM' object has no attribute 'generat'"):
         llm.generat  # noqa: B018
-    assert not hasattr(llm, "classify")
+    assert not hasattr(llm, "reward")
     assert repr(llm) == "LLM('smollm2')"
 
 

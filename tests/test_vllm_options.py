@@ -23,7 +23,7 @@ ASKS_FOR_NOTHING = {
     "distributed_executor_backend": "uni",
     "cpu_offload_gb": 0.0,
     "limit_mm_per_prompt": {"image": 1},
-    "convert": "none",
+    "task": "auto",
     "disable_log_stats": True,
 }
 ASKS_FOR_SOMETHING = {
@@ -32,7 +32,7 @@ ASKS_FOR_SOMETHING = {
     "enable_lora": True,
     "hf_overrides": {"rope_theta": 1.0},
     "cpu_offload_gb": 4,
-    "convert": "embed",
+    "task": "embed",
     "speculative_config": {"method": "ngram"},
     "enable_sleep_mode": 1,
 }

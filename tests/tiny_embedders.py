@@ -22,7 +22,16 @@ EMBEDDERS: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("BertConfig", ENCODER),
     "roberta": ("RobertaConfig", ENCODER | {"pad_token_id": 1, "max_position_embeddings": 202, "type_vocab_size": 1}),
     "xlm-roberta": ("XLMRobertaConfig", ENCODER | {"pad_token_id": 1, "max_position_embeddings": 202}),
+    "mpnet": ("MPNetConfig", ENCODER | {"pad_token_id": 1, "max_position_embeddings": 202}),
+    "modernbert": (
+        "ModernBertConfig",
+        ENCODER
+        | {"num_hidden_layers": 4, "local_attention": 16, "bos_token_id": 1, "eos_token_id": 2}
+        | {"cls_token_id": 1, "sep_token_id": 2},
+    ),
     "qwen3": ("Qwen3Config", SIZES | {"head_dim": 16, "tie_word_embeddings": True}),
+    "qwen2": ("Qwen2Config", SIZES),
+    "llama": ("LlamaConfig", SIZES),
 }
 _KEYS = {"CLS": "pooling_mode_cls_token", "LAST": "pooling_mode_lasttoken", "MEAN": "pooling_mode_mean_tokens"}
 
@@ -34,7 +43,27 @@ def make_tiny_embedder(
     torch.manual_seed(seed)
     config_class, sizes = EMBEDDERS[name]
     auto: Any = transformers.AutoModel
-    model = auto.from_config(getattr(transformers, config_class)(**sizes | changes), dtype=torch.float32)
+    _save(auto.from_config(getattr(transformers, config_class)(**sizes | changes), dtype=torch.float32), folder)
+    if kind is not None:
+        write_modules(folder, {_KEYS[kind]: True}, normalizes=normalizes)
+    return folder
+
+
+def make_tiny_classifier(name: str, folder: Path, *, of_tokens: bool = False, seed: int = 0, **changes: Any) -> Path:
+    """A model with a head for classes, of texts or of tokens. changes: of its configuration."""
+    torch.manual_seed(seed)
+    config_class, sizes = EMBEDDERS[name]
+    config = getattr(transformers, config_class)(**{"num_labels": 3, "pad_token_id": 0, **sizes, **changes})
+    _save(_auto(of_tokens).from_config(config, dtype=torch.float32), folder)
+    return folder
+
+
+def _auto(of_tokens: bool) -> Any:
+    names = ("AutoModelForSequenceClassification", "AutoModelForTokenClassification")
+    return getattr(transformers, names[of_tokens])
+
+
+def _save(model: Any, folder: Path) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:
@@ -42,9 +71,20 @@ def make_tiny_embedder(
             else:
                 parameter.normal_(std=0.2)
     model.save_pretrained(folder)
-    if kind is not None:
-        write_modules(folder, {_KEYS[kind]: True}, normalizes=normalizes)
-    return folder
+
+
+@cache
+def _classifying(folder: Path, of_tokens: bool) -> Any:
+    return _auto(of_tokens).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def expected_logits(
+    folder: Path, token_ids: list[int], types: list[int] | None = None, *, of_tokens: bool = False
+) -> Any:
+    """transformers' numbers of one text's classes, or of each token's, alone in its batch."""
+    more = {} if types is None else {"token_type_ids": torch.tensor([types])}
+    with torch.inference_mode():
+        return _classifying(folder, of_tokens)(torch.tensor([token_ids]), **more).logits[0].numpy()
 
 
 def write_modules(folder: Path, pooling: dict[str, Any], *, normalizes: bool = True) -> None:

@@ -123,6 +123,7 @@ class Attention {
   const Element* elements(const uint8_t* head, float* converted) const;
   void prefetch(const uint8_t* head) const;
   const float* as_float(const uint8_t* head, float* converted) const;
+  void add_bias(int64_t head, int64_t query, int64_t begin, int64_t end, float* scores) const;
   float softmax_row(float* scores, int64_t lanes_begin, int64_t lanes_end, int64_t begin, int64_t end,
                     float& maximum) const;
   void join(Result part, Result total, int64_t rows) const;
@@ -304,6 +305,10 @@ void Attention::softmax_rows(const Tile& tile, const Span& at, const Workspace& 
   for (int64_t row = 0; row < work.rows; ++row) {
     const int64_t position = tile.first_position + row / heads_per_group_;
     const int64_t begin = first_visible(position) - at.start, end = last_visible(tile.seq, position) + 1 - at.start;
+    if (spec_.bias) {
+      const int64_t head = tile.kv_head * heads_per_group_ + row % heads_per_group_;
+      add_bias(head, position - at.start, begin, end, work.scores + row * kPartition);
+    }
     result.sums[row] = softmax_row(work.scores + row * kPartition, at.first_block * size, at.end_block * size, begin,
                                    end, result.maxima[row]);
   }
@@ -333,6 +338,15 @@ const float* Attention::as_float(const uint8_t* head, float* converted) const {
     case KVType::float32: break;
   }
   return reinterpret_cast<const float*>(head);
+}
+
+// query: its position. Keys and it are counted from the partition's start, and the query may be outside.
+void Attention::add_bias(int64_t head, int64_t query, int64_t begin, int64_t end, float* scores) const {
+  const int64_t reach = spec_.bias_reach;
+  const float* bias = spec_.bias + head * (2 * reach + 1) + reach;
+  begin = std::max<int64_t>(begin, 0);
+  end = std::min(end, kPartition);
+  for (int64_t t = begin; t < end; ++t) scores[t] += bias[std::clamp(t - query, -reach, reach)];
 }
 
 // Scores to exp(score - maximum), 0 outside [begin, end), over whole vectors that cover [lanes_begin,

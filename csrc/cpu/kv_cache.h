@@ -44,6 +44,8 @@ struct LayerSpec {
   float* k_scales;  // [num_kv_heads] what codes are multiplied by; null if the pool has none
   float* v_scales;
   const float* sinks;  // [num_heads] scores that have no value; or null
+  const float* bias;  // [num_heads, 2 bias_reach + 1] added to scores, by a key's distance from its query; null: none
+  int64_t bias_reach;  // farther keys have the last bias
   int64_t latent_rank;  // 0: keys and values are stored apart
   int64_t interleaves;  // of latents: rotated pairs are neighbours
 

@@ -80,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
     num_requests = len(prompts) if lines is None else len(lines)
     options = _engine_options(args, is_alone=is_chat or num_requests == 1)
     with LLM(args.model, **options) as llm:
+        _check_generates(llm, args.model)
         if args.verbose or args.report or is_chat:
             _print_table("engine", llm.card)
         elif not hasattr(args, "backend"):
@@ -105,6 +106,14 @@ def _engine_options(args: argparse.Namespace, is_alone: bool) -> dict[str, Any]:
     if is_alone and sampling_options(args).get("n", 1) == 1:
         options.setdefault("activation_dtype", "int16")
     return options
+
+
+def _check_generates(llm: LLM, model: str) -> None:
+    if "generate" not in (tasks := llm.get_supported_tasks()):
+        raise InvalidRequestError(
+            f"{model} generates no text; its tasks are {', '.join(tasks)}: in Python call LLM.embed, classify, score, "
+            f"or start octavo serve {model} and send texts to /v1/embeddings, /classify or /v1/score"
+        )
 
 
 def _reader(llm: LLM, args: argparse.Namespace, is_chat: bool) -> RequestReader:

@@ -20,11 +20,12 @@ from octavo.engine.start_up_card import start_up_card, warn_of_leftovers
 from octavo.env import cache_dir
 from octavo.errors import ConfigError
 from octavo.executor.executor import Executor, executor_here
+from octavo.models.architecture import Architecture
 from octavo.observe.event_log import EventLog
 from octavo.observe.events import EngineStarted
 from octavo.observe.recorder import FlightRecorder
 from octavo.observe.tracing import RequestTracer, open_tracer
-from octavo.pooling_params import PooledForm
+from octavo.pooling_params import PooledForm, PoolingTask
 from octavo.request import RequestLimits
 from octavo.sampling_params import SamplingParams
 from octavo.scheduler.scheduler import Scheduler
@@ -217,7 +218,7 @@ def _kv_cache(config: EngineConfig, shape: WorkerShape, events: EventLog, clock:
 
 
 def _limits(config: EngineConfig, shape: WorkerShape) -> RequestLimits:
-    architecture, pooling = shape.architecture, shape.architecture.pooling
+    architecture = shape.architecture
     return RequestLimits(
         max_model_len=shape.limits.max_model_len,
         max_num_seqs=shape.limits.max_num_seqs,
@@ -225,7 +226,26 @@ def _limits(config: EngineConfig, shape: WorkerShape) -> RequestLimits:
         vocab_size=shape.limits.vocab_size,
         eos_token_ids=architecture.eos_token_ids,
         enable_prefix_caching=_caches_prefixes(config, shape),
-        pooled=None if pooling is None else PooledForm(size=architecture.hidden_size, normalizes=pooling.normalizes),
+        pooled=_pooled_form(architecture),
+    )
+
+
+def _pooled_form(architecture: Architecture) -> PooledForm | None:
+    """None: the model generates. Each token's embedding needs a step with the whole text."""
+    pooling, classes = architecture.pooling, architecture.classes
+    if pooling is None:
+        return None
+    if classes is None:
+        tasks: tuple[PoolingTask, ...] = ("embed", "token_embed") if architecture.takes_whole_prompts else ("embed",)
+        size, takes_types = architecture.hidden_size, architecture.takes_types
+        return PooledForm(size=size, normalizes=pooling.normalizes, tasks=tasks, takes_types=takes_types)
+    return PooledForm(
+        size=len(classes.labels),
+        normalizes=pooling.normalizes,
+        tasks=("token_classify",) if classes.of_tokens else ("classify",),
+        labels=classes.labels,
+        activation=classes.activation,
+        takes_types=architecture.takes_types,
     )
 
 

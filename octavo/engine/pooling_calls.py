@@ -1,4 +1,4 @@
-"""PoolingCalls: the methods of LLM that a model which embeds answers, with vLLM's names."""
+"""PoolingCalls: the methods of LLM that a model which embeds or classifies answers, with vLLM's names."""
 
 from __future__ import annotations
 
@@ -12,18 +12,22 @@ import numpy as np
 from octavo.engine.calls import listed_or_one, priority_list, prompt_list, refuse_unknown, requests_of
 from octavo.engine.input import Prompt
 from octavo.engine.llm_engine import LLMEngine
-from octavo.engine.pooled import embedding
+from octavo.engine.pooled import numbers_of, pair_prompt
 from octavo.engine.progress import Progress
 from octavo.engine.turns import EngineTurns, OutputStream
 from octavo.errors import InvalidRequestError
 from octavo.outputs import (
+    ClassificationOutput,
+    ClassificationRequestOutput,
     EmbeddingOutput,
     EmbeddingRequestOutput,
+    PoolingOutput,
+    PoolingRequestOutput,
     RequestOutput,
     ScoringOutput,
     ScoringRequestOutput,
 )
-from octavo.pooling_params import PoolingParams
+from octavo.pooling_params import PooledForm, PoolingParams, PoolingTask
 from octavo.request import Request
 from octavo.shown import shown
 
@@ -53,9 +57,39 @@ class PoolingCalls:
         after it if one failed."""
         if others:
             refuse_unknown(PoolingCalls.embed, others)
-        requests = self._pooling_requests(prompts, pooling_params, priority)
-        outputs = self._pooled(requests, use_tqdm)
-        return [_embedded(request, output) for request, output in zip(requests, outputs, strict=True)]
+        found = self._pooled(prompts, pooling_params, priority, use_tqdm, "embed")
+        return [_as(EmbeddingRequestOutput, one, EmbeddingOutput(one.outputs.data.tolist())) for one in found]
+
+    def classify(
+        self,
+        prompts: Prompt | Iterable[Prompt],
+        *,
+        pooling_params: Pooled = None,
+        use_tqdm: bool | Callable[..., Any] = True,
+        priority: int | Sequence[int] | None = None,
+        **others: Any,
+    ) -> list[ClassificationRequestOutput]:
+        """The probability of every class, for every text. Arguments and errors are those of `embed`."""
+        if others:
+            refuse_unknown(PoolingCalls.classify, others)
+        found = self._pooled(prompts, pooling_params, priority, use_tqdm, "classify")
+        return [_as(ClassificationRequestOutput, one, ClassificationOutput(one.outputs.data.tolist())) for one in found]
+
+    def encode(
+        self,
+        prompts: Prompt | Iterable[Prompt],
+        pooling_params: Pooled = None,
+        *,
+        pooling_task: PoolingTask | None = None,
+        use_tqdm: bool | Callable[..., Any] = True,
+        priority: int | Sequence[int] | None = None,
+        **others: Any,
+    ) -> list[PoolingRequestOutput[PoolingOutput]]:
+        """The model's numbers for every text, or with `token_embed` and `token_classify` for each of its tokens.
+        pooling_task: must be named, here or in pooling_params. Otherwise as `embed`."""
+        if others:
+            refuse_unknown(PoolingCalls.encode, others)
+        return self._pooled(prompts, pooling_params, priority, use_tqdm, pooling_task, is_named=True)
 
     def score(
         self,
@@ -67,8 +101,9 @@ class PoolingCalls:
         priority: int | None = None,
         **others: Any,
     ) -> list[ScoringRequestOutput]:
-        """How alike texts are, by the cosine of their embeddings: one text and each of many, or as many pairs as there
-        are texts in both. pooling_params, priority: for all. Raises as `embed` does."""
+        """How well texts fit: one text and each of many, or as many pairs as there are texts in both. A cross-encoder
+        reads both texts of a pair together; other models compare their embeddings by the cosine. pooling_params,
+        priority: for all. Raises as `embed` does."""
         if others:
             refuse_unknown(PoolingCalls.score, others)
         first, second = prompt_list(data_1), prompt_list(data_2)
@@ -76,22 +111,57 @@ class PoolingCalls:
             raise InvalidRequestError(
                 f"data_1 holds {len(first)} texts and data_2 {len(second)}, allowed are one and any number, or as many"
             )
-        options: dict[str, Any] = {"use_tqdm": use_tqdm, "priority": priority}
         if not isinstance(asked := pooling_params or PoolingParams(), PoolingParams):
             raise InvalidRequestError(f"pooling_params is {shown(asked)}, allowed are a PoolingParams and None")
-        params = replace(asked, use_activation=True)
-        found = self.embed([*first, *second], pooling_params=params, **options)
+        options: dict[str, Any] = {"use_tqdm": use_tqdm, "priority": priority}
+        form = self._engine.limits.pooled
+        if form is not None and form.scores_pairs:
+            pairs = self._pairs(first * len(second) if len(first) == 1 else first, second, asked)
+            read = self.classify(pairs, pooling_params=replace(asked, truncate_prompt_tokens=None), **options)
+            return [_as(ScoringRequestOutput, one, ScoringOutput(one.outputs.probs[0])) for one in read]
+        found = self.embed([*first, *second], pooling_params=replace(asked, use_activation=True), **options)
         ones, each = found[: len(first)], found[len(first) :]
         ones = ones * len(each) if len(ones) == 1 else ones
         return [_compared(one, other) for one, other in zip(ones, each, strict=True)]
 
-    def _pooling_requests(self, prompts: object, params: object, priority: object) -> list[Request]:
+    def get_supported_tasks(self) -> tuple[str, ...]:
+        """What the model does: "generate", or tasks of pooling."""
+        form = self._engine.limits.pooled
+        return ("generate",) if form is None else form.tasks
+
+    def _pairs(self, first: list[Prompt], second: list[Prompt], asked: PoolingParams) -> list[Prompt]:
+        tokenizer = self._engine.tokenizer
+        if tokenizer is None:
+            raise InvalidRequestError("the tokenizer joins the texts of a pair, but skip_tokenizer_init=True")
+        pairs: list[Prompt] = []
+        for one, other in zip(first, second, strict=True):
+            if not isinstance(one, str) or not isinstance(other, str):
+                wrong = other if isinstance(one, str) else one
+                raise InvalidRequestError(f"one of two texts is {shown(wrong)}, allowed is text: a pair is read as one")
+            pairs.append(pair_prompt(tokenizer, (one, other), asked.truncate_prompt_tokens, self._engine.limits))
+        return pairs
+
+    def _pooled(
+        self,
+        prompts: object,
+        params: object,
+        priority: object,
+        use_tqdm: bool | Callable[..., Any],
+        task: PoolingTask | None,
+        *,
+        is_named: bool = False,
+    ) -> list[PoolingRequestOutput[PoolingOutput]]:
+        """task: what the call is for. is_named: where it may be named by the params instead."""
         many = prompt_list(prompts)
         call = next(self._counter)
-        params_each, priorities = _params_list(params, len(many)), priority_list(priority, len(many))
-        return requests_of(self._engine.make_request, call, many, params_each, priorities)
+        params_each = [_for_task(one, task, is_named=is_named) for one in _params_list(params, len(many))]
+        priorities = priority_list(priority, len(many))
+        requests = requests_of(self._engine.make_request, call, many, params_each, priorities)
+        form, outputs = self._engine.limits.pooled, self._finished(requests, use_tqdm)
+        assert form is not None or not requests, "other models take no such requests"
+        return [_result(*each, form) for each in zip(requests, outputs, strict=True)] if form else []
 
-    def _pooled(self, requests: list[Request], use_tqdm: bool | Callable[..., Any]) -> list[RequestOutput]:
+    def _finished(self, requests: list[Request], use_tqdm: bool | Callable[..., Any]) -> list[RequestOutput]:
         done: dict[str, RequestOutput] = {}
         stream = OutputStream(self._turns, requests)
         stats = lambda: self._turns.ask(lambda engine: engine.core.stats())  # noqa: E731
@@ -104,11 +174,25 @@ class PoolingCalls:
         return [done[request.request_id] for request in requests]
 
 
-def _embedded(request: Request, output: RequestOutput) -> EmbeddingRequestOutput:
-    assert request.pooling_params is not None, "the request asks for an embedding"
-    numbers = embedding(output, request.pooling_params).tolist()
-    token_ids = request.prompt_token_ids
-    return EmbeddingRequestOutput(output.request_id, EmbeddingOutput(numbers), token_ids, output.num_cached_tokens)
+def _for_task(params: PoolingParams, task: PoolingTask | None, *, is_named: bool) -> PoolingParams:
+    if task is None and params.task is None and is_named:
+        raise InvalidRequestError(
+            "pooling_task is None, allowed are embed, classify, token_embed and token_classify; get_supported_tasks "
+            "says which the model has"
+        )
+    if task is not None and params.task not in (None, task):
+        raise InvalidRequestError(f"the task of pooling_params is {params.task!r}, but the call is for {task!r}")
+    return params if task is None else replace(params, task=task)
+
+
+def _result(request: Request, output: RequestOutput, form: PooledForm) -> PoolingRequestOutput[PoolingOutput]:
+    assert request.pooling_params is not None, "the request asks for numbers"
+    numbers, token_ids = numbers_of(output, request.pooling_params, form), request.prompt_token_ids
+    return PoolingRequestOutput(output.request_id, PoolingOutput(numbers), token_ids, output.num_cached_tokens)
+
+
+def _as(kind: Callable[..., Any], one: PoolingRequestOutput[Any], outputs: object) -> Any:
+    return kind(one.request_id, outputs, one.prompt_token_ids, one.num_cached_tokens)
 
 
 def _compared(one: EmbeddingRequestOutput, other: EmbeddingRequestOutput) -> ScoringRequestOutput:

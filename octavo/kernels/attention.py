@@ -121,6 +121,8 @@ BACKENDS: dict[str, Callable[[], type[AttentionBackend]]] = {
 }
 #: and the option that asks for it
 ONLY_IF_ASKED = {"flash_attn_4": "attention_backend='flash_attn_4'", "deterministic": "deterministic=True"}
+#: those that also compute layers whose tokens see what follows them
+SEE_AHEAD = ("triton",)
 _OPTIONS = {"deterministic": ("deterministic is True", "deterministic=False")}
 
 
@@ -135,6 +137,8 @@ def choose(layer: AttentionLayer, dtype: KVDType, kv: KVLayout, gpu: GPU, asked:
         reasons = load().why_not(layer, dtype, kv, gpu)
         if layer.latent is not None and name != "latent":
             reasons = ["it attends to keys and values, and the model has latents"]
+        if not layer.is_causal and name not in SEE_AHEAD:
+            reasons = [*reasons, "an encoder's tokens see those after them, which its kernels do not compute"]
         if not reasons:
             chain.append(name)
         elif name == asked:

@@ -74,6 +74,15 @@ class KVScales:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class ScoreBias:
+    """What is added to scores, by how far apart two tokens are. table: [buckets, Q]. buckets: [2 R + 1], of distances
+    -R to R of a key from its query; farther ones have the last one's."""
+
+    table: Parameter
+    buckets: IntArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class AttentionLayer:
     """The constants of one layer's attention.
 
@@ -81,8 +90,8 @@ class AttentionLayer:
     window w: a token at position p sees positions p-w+1 .. p; None sees all. not is_causal: it also sees those after
     it, with a window up to p+w-1; then a step has all tokens of its sequences. softcap c: scores become
     c * tanh(score / c). q_norm, k_norm: RMSNorm weights [D], applied per head before the rotation. sinks [Q]: a
-    score of each query head, beside those of keys, that has no value: it takes weight from them.
-    scales: the checkpoint's; None: codes are the numbers themselves, until scales are calibrated.
+    score of each query head, beside those of keys, that has no value: it takes weight from them. bias: added to scaled
+    scores. scales: the checkpoint's; None: codes are the numbers themselves, until scales are calibrated.
     latent: of a layer whose blocks hold keys alone (see `latent.py`): head_dim is R + P, k_norm [R] is the latent's,
     and the P numbers after it rotate.
     """
@@ -100,6 +109,7 @@ class AttentionLayer:
     norm_eps: float = 1e-6
     rotary: RotaryTable | None = None
     scales: KVScales | None = None
+    bias: ScoreBias | None = None
     is_causal: bool = True
     sinks: Parameter | None = None
     latent: Latent | None = None
@@ -112,7 +122,8 @@ class AttentionLayer:
     @property
     def parameters(self) -> tuple[Parameter, ...]:
         """Beside the matrix of latents."""
-        return tuple(each for each in (self.q_norm, self.k_norm, self.sinks) if each is not None)
+        bias = None if self.bias is None else self.bias.table
+        return tuple(each for each in (self.q_norm, self.k_norm, self.sinks, bias) if each is not None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,6 +79,17 @@ class LayerNorm:
         return ops.layer_norm(total, self.weight, self.bias, self.eps), total
 
 
+class GivenAsIs:
+    """No norm, in front of a model's first attention."""
+
+    def __call__(self, ops: Ops, x: Tensor) -> Tensor:
+        return x
+
+    def add(self, ops: Ops, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        total = ops.add(x, residual)
+        return total, total
+
+
 class Attention(Protocol):
     """A layer's attention, with its projections."""
 

@@ -8,16 +8,15 @@ possible, and code in its file under models/ otherwise.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from octavo.config import RunnerOption
 from octavo.env import allows_long_max_model_len
 from octavo.errors import ConfigError, ModelLoadError
 from octavo.kernels.mixture import SILU, Gate, Routing
 from octavo.kernels.ops import Activation
-from octavo.models.pooling import Pooling
+from octavo.models.pooling import Classes, Pooling
 from octavo.observe.logging import LOGGER
 from octavo.quantization.described import Quantization
 from octavo.shown import shown_names
@@ -76,6 +75,7 @@ class Architecture:
     num_position_embeddings: learned positions (GPT-2, OPT, BERT), else 0.
     embedding_scale, residual_scale, logits_scale: multiply embeddings, what a layer's halves add to the stream, logits.
     is_causal: False: an encoder, whose tokens see those after them, too. pooling: how it embeds; None: it generates.
+    classes: those that it tells apart; None: it has no head for any.
     quantization: how the layers' matrices are stored; None: by each tensor's own type.
     eos_token_ids: from generation_config.json where there is one, else config.json or GGUF.
     """
@@ -106,6 +106,7 @@ class Architecture:
     num_position_embeddings: int = 0
     is_causal: bool = True
     pooling: Pooling | None = None
+    classes: Classes | None = None
     experts: ExpertsConfig | None = None
     latent: LatentConfig | None = None
     quantization: Quantization | None = None
@@ -114,28 +115,15 @@ class Architecture:
     extra: dict[str, Any] = field(default_factory=dict)  # a family's own values, documented in its file
 
     @property
+    def takes_types(self) -> bool:
+        """Whether a pair's texts have vectors of their own in the embedding; a table of one row tells nothing apart."""
+        return int(self.extra.get("type_vocab_size", 0)) > 1
+
+    @property
     def takes_whole_prompts(self) -> bool:
         """Whether a step has all of a sequence's tokens: each sees all others, or all are pooled."""
-        return not self.is_causal or (self.pooling is not None and self.pooling.kind != "LAST")
-
-
-def as_embedder(architecture: Architecture, pooling: Pooling) -> Architecture:
-    """The same model, to embed texts. It then needs no LM head."""
-    return replace(architecture, pooling=pooling, tie_word_embeddings=True)
-
-
-def for_runner(architecture: Architecture, runner: RunnerOption, label: str) -> Architecture:
-    """The model as it is asked to run. Raises ConfigError if it cannot."""
-    if runner == "generate" and architecture.pooling is not None:
-        if not architecture.is_causal:
-            raise ConfigError(
-                f"runner is 'generate', but {label} is an encoder ({architecture.family}), which embeds texts and "
-                "generates none: leave runner at 'auto', or choose another model"
-            )
-        return replace(architecture, pooling=None)
-    if runner == "pooling" and architecture.pooling is None:
-        return as_embedder(architecture, Pooling(kind="LAST"))
-    return architecture
+        of_tokens = self.classes is not None and self.classes.of_tokens
+        return not self.is_causal or of_tokens or (self.pooling is not None and self.pooling.kind != "LAST")
 
 
 def checked(path: Path, architecture: Architecture) -> Architecture:

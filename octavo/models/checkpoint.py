@@ -33,7 +33,17 @@ IRRELEVANT_ENDINGS = (
     "position_ids",
 )
 #: heads that a model which embeds does not use
-_UNUSED_HEADS = ("bert.pooler.", "roberta.pooler.", "cls.", "lm_head.")
+_UNUSED_HEADS = (
+    "bert.pooler.",
+    "roberta.pooler.",
+    "mpnet.pooler.",
+    "cls.",
+    "lm_head.",
+    "classifier.",
+    "score.",
+    "head.",
+    "decoder.",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,9 +13,10 @@ from typing import Any
 
 from octavo.errors import ModelLoadError, UnsupportedModelError
 from octavo.models.architecture import Architecture, checked, known_tokens
+from octavo.models.classes_json import classifies
 from octavo.models.config_file import ConfigFile
 from octavo.models.deepseek_json import deepseek_v2, deepseek_v3
-from octavo.models.encoder_json import bert, roberta
+from octavo.models.encoder_json import bert, modernbert, mpnet, roberta
 from octavo.models.llama_json import MOST_LAYERS, granite, llama, llama_like, mistral, olmo2, qwen, windows
 from octavo.models.mixture_json import glm4_moe, gpt_oss, granitemoe, mixtral, olmoe, qwen2_moe, qwen3_moe
 from octavo.models.pooling import Pooling
@@ -230,11 +231,30 @@ FAMILIES |= {
     **dict.fromkeys(("BertModel", "BertForMaskedLM"), ("bert", bert)),
     **dict.fromkeys(("RobertaModel", "RobertaForMaskedLM", "CamembertModel"), ("roberta", roberta)),
     **dict.fromkeys(("XLMRobertaModel", "XLMRobertaForMaskedLM"), ("roberta", roberta)),
+    **dict.fromkeys(("MPNetModel", "MPNetForMaskedLM"), ("mpnet", mpnet)),
+    **dict.fromkeys(("ModernBertModel", "ModernBertForMaskedLM"), ("modernbert", modernbert)),
     "LlamaModel": ("llama", _embeds(llama)),
     "MistralModel": ("mistral", _embeds(mistral)),
     "Qwen2Model": ("qwen2", _embeds(qwen)),
     "Qwen3Model": ("qwen3", _embeds(qwen)),
     "Gemma2Model": ("gemma2", _embeds(_gemma2)),
 }
-MODEL_TYPES |= {"bert": FAMILIES["BertModel"]}
+MODEL_TYPES |= {"bert": FAMILIES["BertModel"], "mpnet": FAMILIES["MPNetModel"]}
+MODEL_TYPES["modernbert"] = FAMILIES["ModernBertModel"]
 MODEL_TYPES |= dict.fromkeys(("roberta", "xlm-roberta", "camembert"), FAMILIES["RobertaModel"])
+#: models with a head for classes: of texts, and of tokens
+_CLASSIFY: dict[str, FamilyReader] = {
+    "Bert": ("bert", bert),
+    "Roberta": ("roberta", roberta),
+    "XLMRoberta": ("roberta", roberta),
+    "Camembert": ("roberta", roberta),
+    "MPNet": ("mpnet", mpnet),
+    "ModernBert": ("modernbert", modernbert),
+    "Llama": ("llama", llama),
+    "Mistral": ("mistral", mistral),
+    "Qwen2": ("qwen2", qwen),
+    "Qwen3": ("qwen3", qwen),
+}
+for _name, (_family_name, _read) in _CLASSIFY.items():
+    FAMILIES[f"{_name}ForSequenceClassification"] = _family_name, classifies(_read)
+    FAMILIES[f"{_name}ForTokenClassification"] = _family_name, classifies(_read, of_tokens=True)

@@ -22,7 +22,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 from octavo.kernels.latent import Latent
-from octavo.kernels.ops import TOKEN_IDS, AttentionLayer, Head, KVScales, Ops, RotaryTable, Tensor
+from octavo.kernels.ops import TOKEN_IDS, AttentionLayer, Head, KVScales, Ops, RotaryTable, ScoreBias, Tensor
 from octavo.kernels.parameters import Linear, Parameter
 from octavo.layers.blocks import MLP, Attention, Embedding, Norm
 from octavo.layers.rotary import RotarySetting, rotary_table
@@ -196,7 +196,14 @@ class AttentionSpecs:
         self._slots = slots
         self._max_model_len = max_model_len
         self._scales = scales
+        self._bias: ScoreBias | None = None
         self._tables: dict[int, RotaryTable] = {}  # by the RopeConfig's identity: it holds a dict and has no hash
+
+    def with_bias(self, bias: ScoreBias) -> AttentionSpecs:
+        """The same, for layers whose scores have a bias."""
+        made = AttentionSpecs(self._architecture, self._slots, self._max_model_len, self._scales)
+        made._bias = bias
+        return made
 
     def layer(
         self,
@@ -224,6 +231,7 @@ class AttentionSpecs:
             norm_eps=a.norm_eps,
             rotary=self._rotary(a.rope if window is None or a.local_rope is None else a.local_rope),
             scales=self._scales.get(index),
+            bias=self._bias,
             is_causal=a.is_causal,
             sinks=sinks,
             latent=latent,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from octavo.models.config_file import ConfigFile
-from octavo.models.llama_json import MOST_LAYERS
+from octavo.models.llama_json import MOST_LAYERS, windows
 from octavo.models.pooling import Pooling
+from octavo.models.rope_json import rope_config
 
 
 def bert(config: ConfigFile) -> dict[str, Any]:
@@ -34,6 +35,58 @@ def bert(config: ConfigFile) -> dict[str, Any]:
         "pooling": Pooling(kind="CLS"),
         "extra": {"type_vocab_size": config.size("type_vocab_size", 2)},
     }
+
+
+def mpnet(config: ConfigFile) -> dict[str, Any]:
+    """Its tables of positions begin as RoBERTa's, always behind the second row."""
+    config.refuse("pad_token_id", 1)
+    found = roberta(config)
+    buckets = config.size("relative_attention_num_buckets", 32, smallest=4, largest=1 << 12)
+    if buckets % 4:
+        raise config.wrong("relative_attention_num_buckets", "multiples of 4")
+    return {**found, "extra": {"position_offset": found["extra"]["position_offset"], "num_buckets": buckets}}
+
+
+def modernbert(config: ConfigFile) -> dict[str, Any]:
+    hidden_size, num_heads = config.size("hidden_size"), config.size("num_attention_heads")
+    every = config.size("global_attn_every_n_layers", 3)
+    window = config.size("local_attention", 128) // 2 + 1  # to each side, the token itself included
+    theta = config.number("global_rope_theta", 160_000.0, above=1)
+    local_theta = config.optional_number("local_rope_theta", 10_000.0, above=1) or theta
+    return {
+        "vocab_size": config.size("vocab_size"),
+        "hidden_size": hidden_size,
+        "num_layers": config.size("num_hidden_layers", largest=MOST_LAYERS),
+        "num_heads": num_heads,
+        "num_kv_heads": num_heads,
+        "head_dim": max(1, hidden_size // num_heads),
+        "intermediate_size": config.size("intermediate_size"),
+        "max_position_embeddings": config.size("max_position_embeddings", 8192),
+        "rope": rope_config(config, theta, "full_attention"),
+        "local_rope": rope_config(config, local_theta, "sliding_attention"),
+        "windows": windows(
+            ConfigFile(config.path, {**config.values, "sliding_window": window}, config.within),
+            lambda layer: layer % every != 0,
+        ),
+        "attention_bias": config.flag("attention_bias", False),
+        "mlp_bias": config.flag("mlp_bias", False),
+        "norm_eps": config.number("norm_eps", 1e-5, least=0),
+        "activation": config.activation("hidden_activation", "gelu"),
+        "tie_word_embeddings": True,
+        "is_causal": False,
+        "pooling": Pooling(kind="CLS"),
+        "extra": {
+            "norm_bias": config.flag("norm_bias", False),
+            "classifier_bias": config.flag("classifier_bias", False),
+            "classifier_activation": config.activation("classifier_activation", "gelu"),
+            "classifier_pooling": _classifier_pooling(config),
+        },
+    }
+
+
+def _classifier_pooling(config: ConfigFile) -> Pooling:
+    config.refuse("classifier_pooling", "cls", "mean")
+    return Pooling(kind="MEAN" if config.text("classifier_pooling", "cls") == "mean" else "CLS")
 
 
 def roberta(config: ConfigFile) -> dict[str, Any]:

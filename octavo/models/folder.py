@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from octavo.errors import ModelLoadError
 from octavo.kernels.tensor import BLOCK_FORMATS, HostTensor, StoredTensor, at_hand, take_part
-from octavo.models.architecture import Architecture, as_embedder
+from octavo.models.architecture import Architecture
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.config_file import ConfigFile, checked_defaults, read_json, read_optional_json
 from octavo.models.config_json import architecture_from_config
+from octavo.models.conversion import as_embedder
 from octavo.models.regular_file import is_there
 from octavo.models.sentence_transformers import read_pooling
 from octavo.models.weight_files import read_folder
@@ -27,7 +28,7 @@ from octavo.observe.logging import LOGGER
 from octavo.sampling_params import known_to
 from octavo.shown import shown
 
-_OUTER_PREFIX = {"gpt2": "transformer.", "bert": "bert.", "roberta": "roberta."}
+_OUTER_PREFIX = {"gpt2": "transformer.", "bert": "bert.", "roberta": "roberta.", "mpnet": "mpnet."}
 _EMBEDDING = {"gpt2": "transformer.wte.weight", "opt": "model.decoder.embed_tokens.weight"}
 #: prefixes of a vision model's text part, in both of transformers' formats
 _TEXT_PART = {
@@ -85,7 +86,7 @@ def open_config(folder: Path, label: str) -> Checkpoint:
     config = read_json(folder / "config.json")
     generation = ConfigFile(folder / "generation_config.json", read_optional_json(folder / "generation_config.json"))
     architecture = architecture_from_config(folder / "config.json", config, generation)
-    if is_there(folder / "modules.json"):
+    if is_there(folder / "modules.json") and architecture.classes is None:
         architecture = as_embedder(architecture, read_pooling(folder))
     return Checkpoint(
         label=label,

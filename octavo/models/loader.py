@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from octavo.config import ModelConfig, RunnerOption
+from octavo.config import ModelConfig
 from octavo.errors import ConfigError, ModelLoadError, OutOfMemoryError
 from octavo.kernels.reference.dequantize import convert as convert_in_numpy
 from octavo.kernels.tensor import (
@@ -29,8 +29,8 @@ from octavo.kernels.tensor import (
     num_bytes,
     take_part,
 )
-from octavo.models.architecture import for_runner
 from octavo.models.checkpoint import Checkpoint, TokenizerSource
+from octavo.models.conversion import as_asked
 from octavo.models.dummy import dummy_tensors
 from octavo.models.folder import open_config, open_folder, saved_dtype
 from octavo.models.gguf_config import architecture_from_gguf
@@ -65,7 +65,7 @@ def open_checkpoint(
     if config.load_format == "dummy":
         return _open_dummy(path, config, draws_on_device)
     checkpoint = open_gguf(path, config.model) if path.is_file() else _open_folder(path, config.model)
-    checkpoint = _quantised(_run_as(config.runner, checkpoint), config.quantization)
+    checkpoint = _quantised(_as_asked(checkpoint, config), config.quantization)
     checkpoint.check(_required(checkpoint))
     return checkpoint if config.dtype == "auto" else _converted(checkpoint, _DTYPES[config.dtype], convert)
 
@@ -179,8 +179,8 @@ def _open_folder(path: Path, label: str) -> Checkpoint:
     return taken_apart(checkpoint, _required(checkpoint))
 
 
-def _run_as(runner: RunnerOption, checkpoint: Checkpoint) -> Checkpoint:
-    return replace(checkpoint, architecture=for_runner(checkpoint.architecture, runner, checkpoint.label))
+def _as_asked(checkpoint: Checkpoint, config: ModelConfig) -> Checkpoint:
+    return replace(checkpoint, architecture=as_asked(checkpoint.architecture, config, checkpoint.label))
 
 
 def _required(checkpoint: Checkpoint) -> TensorTable:
@@ -217,7 +217,7 @@ def _open_dummy(path: Path, config: ModelConfig, draws_on_device: bool) -> Check
     checkpoint = replace(checkpoint, stored={})
     if (stated := checkpoint.architecture.quantization) is not None:
         checkpoint = replace(checkpoint, architecture=replace(checkpoint.architecture, quantization=as_dummy(stated)))
-    checkpoint = _quantised(_run_as(config.runner, checkpoint), config.quantization)
+    checkpoint = _quantised(_as_asked(checkpoint, config), config.quantization)
     required = required_tensors(checkpoint.architecture)
     if not draws_on_device:
         _check_room(path, sum(num_bytes(_DTYPES[dtype], shape) for shape in required.values()))

@@ -12,8 +12,9 @@ from types import MappingProxyType
 
 from octavo.errors import ConfigError, UnsupportedModelError
 from octavo.kernels.ops import KVScales
-from octavo.models import bert, deepseek, gpt2, llama, mixtures
+from octavo.models import bert, deepseek, gpt2, llama, mixtures, modernbert
 from octavo.models.architecture import Architecture
+from octavo.models.classifier import classifier_tensors
 from octavo.models.decoder import AttentionSpecs, Decoder, LayerSlot
 from octavo.models.weights import TensorSource, TensorTable, Weights, scheme_in
 
@@ -47,12 +48,14 @@ FAMILIES: dict[str, Family] = {
     "opt": Family(gpt2.opt_tensors, gpt2.build_opt),
     "bert": Family(bert.tensors, bert.build),
     "roberta": Family(bert.tensors, bert.build),
+    "mpnet": Family(bert.mpnet_tensors, bert.build_mpnet),
+    "modernbert": Family(modernbert.tensors, modernbert.build),
 }
 
 
 def parameters_of(architecture: Architecture) -> TensorTable:
     """Name and shape of every parameter, however it is stored."""
-    return _family(architecture).tensors(architecture)
+    return _family(architecture).tensors(architecture) | classifier_tensors(architecture)
 
 
 def required_tensors(architecture: Architecture) -> TensorTable:

@@ -65,6 +65,7 @@ class AddRequest(msgspec.Struct, array_like=True, tag=1):
     grammar: str | None = None
     thoughts: Thoughts | None = None
     pooling_params: PoolingParams | None = None
+    second_text: int = 0
 
 
 class Abort(msgspec.Struct, array_like=True, tag=2):
@@ -203,6 +204,7 @@ def pack_request(
         grammar=request.grammar,
         thoughts=request.thoughts,
         pooling_params=request.pooling_params,
+        second_text=request.second_text,
     )
 
 
@@ -233,6 +235,7 @@ def unpack_request(message: AddRequest) -> Request:
         grammar=message.grammar,
         thoughts=message.thoughts,
         pooling_params=message.pooling_params,
+        second_text=message.second_text,
     )
 
 

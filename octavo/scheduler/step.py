@@ -105,6 +105,8 @@ class PlanDraft:
                 bad_word_ids=request.bad_word_ids,
                 grammar=request.grammar,
                 thoughts=request.thoughts,
+                pools_tokens=request.pooling_params is not None and request.pooling_params.of_tokens,
+                second_text=request.second_text,
             )
         )
 
@@ -210,7 +212,7 @@ class SequenceUpdate(NamedTuple):
     """What one step brought one sequence; whether it ended is written on the sequence.
 
     token_ids: those it has kept. logprobs: their log-probabilities, if it asked for them. prompt_logprobs: those of the
-    next prompt tokens. pooled: its embedding, if that is what was asked.
+    next prompt tokens. pooled: its numbers, if it asked for an embedding or classes.
     """
 
     sequence: Sequence

@@ -91,20 +91,48 @@ class Embedding(msgspec.Struct, kw_only=True):
     embedding: list[float] | str
 
 
-class EmbeddingUsage(msgspec.Struct, kw_only=True):
+class PoolingUsage(msgspec.Struct, kw_only=True):
     prompt_tokens: int
     total_tokens: int
 
 
-class EmbeddingResponse(msgspec.Struct, kw_only=True):
-    """id, created: vLLM's."""
+class PooledResponse(msgspec.Struct, kw_only=True):
+    """What the answers of a model that pools have beside their data. id, created: vLLM's."""
 
     id: str
     object: Literal["list"] = "list"
     created: int
     model: str
+    usage: PoolingUsage
+
+
+class EmbeddingResponse(PooledResponse, kw_only=True):
     data: list[Embedding]
-    usage: EmbeddingUsage
+
+
+class Numbers(msgspec.Struct, kw_only=True):
+    """data: numbers of a text, or of each of its tokens; with encoding_format base64 their float32 bytes."""
+
+    index: int
+    object: Literal["pooling"] = "pooling"
+    data: list[float | list[float]] | str
+
+
+class PoolingResponse(PooledResponse, kw_only=True):
+    data: list[Numbers]
+
+
+class TextClass(msgspec.Struct, kw_only=True):
+    """label: the likeliest class. probs: of every class."""
+
+    index: int
+    label: str
+    probs: list[float]
+    num_classes: int
+
+
+class ClassifyResponse(PooledResponse, kw_only=True):
+    data: list[TextClass]
 
 
 class Score(msgspec.Struct, kw_only=True):
@@ -113,13 +141,8 @@ class Score(msgspec.Struct, kw_only=True):
     score: float
 
 
-class ScoreResponse(msgspec.Struct, kw_only=True):
-    id: str
-    object: Literal["list"] = "list"
-    created: int
-    model: str
+class ScoreResponse(PooledResponse, kw_only=True):
     data: list[Score]
-    usage: EmbeddingUsage
 
 
 class RankedDocument(msgspec.Struct, kw_only=True):
@@ -134,10 +157,7 @@ class Ranked(msgspec.Struct, kw_only=True):
     relevance_score: float
 
 
-class RerankResponse(msgspec.Struct, kw_only=True):
-    id: str
-    model: str
-    usage: EmbeddingUsage
+class RerankResponse(PooledResponse, kw_only=True):
     results: list[Ranked]
 
 

@@ -53,6 +53,8 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("POST", "/v1/chat/completions", chat.create_chat_completion),
     ("POST", "/v1/chat/completions/batch", chat_batch.create_chat_batch),
     ("POST", "/v1/embeddings", embeddings.create_embedding),
+    ("POST", "/pooling", embeddings.pool),
+    ("POST", "/classify", embeddings.classify),
     *(("POST", path, scores.create_score) for path in ("/v1/score", "/score")),
     *(("POST", path, scores.rerank) for path in ("/v1/rerank", "/v2/rerank", "/rerank")),
     ("POST", "/v1/messages", anthropic.create_message),

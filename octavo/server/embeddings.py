@@ -1,4 +1,4 @@
-"""POST /v1/embeddings, in OpenAI's shape with vLLM's further fields."""
+"""POST /v1/embeddings, /pooling and /classify, in OpenAI's and vLLM's shapes."""
 
 from __future__ import annotations
 
@@ -6,23 +6,33 @@ import base64
 import time
 from array import array
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from octavo.engine.pooled import cut_end, embedding
+from octavo.engine.input import Prompt
+from octavo.engine.pooled import cut_end, numbers_of
 from octavo.errors import InvalidRequestError
 from octavo.kernels.ops import FloatArray
 from octavo.outputs import RequestOutput
 from octavo.pooling_params import PooledForm, PoolingParams
-from octavo.server.answer_bodies import Embedding, EmbeddingResponse, EmbeddingUsage
+from octavo.server.answer_bodies import (
+    ClassifyResponse,
+    Embedding,
+    EmbeddingResponse,
+    Numbers,
+    PoolingResponse,
+    PoolingUsage,
+    TextClass,
+)
 from octavo.server.api_errors import ApiError, as_api_error, bad_field
 from octavo.server.completions import Prompts, one_or_many
 from octavo.server.generation import Generation, complete, from_headers
 from octavo.server.json_pieces import answer
 from octavo.server.prompts import encode_texts
-from octavo.server.protocol import EmbeddingRequest, PoolingRequest
+from octavo.server.protocol import ClassifyRequest, EmbeddingRequest, NumbersRequest, PoolingRequest, TextsRequest
 from octavo.server.serving import Serving, request_id
 from octavo.server.streaming import CLIENT_CLOSED_REQUEST, cancelled_on_disconnect
 from octavo.shown import shown
@@ -31,39 +41,69 @@ _GENERATES = (
     "this model generates text and embeds none; serve one that embeds, or this one with --runner pooling, and send "
     "prompts to /v1/completions or /v1/chat/completions"
 )
+#: makes the answer of a call from its numbers, one array for each text
+Answers = Callable[[list[FloatArray], dict[str, Any]], msgspec.Struct]
 
 
 async def create_embedding(request: Request, serving: Serving) -> Response:
     """The embeddings of one text or many."""
     asked = await serving.read(request, EmbeddingRequest)
-    form = embedded_form(serving)
-    if asked.encoding_format not in (None, "float", "base64"):
-        raise bad_field("encoding_format", f"is {shown(asked.encoding_format)}, allowed are float and base64")
-    given = one_or_many("input", asked.input, serving.settings.max_prompts_per_request)
-    call = await pooling_call(request, serving, asked, "embd", ("input", given), _params(asked, form))
-    return await answer_with(request, serving, call, lambda outputs: _response(asked, call, outputs))
+    write = _writer(asked.encoding_format)
+    params = _params(serving, asked, task="embed", dimensions=asked.dimensions)
+
+    def make(numbers: list[FloatArray], heading: dict[str, Any]) -> EmbeddingResponse:
+        data = [Embedding(index=index, embedding=write(one)) for index, one in enumerate(numbers)]
+        return EmbeddingResponse(data=data, **heading)
+
+    return await _answer(request, serving, asked, "embd", params, make)
 
 
-def embedded_form(serving: Serving) -> PooledForm:
-    """Raises ApiError if the model embeds nothing."""
+async def pool(request: Request, serving: Serving) -> Response:
+    """The model's numbers for one text or many, or for each of their tokens."""
+    asked = await serving.read(request, NumbersRequest)
+    write = _writer(asked.encoding_format)
+    task = asked.task or pooled_form(serving).usual_task
+    params = _params(serving, asked, task=task, dimensions=asked.dimensions)
+
+    def make(numbers: list[FloatArray], heading: dict[str, Any]) -> PoolingResponse:
+        return PoolingResponse(
+            data=[Numbers(index=index, data=write(one)) for index, one in enumerate(numbers)], **heading
+        )
+
+    return await _answer(request, serving, asked, "pool", params, make)
+
+
+async def classify(request: Request, serving: Serving) -> Response:
+    """The classes of one text or many, with their probabilities."""
+    asked = await serving.read(request, ClassifyRequest)
+    labels = pooled_form(serving).labels
+    params = _params(serving, asked, task="classify")
+
+    def make(numbers: list[FloatArray], heading: dict[str, Any]) -> ClassifyResponse:
+        data = [
+            TextClass(index=index, label=labels[int(one.argmax())], probs=one.tolist(), num_classes=len(one))
+            for index, one in enumerate(numbers)
+        ]
+        return ClassifyResponse(data=data, **heading)
+
+    return await _answer(request, serving, asked, "classify", params, make)
+
+
+def pooled_form(serving: Serving) -> PooledForm:
+    """Raises ApiError if the model generates."""
     form = serving.client.model_info.pooled
     if form is None:
         raise ApiError(400, _GENERATES, param="model", code="model_generates")
     return form
 
 
-async def pooling_call(
-    request: Request,
-    serving: Serving,
-    asked: PoolingRequest,
-    kind: str,
-    given: tuple[str, Prompts],
-    params: PoolingParams,
+def pooling_call(
+    request: Request, asked: PoolingRequest, kind: str, prompts: Sequence[Prompt], params: PoolingParams
 ) -> Generation:
-    """kind: the beginning of the call's id. given: the texts, behind the name of their field."""
+    """kind: the beginning of the call's id. params: checked."""
     return Generation(
         request_id=f"{kind}-{request_id(request, asked.request_id)}",
-        prompts=await _token_ids(request, *given, asked, serving),
+        prompts=prompts,
         params=params,
         priority=asked.priority or 0,
         cache_salt=asked.cache_salt,
@@ -72,45 +112,28 @@ async def pooling_call(
 
 
 async def answer_with(
-    request: Request, serving: Serving, call: Generation, make: Callable[[list[RequestOutput]], msgspec.Struct]
+    request: Request, serving: Serving, call: Generation, asked: PoolingRequest, make: Answers
 ) -> Response:
-    """The answer that is made from the call's outputs, unless the client leaves first."""
-    assert isinstance(call.params, PoolingParams), "the call embeds"
+    """The answer that is made from the call's numbers, unless the client leaves first."""
+    params, form = call.params, pooled_form(serving)
+    assert isinstance(params, PoolingParams), "the call pools"
     async with cancelled_on_disconnect(request.receive):
         outputs = await complete(serving.client, call)
-        size = len(outputs) * (call.params.dimensions or 0)
+        size = sum(len(output.pooled or b"") for output in outputs) // 4
         headers = serving.id_headers(call.request_id.partition("-")[2])
-        return await answer(serving.lanes, size, lambda: make(outputs), headers)
+
+        def made() -> msgspec.Struct:
+            return make([_numbers(output, params, form) for output in outputs], _heading(call, asked, outputs))
+
+        return await answer(serving.lanes, size, made, headers)
     return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
-def numbers_of(output: RequestOutput, params: PoolingParams) -> FloatArray:
-    """Raises ApiError if the engine failed at the request."""
-    try:
-        return embedding(output, params)
-    except InvalidRequestError as error:
-        raise ApiError(500, str(error), code="engine_failure") from None
-
-
-def pooled_usage(outputs: Sequence[RequestOutput]) -> EmbeddingUsage:
-    num_tokens = sum(len(output.prompt_token_ids) for output in outputs)
-    return EmbeddingUsage(prompt_tokens=num_tokens, total_tokens=num_tokens)
-
-
-def _params(asked: EmbeddingRequest, form: PooledForm) -> PoolingParams:
-    try:
-        return PoolingParams(dimensions=asked.dimensions, use_activation=asked.use_activation).checked_for(form)
-    except InvalidRequestError as error:
-        raise as_api_error(error) from None
-
-
-async def _token_ids(
+async def token_ids(
     request: Request, name: str, given: Prompts, asked: PoolingRequest, serving: Serving
 ) -> list[list[int]]:
-    keep, info = asked.truncate_prompt_tokens, serving.client.model_info
-    most = info.max_model_len
-    if keep is not None and keep != -1 and not 1 <= keep <= most:
-        raise bad_field("truncate_prompt_tokens", f"is {keep}, allowed are 1 to {most}, and -1 for as many as fit")
+    """Of texts, cut as the call asks. name: the field that has them."""
+    keep, info = checked_keep(asked, serving), serving.client.model_info
     tokenizer, adds_special = None, asked.add_special_tokens is not False
     if isinstance(given[0], str):
         fits = info if keep is None else None
@@ -120,25 +143,52 @@ async def _token_ids(
         ids = given
     if keep is None:
         return ids
-    keep = most if keep == -1 else keep
     return [one if len(one) <= keep else cut_end(array("q", one), keep, tokenizer).tolist() for one in ids]
 
 
-def _response(asked: EmbeddingRequest, call: Generation, outputs: Sequence[RequestOutput]) -> EmbeddingResponse:
-    assert asked.model is not None, "the body was read with a model's name"
-    assert isinstance(call.params, PoolingParams), "the call embeds"
-    params, encoding = call.params, asked.encoding_format
-    return EmbeddingResponse(
-        id=call.request_id,
-        created=int(time.time()),
-        model=asked.model,
-        data=[_embedding(index, one, params, encoding) for index, one in enumerate(outputs)],
-        usage=pooled_usage(outputs),
-    )
+def checked_keep(asked: PoolingRequest, serving: Serving) -> int | None:
+    """The number of tokens to keep of each text; None: all."""
+    keep, most = asked.truncate_prompt_tokens, serving.client.model_info.max_model_len
+    if keep is not None and keep != -1 and not 1 <= keep <= most:
+        raise bad_field("truncate_prompt_tokens", f"is {keep}, allowed are 1 to {most}, and -1 for as many as fit")
+    return most if keep == -1 else keep
 
 
-def _embedding(index: int, output: RequestOutput, params: PoolingParams, encoding: str | None) -> Embedding:
-    vector = numbers_of(output, params)
+async def _answer(
+    request: Request, serving: Serving, asked: TextsRequest, kind: str, params: PoolingParams, make: Answers
+) -> Response:
+    given = one_or_many("input", asked.input, serving.settings.max_prompts_per_request)
+    ids = await token_ids(request, "input", given, asked, serving)
+    return await answer_with(request, serving, pooling_call(request, asked, kind, ids, params), asked, make)
+
+
+def _params(serving: Serving, asked: TextsRequest, **more: Any) -> PoolingParams:
+    form = pooled_form(serving)
+    try:
+        return PoolingParams(use_activation=asked.use_activation, **more).checked_for(form)
+    except InvalidRequestError as error:
+        raise as_api_error(error) from None
+
+
+def _numbers(output: RequestOutput, params: PoolingParams, form: PooledForm) -> FloatArray:
+    """Raises ApiError if the engine failed at the request."""
+    try:
+        return numbers_of(output, params, form)
+    except InvalidRequestError as error:
+        raise ApiError(500, str(error), code="engine_failure") from None
+
+
+def _heading(call: Generation, asked: PoolingRequest, outputs: Sequence[RequestOutput]) -> dict[str, Any]:
+    """What all answers have beside their data."""
+    num_tokens = sum(len(output.prompt_token_ids) for output in outputs)
+    usage = PoolingUsage(prompt_tokens=num_tokens, total_tokens=num_tokens)
+    return {"id": call.request_id, "created": int(time.time()), "model": asked.model, "usage": usage}
+
+
+def _writer(encoding: str | None) -> Callable[[FloatArray], Any]:
+    """Numbers as the call wants them."""
+    if encoding not in (None, "float", "base64"):
+        raise bad_field("encoding_format", f"is {shown(encoding)}, allowed are float and base64")
     if encoding == "base64":
-        return Embedding(index=index, embedding=base64.b64encode(vector.astype("<f4").tobytes()).decode())
-    return Embedding(index=index, embedding=vector.tolist())
+        return lambda numbers: base64.b64encode(numbers.astype("<f4").tobytes()).decode()
+    return lambda numbers: numbers.tolist()

@@ -47,7 +47,11 @@ MEANINGS: Mapping[str, str] = {
     "top_n": "Only so many documents, the best; left out, or 0: all.",
     "encoding_format": "float: numbers; base64: their bytes, as float32.",
     "dimensions": "Only so many numbers of each embedding, the first ones.",
-    "use_activation": "Whether embeddings are normalised; left out: as the model's files say.",
+    "use_activation": "Whether embeddings are normalised, or classes get probabilities; left out: as the model's "
+    "files say.",
+    "ScoreRequest.use_activation": "Whether a cross-encoder's score is made with its activation; left out: yes.",
+    "RerankRequest.use_activation": "Whether a cross-encoder's score is made with its activation; left out: yes.",
+    "task": "embed, classify, token_embed or token_classify; left out: that of tokens, if the model has it.",
     "echo": "Begin the answer with the prompt; in a chat, with the message that it continues.",
     # when an answer ends
     "max_completion_tokens": "Another name of max_tokens.",

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.requests import Request
 
+from octavo.engine.input import Prompt
 from octavo.engine.llm_engine import EngineClient
 from octavo.errors import InvalidRequestError
 from octavo.observe.tracing import TRACE_HEADERS
@@ -39,12 +40,12 @@ _MAX_BIASES = _MAX_IDS = 4096  # each is checked separately
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """prompts: token ids. trace_headers: the call's headers that continue its caller's trace. data_parallel_rank: the
-    engine that its caller names. serial: tells calls with the same id apart: a proxy may send one id for all of a
-    page's calls, and a client may retry with its first."""
+    """prompts: token ids, or pairs of texts as dicts. trace_headers: the call's headers that continue its caller's
+    trace. data_parallel_rank: the engine that its caller names. serial: tells calls with the same id apart: a proxy may
+    send one id for all of a page's calls, and a client may retry with its first."""
 
     request_id: str
-    prompts: list[list[int]]
+    prompts: Sequence[Prompt]
     params: SamplingParams | PoolingParams
     priority: int = 0
     cache_salt: str | None = None

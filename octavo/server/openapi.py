@@ -39,6 +39,8 @@ _BODIES: dict[str, tuple[type[msgspec.Struct] | None, type[msgspec.Struct] | Non
     **dict.fromkeys(
         ("/v1/rerank", "/v2/rerank", "/rerank"), (protocol.RerankRequest, answer_bodies.RerankResponse, False)
     ),
+    "/pooling": (protocol.NumbersRequest, answer_bodies.PoolingResponse, False),
+    "/classify": (protocol.ClassifyRequest, answer_bodies.ClassifyResponse, False),
     "/v1/embeddings": (protocol.EmbeddingRequest, answer_bodies.EmbeddingResponse, False),
     "/v1/messages": (protocol.MessagesRequest, answer_bodies.MessagesResponse, True),
     "/v1/messages/count_tokens": (protocol.CountTokensRequest, answer_bodies.CountTokensResponse, False),

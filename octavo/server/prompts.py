@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
+from octavo.engine.input import Prompt
+from octavo.engine.pooled import pair_prompt
 from octavo.request import ModelInfo
 from octavo.server.api_errors import ApiError, bad_field
 from octavo.server.protocol import ChatCompletionRequest, GenerationRequest
@@ -22,7 +24,6 @@ from octavo.shown import shown
 from octavo.text.tokenizer import LONG_TEXT, Tokenizer
 
 T = TypeVar("T")
-EMBEDS = "this model embeds texts and generates none; send them to /v1/embeddings"
 #: parts of a message's content that are measured; more count as long
 _FEW_PARTS = 16
 #: keys that chat_template_kwargs may not have: other fields set them, or the call itself does
@@ -54,14 +55,28 @@ async def encode_texts(
     return encode() if size <= LONG_TEXT else await _in_lane(request, serving, lane_for(size), encode)
 
 
+async def encode_pairs(
+    request: Request, serving: Serving, pairs: Sequence[tuple[str, str]], keep: int | None, add_special_tokens: bool
+) -> list[Prompt]:
+    """Each pair of texts as one prompt for a cross-encoder. keep: the most tokens of each; None: it must fit."""
+    tokenizer, info = serving.tokenizer("a pair of texts"), serving.client.model_info
+
+    def encode() -> list[Prompt]:
+        return [pair_prompt(tokenizer, pair, keep, info, adds_special=add_special_tokens) for pair in pairs]
+
+    size = sum(len(one) + len(other) for one, other in pairs)
+    return encode() if size <= LONG_TEXT else await _in_lane(request, serving, lane_for(size), encode)
+
+
 async def encode_conversation(
     request: Request, serving: Serving, asked: ChatCompletionRequest, fits: ModelInfo | None
 ) -> list[int]:
     """Through the model's chat template, or the request's own if the server trusts those. Reads only the fields about
     messages and templates. fits: as for texts."""
     tokenizer, settings = serving.tokenizer("a conversation"), serving.settings
-    if serving.client.model_info.pooled is not None:
-        raise ApiError(400, EMBEDS, param="model", code="model_embeds")
+    if (form := serving.client.model_info.pooled) is not None:
+        problem = f"this model {form.does} texts and generates none; call {form.how}"
+        raise ApiError(400, problem, param="model", code="model_embeds")
     _check_template(asked, tokenizer, settings)
     template = tokenizer.chat_templates.get(asked.chat_template or "default") or asked.chat_template or ""
 

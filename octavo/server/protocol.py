@@ -163,7 +163,7 @@ class MessagesRequest(CountTokensRequest, kw_only=True, forbid_unknown_fields=Tr
 
 
 class PoolingRequest(ModelRequest, kw_only=True, forbid_unknown_fields=True):
-    """What calls to a model that embeds have in common."""
+    """What calls to a model that embeds or classifies have in common."""
 
     truncate_prompt_tokens: int | None = None
     add_special_tokens: bool | None = None
@@ -172,13 +172,28 @@ class PoolingRequest(ModelRequest, kw_only=True, forbid_unknown_fields=True):
     cache_salt: str | None = None
 
 
-class EmbeddingRequest(PoolingRequest, kw_only=True, forbid_unknown_fields=True):
-    """POST /v1/embeddings. input: a text, token ids, or a list of either."""
+class TextsRequest(PoolingRequest, kw_only=True, forbid_unknown_fields=True):
+    """input: a text, token ids, or a list of either."""
 
     input: str | list[str | int | list[int]]
+    use_activation: bool | None = None
+
+
+class ClassifyRequest(TextsRequest, kw_only=True, forbid_unknown_fields=True):
+    """POST /classify."""
+
+
+class EmbeddingRequest(TextsRequest, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/embeddings."""
+
     encoding_format: str | None = None
     dimensions: int | None = None
-    use_activation: bool | None = None
+
+
+class NumbersRequest(EmbeddingRequest, kw_only=True, forbid_unknown_fields=True):
+    """POST /pooling."""
+
+    task: str | None = None
 
 
 class ScoreRequest(PoolingRequest, kw_only=True, forbid_unknown_fields=True):
@@ -186,6 +201,7 @@ class ScoreRequest(PoolingRequest, kw_only=True, forbid_unknown_fields=True):
 
     text_1: str | list[str]
     text_2: str | list[str]
+    use_activation: bool | None = None
 
 
 class RerankRequest(PoolingRequest, kw_only=True, forbid_unknown_fields=True):
@@ -194,6 +210,7 @@ class RerankRequest(PoolingRequest, kw_only=True, forbid_unknown_fields=True):
     query: str
     documents: list[str]
     top_n: int | None = None
+    use_activation: bool | None = None
 
 
 class TokenizeRequest(ModelRequest, kw_only=True, forbid_unknown_fields=True):

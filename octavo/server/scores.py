@@ -1,44 +1,42 @@
-"""POST /v1/score and /v1/rerank, in vLLM's shapes: texts compared by the cosine of their embeddings."""
+"""POST /v1/score and /v1/rerank, in vLLM's shapes: how well pairs of texts fit.
+
+A cross-encoder reads the two texts of a pair together; other models compare their embeddings by the cosine.
+"""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from octavo.outputs import RequestOutput
-from octavo.pooling_params import PoolingParams
+from octavo.kernels.ops import FloatArray
+from octavo.pooling_params import PooledForm, PoolingParams
 from octavo.server.answer_bodies import Ranked, RankedDocument, RerankResponse, Score, ScoreResponse
 from octavo.server.api_errors import bad_field
 from octavo.server.completions import one_or_many
-from octavo.server.embeddings import answer_with, embedded_form, numbers_of, pooled_usage, pooling_call
+from octavo.server.embeddings import answer_with, checked_keep, pooled_form, pooling_call, token_ids
 from octavo.server.generation import Generation
+from octavo.server.prompts import encode_pairs
 from octavo.server.protocol import RerankRequest, ScoreRequest
 from octavo.server.serving import Serving
 
 
 async def create_score(request: Request, serving: Serving) -> Response:
-    """How alike texts are: one and each of many, or pair by pair."""
+    """How well texts fit: one and each of many, or pair by pair."""
     asked = await serving.read(request, ScoreRequest)
     first, second = ([one] if isinstance(one, str) else one for one in (asked.text_1, asked.text_2))
     if len(first) not in (1, len(second)):
         raise bad_field("text_1", f"holds {len(first)} texts, allowed are 1 or {len(second)}, as many as text_2 holds")
-    call = await _call(request, serving, asked, ("text_2", second), first)
+    form = pooled_form(serving)
+    call = await _call(request, serving, asked, first, ("text_2", second))
 
-    def make(outputs: list[RequestOutput]) -> ScoreResponse:
-        assert asked.model is not None, "the body was read with a model's name"
-        scores = _scores(call, outputs, len(first))
-        return ScoreResponse(
-            id=call.request_id,
-            created=int(time.time()),
-            model=asked.model,
-            data=[Score(index=index, score=score) for index, score in enumerate(scores)],
-            usage=pooled_usage(outputs),
-        )
+    def make(numbers: list[FloatArray], heading: dict[str, Any]) -> ScoreResponse:
+        scores = _scores(numbers, len(first), form)
+        return ScoreResponse(data=[Score(index=index, score=score) for index, score in enumerate(scores)], **heading)
 
-    return await answer_with(request, serving, call, make)
+    return await answer_with(request, serving, call, asked, make)
 
 
 async def rerank(request: Request, serving: Serving) -> Response:
@@ -46,39 +44,52 @@ async def rerank(request: Request, serving: Serving) -> Response:
     asked = await serving.read(request, RerankRequest)
     if asked.top_n is not None and asked.top_n < 0:
         raise bad_field("top_n", f"is {asked.top_n}, allowed are whole numbers from 1 up, and 0 for all documents")
-    call = await _call(request, serving, asked, ("documents", asked.documents), [asked.query])
+    form = pooled_form(serving)
+    call = await _call(request, serving, asked, [asked.query], ("documents", asked.documents))
 
-    def make(outputs: list[RequestOutput]) -> RerankResponse:
-        assert asked.model is not None, "the body was read with a model's name"
-        scores = _scores(call, outputs, 1)
+    def make(numbers: list[FloatArray], heading: dict[str, Any]) -> RerankResponse:
+        scores = _scores(numbers, 1, form)
         order = sorted(range(len(scores)), key=lambda index: -scores[index])[: asked.top_n or None]
         ranked = [
             Ranked(index=index, document=RankedDocument(text=asked.documents[index]), relevance_score=scores[index])
             for index in order
         ]
-        return RerankResponse(id=call.request_id, model=asked.model, usage=pooled_usage(outputs), results=ranked)
+        return RerankResponse(results=ranked, **heading)
 
-    return await answer_with(request, serving, call, make)
+    return await answer_with(request, serving, call, asked, make)
 
 
 async def _call(
     request: Request,
     serving: Serving,
     asked: ScoreRequest | RerankRequest,
-    each: tuple[str, list[str]],
     first: list[str],
+    each: tuple[str, list[str]],
 ) -> Generation:
-    """The embeddings of `first`, and of the texts of the field that `each` names."""
-    form, (name, texts) = embedded_form(serving), each
-    one_or_many(name, [*texts], serving.settings.max_prompts_per_request)
-    params = PoolingParams(use_activation=True).checked_for(form)
+    """each: the second texts, behind the name of their field. A cross-encoder reads pairs; other models embed `first`,
+    then the second texts."""
+    form, (name, second) = pooled_form(serving), each
+    one_or_many(name, [*second], serving.settings.max_prompts_per_request)
     kind = "score" if isinstance(asked, ScoreRequest) else "rerank"
-    return await pooling_call(request, serving, asked, kind, (name, [*first, *texts]), params)
+    if form.scores_pairs:
+        pairs = list(zip(first * len(second) if len(first) == 1 else first, second, strict=True))
+        adds_special = asked.add_special_tokens is not False
+        prompts = await encode_pairs(request, serving, pairs, checked_keep(asked, serving), adds_special)
+        params = PoolingParams(task="classify", use_activation=asked.use_activation).checked_for(form)
+        return pooling_call(request, asked, kind, prompts, params)
+    if form.labels:
+        problem = f"is a model of {form.size} classes, allowed is one that embeds, or a cross-encoder, with one class"
+        raise bad_field("model", problem)
+    if asked.use_activation is False:
+        raise bad_field("use_activation", "is false, but this model's scores are cosines: leave it out")
+    ids = await token_ids(request, name, [*first, *second], asked, serving)
+    params = PoolingParams(task="embed", use_activation=True).checked_for(form)
+    return pooling_call(request, asked, kind, ids, params)
 
 
-def _scores(call: Generation, outputs: Sequence[RequestOutput], num_first: int) -> list[float]:
-    assert isinstance(call.params, PoolingParams), "the call embeds"
-    vectors = [numbers_of(output, call.params) for output in outputs]
-    first, each = vectors[:num_first], vectors[num_first:]
+def _scores(numbers: Sequence[FloatArray], num_first: int, form: PooledForm) -> list[float]:
+    if form.scores_pairs:
+        return [float(one[0]) for one in numbers]
+    first, each = list(numbers[:num_first]), numbers[num_first:]
     first = first * len(each) if num_first == 1 else first
     return [float(one @ other) for one, other in zip(first, each, strict=True)]

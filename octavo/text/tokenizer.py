@@ -56,18 +56,21 @@ class Tokenizer(TransformersCalls):
         """Token ids; with add_special_tokens also the begin and end tokens that the model expects."""
         if not isinstance(text, str):
             raise InvalidRequestError(f"prompt is {text!r}, allowed is a string")
-        try:
-            with _no_panic():
-                if len(text) <= LONG_TEXT:
-                    return list(self._encoder.encode(text, add_special_tokens=add_special_tokens).ids)
-                (encoding,) = self._encoder.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-                return encoding.ids  # already a new list, so a long one is not copied again
-        except TypeError:  # the library takes any string that can be written as UTF-8
-            at = next(index for index, character in enumerate(text) if "\ud800" <= character <= "\udfff")
-            raise InvalidRequestError(
-                f"the text holds half of a surrogate pair at character {at}, which is not a character; "
-                "send whole characters"
-            ) from None
+        with _whole_characters(text), _no_panic():
+            if len(text) <= LONG_TEXT:
+                return list(self._encoder.encode(text, add_special_tokens=add_special_tokens).ids)
+            (encoding,) = self._encoder.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+            return encoding.ids  # already a new list, so a long one is not copied again
+
+    def encode_pair(self, first: str, second: str, add_special_tokens: bool = True) -> tuple[list[int], list[int], int]:
+        """Two texts as one: token ids, their types, and where the second text begins."""
+        for text in (first, second):
+            if not isinstance(text, str):
+                raise InvalidRequestError(f"one of two texts is {shown(text)}, allowed is a string")
+        with _whole_characters(first + second), _no_panic():
+            (pair,) = self._encoder.encode_batch([(first, second)], add_special_tokens=add_special_tokens)
+        owners = pair.sequence_ids
+        return pair.ids, pair.type_ids, owners.index(1) if 1 in owners else len(owners)
 
     def decode(self, token_ids: int | Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of one or several tokens. Bytes that form no character become U+FFFD; ids past the vocabulary are
@@ -195,6 +198,19 @@ class Tokenizer(TransformersCalls):
             f"the model has no default chat template (templates found: {found}); pass chat_template= a template's "
             "name, Jinja text, or a file with one; or use generate with a plain prompt"
         )
+
+
+@contextmanager
+def _whole_characters(text: str) -> Iterator[None]:
+    """Say which character the library refuses: it takes any string that can be written as UTF-8."""
+    try:
+        yield
+    except TypeError:
+        at = next(index for index, character in enumerate(text) if "\ud800" <= character <= "\udfff")
+        raise InvalidRequestError(
+            f"the text holds half of a surrogate pair at character {at}, which is not a character; "
+            "send whole characters"
+        ) from None
 
 
 @contextmanager

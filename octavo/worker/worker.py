@@ -20,6 +20,7 @@ from octavo.kernels.registry import Selection, compile_ahead, converter, select
 from octavo.kernels.vocabulary_parts import VocabularyPart
 from octavo.messages import PendingStep, StepPlan
 from octavo.models.checkpoint import Checkpoint
+from octavo.models.classifier import Classifier, read_classifier
 from octavo.models.kv_scales import read_kv_scales
 from octavo.models.loader import open_checkpoint
 from octavo.models.registry import build_model
@@ -90,15 +91,16 @@ class Worker:
         convert = converter(task.backend)
         checkpoint = open_checkpoint(task.model, convert, draws_on_device=device.draws_weights)
         if checkpoint.architecture.pooling is not None:
-            _check_embeds(checkpoint.label, task, device)
+            _check_embeds(checkpoint, task, device)
         sizes = WorkerSizes.of(checkpoint, task, device)
         ranks = self._ranks = _meet(task, device)
         with explained(task, checkpoint, device):
             model, sizes, notes, ledger = self._load(task, device, checkpoint, sizes, ranks)
+            classifier = read_classifier(checkpoint.architecture, checkpoint)
         stages = task.world.pipeline_parallel_size
         label, planned = device.label(sizes.dtypes.compute), {name: ledger.of(name) for name in COMPONENTS}
         self.shape = _shape(checkpoint, selection, sizes, label, ranks, stages, notes, planned)
-        self._runner = _runner(task, device, model, self.shape, ranks)
+        self._runner = _runner(task, device, model, self.shape, ranks, classifier)
         self.submit, self.mover = self._runner.submit, model.mover
         self.measured()
         if task.warms_up:
@@ -191,7 +193,14 @@ def _shape(
     )
 
 
-def _runner(task: WorkerTask, device: Device, model: Any, shape: WorkerShape, ranks: Collectives | None) -> Runner:
+def _runner(
+    task: WorkerTask,
+    device: Device,
+    model: Any,
+    shape: WorkerShape,
+    ranks: Collectives | None,
+    classifier: Classifier | None,
+) -> Runner:
     """model: bound to its KV pool."""
     limits = shape.limits
     states = RequestStates(limits.max_num_seqs, limits.max_model_len, shape.layout.block_size, len(shape.groups))
@@ -201,7 +210,9 @@ def _runner(task: WorkerTask, device: Device, model: Any, shape: WorkerShape, ra
     if shape.architecture.pooling is not None:
         from octavo.worker.pooling_runner import PoolingRunner  # models that generate run without its code
 
-        return PoolingRunner(*given, explain, kind=shape.architecture.pooling.kind)
+        kind, takes_types = shape.architecture.pooling.kind, shape.architecture.takes_types
+        how: dict[str, Any] = {"takes_types": takes_types, "on_device": device.is_asynchronous}
+        return PoolingRunner(*given, explain, kind=kind, classifier=classifier, **how)
     if not device.is_asynchronous:
         if link is None:
             return HostRunner(*given, explain)
@@ -220,11 +231,13 @@ def _runner(task: WorkerTask, device: Device, model: Any, shape: WorkerShape, ra
     return (LastStageRunner if task.world.is_last_stage else PassingRunner)(*given, ranks, link=link, **options)
 
 
-def _check_embeds(label: str, task: WorkerTask, device: Device) -> None:
+def _check_embeds(checkpoint: Checkpoint, task: WorkerTask, device: Device) -> None:
     """Raise ConfigError if a model that embeds cannot do so here."""
-    if device.is_asynchronous:
+    label, family = checkpoint.label, checkpoint.architecture.family
+    if device.is_asynchronous and family == "mpnet":
         raise ConfigError(
-            f"{label} embeds texts, which the triton backend does not do yet: set backend to 'cpu' or 'reference'"
+            f"{label} is of the family mpnet, whose biases of scores no GPU kernel adds yet: set backend to 'cpu' or "
+            "'reference'"
         )
     if (num_stages := task.world.pipeline_parallel_size) > 1:
         raise ConfigError(

@@ -93,6 +93,21 @@ ENCODERS: dict[str, Architecture] = {
         pooling=Pooling(kind="CLS"),
         extra={"type_vocab_size": 2},
     ),
+    "modernbert": replace(
+        LEARNED_POSITIONS,
+        family="modernbert",
+        num_position_embeddings=0,
+        attention_bias=False,
+        mlp_bias=False,
+        activation="gelu",
+        rope=RopeConfig(),
+        windows=(None, 8, 8),
+        local_rope=RopeConfig(theta=5e3),
+        is_causal=False,
+        pooling=Pooling(kind="CLS"),
+        extra={"norm_bias": False},
+    ),
 }
 ENCODERS["roberta"] = replace(ENCODERS["bert"], family="roberta", extra={"type_vocab_size": 1, "position_offset": 2})
+ENCODERS["mpnet"] = replace(ENCODERS["bert"], family="mpnet", extra={"num_buckets": 32, "position_offset": 2})
 SLOTS = [(0, 0), (1, 0), (0, 1)]

@@ -48,12 +48,17 @@ def test_sizes_are_read_for_every_family(name: str) -> None:
     assert architecture.num_layers == 4
     assert architecture.num_heads == 4
     assert architecture.intermediate_size == (256 if name == "GPT2LMHeadModel" else 96)
-    length = 126 if architecture.family == "roberta" else 128  # two rows of the table are before the first position's
+    begins_later = architecture.family in ("roberta", "mpnet")  # two rows of the table are before the first position's
+    length = 126 if begins_later else 128
     assert architecture.max_position_embeddings == length
-    learned = ("gpt2", "opt", "bert", "roberta")
+    learned = ("gpt2", "opt", "bert", "roberta", "mpnet")
     assert architecture.num_position_embeddings == (length if architecture.family in learned else 0)
     embeds = architecture.pooling is not None
-    assert embeds == (name.endswith("ForMaskedLM") or (name.endswith("Model") and name != "GPT2LMHeadModel"))
+    classifies = architecture.classes is not None
+    assert classifies == name.endswith("Classification")
+    assert embeds == (
+        classifies or name.endswith("ForMaskedLM") or (name.endswith("Model") and name != "GPT2LMHeadModel")
+    )
     assert architecture.tie_word_embeddings == (embeds or name[:5] in ("Gemma", "GPT2L", "OPTFo"))
 
 

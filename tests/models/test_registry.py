@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from octavo.errors import ConfigError, UnsupportedModelError
-from octavo.models.architecture import as_embedder
+from octavo.models.conversion import as_embedder
 from octavo.models.decoder import Decoder
 from octavo.models.pooling import Pooling
 from octavo.models.registry import FAMILIES, build_model, required_tensors

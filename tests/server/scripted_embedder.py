@@ -1,4 +1,5 @@
-"""A scripted engine that embeds: a text's numbers are its length, its first token and its last one."""
+"""A scripted engine that embeds or classifies: a text's numbers are its length, its first token and its last one, and
+a token's are its id, again and again."""
 
 from __future__ import annotations
 
@@ -15,20 +16,21 @@ from octavo.request import ModelInfo
 from octavo.sampling_params import SamplingParams
 from tests.server.scripted_engine import LIMITS, ScriptedEngine
 
-EMBEDS = replace(LIMITS, pooled=PooledForm(size=3, normalizes=False))
+EMBEDS = PooledForm(size=3, normalizes=False)
 
 
 class ScriptedEmbedder(ScriptedEngine):
-    def __init__(self, fault: str | None = None, factor: float = 1.0) -> None:
-        """fault: what every request ends with. factor: of all numbers."""
+    def __init__(self, fault: str | None = None, factor: float = 1.0, form: PooledForm = EMBEDS) -> None:
+        """fault: what every request ends with. factor: of all numbers. form: what it gives."""
         super().__init__()
         self.factor = factor
         self.embedding_fault = fault
-        self.inputs = PoolingInput(self.tokenizer, EMBEDS, seed=0)
+        self.form = form
+        self.inputs = PoolingInput(self.tokenizer, replace(LIMITS, pooled=form), seed=0)
 
     @property
     def model_info(self) -> ModelInfo:
-        return ModelInfo.of(EMBEDS, SamplingParams(), [])
+        return ModelInfo.of(self.inputs.limits, SamplingParams(), [])
 
     async def _outputs(self, call: GenerateCall) -> AsyncIterator[RequestOutput]:
         assert call.sampling_params is not None
@@ -36,8 +38,11 @@ class ScriptedEmbedder(ScriptedEngine):
         salt = call.cache_salt
         request = self.inputs.process(call.request_id, call.prompt, call.sampling_params, 0.0, call.priority, salt)
         self.requests.append(request)
-        ids, fault = request.prompt_token_ids, self.embedding_fault
-        numbers = np.array([len(ids), ids[0], ids[-1]], np.float32) * np.float32(self.factor)
+        assert request.pooling_params is not None
+        ids, fault, size = request.prompt_token_ids, self.embedding_fault, self.form.size
+        of_text, of_tokens = [[len(ids), ids[0], ids[-1]][:size]], [[one] * size for one in ids]
+        rows = of_tokens if request.pooling_params.of_tokens else of_text
+        numbers = np.array(rows, np.float32) * np.float32(self.factor)
         reason = "stop" if fault is None else "error"
         yield RequestOutput(
             request_id=request.request_id,

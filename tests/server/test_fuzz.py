@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from functools import partial
 from typing import Any
 
 import msgspec
 import pytest
 
+from octavo.pooling_params import PooledForm
 from octavo.server.bodies import NEUTRAL
 from octavo.server.ollama_protocol import (
     OllamaChatRequest,
@@ -23,11 +25,13 @@ from octavo.server.protocol import (
     AnthropicMessage,
     BatchChatCompletionRequest,
     ChatCompletionRequest,
+    ClassifyRequest,
     CompletionRequest,
     DetokenizeRequest,
     EmbeddingRequest,
     GenerationRequest,
     MessagesRequest,
+    NumbersRequest,
     PoolingRequest,
     RerankRequest,
     ScoreRequest,
@@ -59,6 +63,8 @@ PLACES: tuple[tuple[str, dict[str, Any], tuple[str | int, ...], type, type | Non
     ("/v1/messages", {"messages": HI, "max_tokens": 2}, (), MessagesRequest, None),
     ("/v1/messages", {"messages": HI, "max_tokens": 2}, ("messages", 0), AnthropicMessage, None),
     ("/v1/embeddings", {"input": "Hi"}, (), EmbeddingRequest, None),
+    ("/pooling", {"input": "Hi"}, (), NumbersRequest, EmbeddingRequest),
+    ("/classify", {"input": "Hi"}, (), ClassifyRequest, PoolingRequest),
     ("/v1/score", {"text_1": "Hi", "text_2": ["a", "b"]}, (), ScoreRequest, PoolingRequest),
     ("/v1/rerank", {"query": "Hi", "documents": ["a", "b"]}, (), RerankRequest, PoolingRequest),
     ("/tokenize", {"prompt": "Hi"}, (), TokenizeRequest, None),
@@ -105,11 +111,15 @@ def with_value(body: dict[str, Any], place: tuple[str | int, ...], field: str, v
     return json.dumps(made).replace('"@@"', value).encode()
 
 
-EMBEDS = ("/v1/embeddings", "/v1/score", "/v1/rerank")
+ENGINES = {
+    **dict.fromkeys(("/v1/embeddings", "/pooling", "/v1/rerank"), ScriptedEmbedder),
+    "/classify": partial(ScriptedEmbedder, form=PooledForm(size=3, tasks=("classify",), labels=("a", "b", "c"))),
+    "/v1/score": partial(ScriptedEmbedder, form=PooledForm(size=1, tasks=("classify",), labels=("a",))),
+}
 
 
 async def send_all(path: str, bodies: list[bytes]) -> list[Answer]:
-    engine = ScriptedEmbedder() if path in EMBEDS else ScriptedEngine()
+    engine = ENGINES.get(path, ScriptedEngine)()
     app = app_of(engine)
     answers = [await call(app, "POST", path, body, {"content-type": "application/json"}) for body in bodies]
     assert engine.live == 0

@@ -60,6 +60,8 @@ class LayerSpec(Structure):
         ("k_scales", c_void_p),
         ("v_scales", c_void_p),
         ("sinks", c_void_p),
+        ("bias", c_void_p),
+        ("bias_reach", c_int64),
         ("latent_rank", c_int64),
         ("interleaves", c_int64),
     )

@@ -182,6 +182,7 @@ class _Emitter:
             *(*angles, rotary.rotary_dim if rotary else 0),
             *((None, None) if self._kv.dtype not in LARGEST_CODE else map(self._weights.borrow, kv_scales(layer))),
             self._vector(layer.sinks),
+            *((None, 0) if layer.bias is None else self._weights.bias(layer.bias)),
             *((0, 0) if layer.latent is None else (layer.latent.rank, layer.latent.interleaves)),
         )
         return spec

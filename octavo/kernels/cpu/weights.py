@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from octavo.kernels.cpu.blocks import in_blocks
 from octavo.kernels.cpu.library import LayerSpec, ThreadPool, address, check, load
-from octavo.kernels.ops import AttentionLayer
+from octavo.kernels.ops import AttentionLayer, ScoreBias
 from octavo.kernels.parameters import Linear, Parameter
 from octavo.kernels.reference.dequantize import convert as reference_convert
 from octavo.kernels.reference.dequantize import values
@@ -45,6 +45,7 @@ class CpuWeights:
     def __init__(self) -> None:
         self.parameters: dict[str, HostTensor | PackedRows] = {}
         self.specs: dict[AttentionLayer, LayerSpec] = {}
+        self._biases: dict[ScoreBias, int] = {}
         self._borrowed: list[NDArray[Any]] = []
 
     @property
@@ -71,6 +72,14 @@ class CpuWeights:
             self.parameters[part.name] = from_array(joined[first : first + part.shape[0]])
             first += part.shape[0]
         return self.borrow(joined)
+
+    def bias(self, bias: ScoreBias) -> tuple[int, int]:
+        """The address of the biases of all distances, [heads, distances], which all layers share; and how far they
+        reach."""
+        if bias not in self._biases:
+            self.table(bias.table)
+            self._biases[bias] = self.borrow(values(bias.table)[bias.buckets].T)
+        return self._biases[bias], len(bias.buckets) // 2
 
     def borrow(self, array: NDArray[Any]) -> int:
         """The address of the array as contiguous float32, valid as long as this object."""

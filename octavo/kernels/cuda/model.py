@@ -166,13 +166,16 @@ class TritonModel:
         num_blocks = -(-int(batch.seq_lens.max()) // self._kv.block_size)
         tables = [np.ascontiguousarray(table[batch.rows, :num_blocks]) for table in batch.block_tables]
         rows = [batch.query_start_loc, batch.seq_lens, np.arange(len(batch.rows), dtype=np.int32)]
-        arrays = [batch.input_ids, batch.positions, *rows, *tables]
-        input_ids, positions, query_start_loc, seq_lens, table_rows, *device_tables = self.staging.upload(arrays)
+        types = [] if batch.token_types is None else [batch.token_types]
+        uploaded = self.staging.upload([batch.input_ids, batch.positions, *rows, *types, *tables])
+        input_ids, positions, query_start_loc, seq_lens, table_rows, *rest = uploaded
+        token_types, device_tables = (rest[0], rest[1:]) if types else (None, rest)
         step = DeviceStep(
             *(input_ids, positions, query_start_loc, seq_lens, table_rows, tuple(device_tables)),
             StepKind.of(batch, self.short_chunk),
             max_chunk=int(counts.max()),
             max_seq_len=int(batch.seq_lens.max()),
+            token_types=token_types,
         )
         if complete is not None:
             complete(input_ids)
@@ -201,7 +204,11 @@ class TritonModel:
         return self.logits_at(*self.staging.upload([token_indices]))
 
     def logits_at(self, indices: torch.Tensor) -> torch.Tensor:
-        """`logits` for N indices on the device. The result's memory depends only on N."""
+        """`logits` for N indices on the device. The result's memory depends only on N. Of a model without a head: the
+        hidden states."""
+        if not self._heads:
+            (hidden,) = self._hidden
+            return hidden.index_select(0, indices)
         num_rows = len(indices)
         padded = padded_size(num_rows, self.limits.max_num_seqs, self.row_counts)
         head = first_for(padded, self._heads)

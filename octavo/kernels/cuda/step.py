@@ -70,6 +70,7 @@ class DeviceStep:
     kind: StepKind
     max_chunk: int = 0
     max_seq_len: int = 0
+    token_types: torch.Tensor | None = None
 
 
 #: (step, q, out): one phase of a layer's attention; it writes that phase's rows of `out` [T, Q * D]

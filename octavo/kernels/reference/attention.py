@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from octavo.kernels.device import StepBatch
 from octavo.kernels.kv_layout import LARGEST_CODE, KVLayout, calibrated_code, kv_scales
 from octavo.kernels.ops import AttentionLayer
+from octavo.kernels.reference.dequantize import values
 
 TORCH_DTYPES = {
     "float32": torch.float32,
@@ -68,8 +69,8 @@ class KVPool:
         if self.calibrates:
             largest = numbers.abs().amax(dim=(1, 3)).unsqueeze(-1)
             self._scales[layer] = torch.where(largest > 0, largest / calibrated_code(self._layout.dtype), 1.0)
-        for which, values in enumerate(numbers):
-            cells[blocks, which, slots] = self._stored(layer, which, values)
+        for which, each in enumerate(numbers):
+            cells[blocks, which, slots] = self._stored(layer, which, each)
 
     def read(self, step: StepIndex, layer: AttentionLayer, sequence: int, first: int, end: int) -> list[torch.Tensor]:
         """Keys and values, [L, K, D] float32, of positions first .. end - 1."""
@@ -85,6 +86,11 @@ class KVPool:
         if self._layout.dtype not in LARGEST_CODE:
             return read
         return [codes * scales for codes, scales in zip(read, self._scales_of(layer), strict=True)]
+
+    def bias_of(self, layer: AttentionLayer) -> torch.Tensor:
+        """[Q, distances]."""
+        assert layer.bias is not None, "the layer's scores have a bias"
+        return torch.from_numpy(values(layer.bias.table)[layer.bias.buckets].T.copy())
 
     def _stored(self, layer: AttentionLayer, which: int, values: torch.Tensor) -> torch.Tensor:
         dtype = self._layout.dtype
@@ -147,6 +153,10 @@ def _attend(
     k_LQD, v_LQD = (x.repeat_interleave(layer.num_heads // layer.num_kv_heads, dim=1) for x in (k_LKD, v_LKD))
 
     scores_QTL = torch.einsum("tqd,lqd->qtl", q_TQD, k_LQD) * layer.scale
+    if layer.bias is not None:
+        reach = len(layer.bias.buckets) // 2
+        apart_TL = torch.arange(first, seq_len)[None, :] - positions_T[:, None]
+        scores_QTL += cache.bias_of(layer)[:, apart_TL.clamp(-reach, reach) + reach]
     if layer.softcap is not None:
         scores_QTL = layer.softcap * torch.tanh(scores_QTL / layer.softcap)
     distance_TL = positions_T[:, None] - torch.arange(first, seq_len)[None, :]

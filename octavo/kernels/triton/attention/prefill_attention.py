@@ -2,7 +2,9 @@
 
     tile of a sequence's queries x one head ──> keys and values of the sequence, tile by tile:
         visible to every query of the tile              no mask
-        at the diagonal, or near a window's far edge    masked
+        at the diagonal, or near a window's edges       masked
+
+Where tokens see those after them, too, a step has whole sequences, and the walk goes on to the sequence's end.
 
 The new tokens' keys and values are already in the cache, so a chunk after a cached prefix, or after earlier chunks, is
 the same walk over one block table. The plan lists the longest tiles first.
@@ -59,7 +61,8 @@ def prefill_attention(
         q.stride(0), out.stride(0), block_table.stride(0), pool.block_stride, pool.value_offset,
         GROUP=layer.num_heads // layer.num_kv_heads, D=layer.head_dim, D_PAD=dim_pad, BLOCK_SIZE=pool.block_size,
         Q_TILE=PREFILL_TILE, KV_TILE=tiling.kv_tile, WINDOW=layer.window or 0, SOFTCAP=layer.softcap is not None,
-        **pool.codes, HAS_SINKS=pool.has_sinks, KV_HEADS=layer.num_kv_heads, CHAINED=chained, launch_pdl=chained,
+        **pool.codes, HAS_SINKS=pool.has_sinks, KV_HEADS=layer.num_kv_heads, CAUSAL=layer.is_causal,
+        CHAINED=chained, launch_pdl=chained,
         num_warps=8, num_stages=tiling.num_stages,
     )  # fmt: skip
 
@@ -71,7 +74,7 @@ def _prefill_kernel(
     GROUP: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     Q_TILE: tl.constexpr, KV_TILE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
     HAS_CODES: tl.constexpr, IS_FLOAT: tl.constexpr, HAS_SINKS: tl.constexpr, KV_HEADS: tl.constexpr,
-    CHAINED: tl.constexpr,
+    CAUSAL: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0)
     tile = tl.program_id(1)
@@ -92,14 +95,22 @@ def _prefill_kernel(
     q = tl.load(q_ptr + token[:, None] * q_stride + head * D + d[None, :], mask=q_mask, other=0.0)
     position = first_position + i
 
-    end = first_position + tl.minimum(Q_TILE, num_queries)
+    queries_end = first_position + tl.minimum(Q_TILE, num_queries)
+    end = queries_end
+    seen_by_all = first_position + 1  # the first key that the tile's first query does not see
+    if not CAUSAL:
+        end = tl.load(record + 3)
+        seen_by_all = end
+        if WINDOW:
+            end = tl.minimum(end, queries_end + WINDOW - 1)
+            seen_by_all = tl.minimum(end, first_position + WINDOW)
     begin = 0
     full_begin = 0
     if WINDOW:
         begin = tl.maximum(first_position - WINDOW + 1, 0) // KV_TILE * KV_TILE
         # the first key that the tile's last query also sees
-        full_begin = tl.cdiv(tl.maximum(end - WINDOW, 0), KV_TILE) * KV_TILE
-    full_end = (first_position + 1) // KV_TILE * KV_TILE
+        full_begin = tl.cdiv(tl.maximum(queries_end - WINDOW, 0), KV_TILE) * KV_TILE
+    full_end = seen_by_all // KV_TILE * KV_TILE
 
     m = tl.full([Q_TILE], -float("inf"), tl.float32)
     l = tl.zeros([Q_TILE], tl.float32)
@@ -108,17 +119,17 @@ def _prefill_kernel(
         edge = tl.minimum(full_begin, end)
         m, l, acc = _walk(
             q, m, l, acc, begin, edge, end, position, table, head_pool, block_stride, value_offset, scale_log2, softcap,
-            D, D_PAD, BLOCK_SIZE, KV_TILE, WINDOW, SOFTCAP, True,
+            D, D_PAD, BLOCK_SIZE, KV_TILE, WINDOW, SOFTCAP, CAUSAL, True,
         )  # fmt: skip
         full_begin = edge
     full_end = tl.maximum(full_end, full_begin)
     m, l, acc = _walk(
         q, m, l, acc, full_begin, full_end, end, position, table, head_pool, block_stride, value_offset, scale_log2,
-        softcap, D, D_PAD, BLOCK_SIZE, KV_TILE, WINDOW, SOFTCAP, False,
+        softcap, D, D_PAD, BLOCK_SIZE, KV_TILE, WINDOW, SOFTCAP, CAUSAL, False,
     )  # fmt: skip
     m, l, acc = _walk(
         q, m, l, acc, full_end, end, end, position, table, head_pool, block_stride, value_offset, scale_log2, softcap,
-        D, D_PAD, BLOCK_SIZE, KV_TILE, WINDOW, SOFTCAP, True,
+        D, D_PAD, BLOCK_SIZE, KV_TILE, WINDOW, SOFTCAP, CAUSAL, True,
     )  # fmt: skip
     l = sum_with_sink(l, m, sinks, head, True, HAS_SINKS)
     out = acc / l[:, None] * unit(scales, KV_HEADS + head // GROUP, HAS_CODES, IS_FLOAT)
@@ -131,9 +142,10 @@ def _prefill_kernel(
 def _walk(
     q, m, l, acc, begin, stop, end, position, table, head_pool, block_stride, value_offset, scale_log2, softcap,
     D: tl.constexpr, D_PAD: tl.constexpr, BLOCK_SIZE: tl.constexpr, KV_TILE: tl.constexpr,
-    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, MASKED: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Fold the keys begin .. stop-1 into the softmax, a tile at a time; `end` is the sequence's end so far."""
+    """Fold the keys begin .. stop-1 into the softmax, a tile at a time; `end` is the sequence's end so far, or that of
+    what the tile sees."""
     offs = tl.arange(0, KV_TILE)
     d = tl.arange(0, D_PAD)
     for start in range(begin, stop, KV_TILE):
@@ -153,7 +165,11 @@ def _walk(
             v = loaded(tl.load(cell + value_offset), q.dtype)
         scores = cap_scores(tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2, softcap, SOFTCAP)
         if MASKED:
-            seen = (t[None, :] <= position[:, None]) & (t < end)[None, :]
+            seen = (t < end)[None, :]
+            if CAUSAL:
+                seen = seen & (t[None, :] <= position[:, None])
+            elif WINDOW:
+                seen = seen & (t[None, :] < position[:, None] + WINDOW)
             if WINDOW:
                 seen = seen & (t[None, :] > position[:, None] - WINDOW)
             scores = tl.where(seen, scores, -float("inf"))

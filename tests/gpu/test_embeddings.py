@@ -1,0 +1,81 @@
+"""Embeddings and classes on a GPU, or in Triton's interpreter, against the reference backend: ragged steps, pairs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from octavo import LLM, ConfigError, PoolingParams
+from octavo.kernels.cuda.device import CudaDevice
+from octavo.kernels.cuda.driver import GPU
+from tests.gpu.device import ON_GPU
+from tests.tiny_embedders import make_tiny_classifier, make_tiny_embedder
+
+#: a single token, around a tile of keys and of queries, and beyond two of them where a GPU computes
+LENS = (1, 2, 33, 70, *((31, 129, 200) if ON_GPU else ()))
+CASES = ["bert", "modernbert", *(["qwen3"] if ON_GPU else [])]
+
+
+@pytest.fixture(autouse=True)
+def _interpreted(inline_executor: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not ON_GPU:
+        monkeypatch.setattr(CudaDevice, "gpu", GPU("interpreter", (8, 0), 1 << 34, 1))
+        monkeypatch.setattr(CudaDevice, "why_not", lambda self: None)
+        monkeypatch.setattr(CudaDevice, "device", "cpu")
+        monkeypatch.setattr(CudaDevice, "free_bytes", lambda self, ledger, utilization: 1 << 20)
+
+
+def engine(folder: Path, backend: str, **options: Any) -> LLM:
+    given = {"dtype": "float32", "max_num_seqs": 8, "max_model_len": 200, "max_num_batched_tokens": 200, **options}
+    return LLM(str(folder), backend=backend, skip_tokenizer_init=True, num_gpu_blocks_override=64, **given)
+
+
+def texts() -> list[list[int]]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(3, 160, length).tolist() for length in LENS]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_embeddings_are_the_reference_s(name: str, tmp_path: Path) -> None:
+    """Whole texts, and each of their tokens; ModernBERT's windows are narrower than a tile."""
+    sizes = {"num_hidden_layers": 2}
+    folder, found = make_tiny_embedder(name, tmp_path, "MEAN", **sizes), []
+    for backend in ("reference", "triton"):
+        with engine(folder, backend) as llm:
+            params = [PoolingParams(task="embed"), *[PoolingParams(task="token_embed")] * (len(LENS) - 1)]
+            outputs = llm.encode(texts(), params, use_tqdm=False)
+            found.append([output.outputs.data for output in outputs])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-3, atol=1e-4)
+        assert ((one * other).sum(-1) > 0.9999).all()
+
+
+def test_classes_of_pairs_are_the_reference_s(tmp_path: Path) -> None:
+    folder, found = make_tiny_classifier("bert", tmp_path, num_hidden_layers=2), []
+    prompts = [{"prompt_token_ids": ids, "token_type_ids": [0] + [1] * (len(ids) - 1)} for ids in texts()[1:3]]
+    for backend in ("reference", "triton"):
+        with engine(folder, backend) as llm:
+            found.append([output.outputs.probs for output in llm.classify(prompts, use_tqdm=False)])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.skipif(not ON_GPU, reason="16 bits are a GPU's own")
+@pytest.mark.parametrize("name", CASES)
+def test_in_16_bits_they_point_the_same_way(name: str, tmp_path: Path) -> None:
+    folder, found = make_tiny_embedder(name, tmp_path, "MEAN"), []
+    for backend, dtype in (("reference", "float32"), ("triton", "bfloat16")):
+        with engine(folder, backend, dtype=dtype) as llm:
+            found.append([output.outputs.embedding for output in llm.embed(texts(), use_tqdm=False)])
+    assert (np.sum(np.array(found[0]) * np.array(found[1]), axis=1) > 0.999).all()
+
+
+def test_what_no_gpu_kernel_computes_is_refused(tmp_path: Path) -> None:
+    folder = make_tiny_embedder("mpnet", tmp_path / "mpnet")
+    with pytest.raises(ConfigError, match="of the family mpnet, whose biases of scores no GPU kernel adds yet"):
+        engine(folder, "triton")
+    folder = make_tiny_embedder("bert", tmp_path / "bert")
+    with pytest.raises(ConfigError, match="an encoder's tokens see those after them, which its kernels do not compute"):
+        engine(folder, "triton", deterministic=True)
