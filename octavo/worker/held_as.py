@@ -8,6 +8,7 @@ from typing import Any
 from octavo.kernels.ledger import Contents
 from octavo.kernels.ops import Model
 from octavo.kernels.program.model_recording import ModelRecording
+from octavo.kernels.tensor import BLOCK_DTYPES
 
 _DENSE = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -19,8 +20,10 @@ def held_as(model: Model, held: Mapping[str, Any]) -> str:
     contents = Contents.of((recording.body, recording.head))
     parts = [part for linear in contents.linears.values() for part in linear.parts]
     for part in (*parts, *(latent.up for latent in contents.latents.values())):
-        if part.scheme.format is not None:
-            key = part.scheme.name, str(held[part.name].dtype).removeprefix("torch.")
+        stored = part.sources[0].dtype
+        if part.scheme.format is not None or stored in BLOCK_DTYPES:
+            name = part.scheme.name if part.scheme.format is not None else stored
+            key = name, str(held[part.name].dtype).removeprefix("torch.")
             kinds.setdefault(key, {})[part.name.removesuffix(".weight").rpartition(".")[2]] = None
     return "; ".join(f"{name} in {', '.join(names)}: {_text(dtype)}" for (name, dtype), names in kinds.items())
 

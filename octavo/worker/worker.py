@@ -118,7 +118,7 @@ class Worker:
         model = build_model(*given, *rank, sizes.layers, read_kv_scales(checkpoint, *rank))
         scales = source_of_scales(task, sizes, model)
         loaded = device.load(model, sizes.layout, sizes.limits, sizes.dtypes.compute, ranks)
-        quantised = "" if checkpoint.architecture.quantization is None else held_as(model, loaded.parameters)
+        quantised = held_as(model, loaded.parameters)
         recording = ModelRecording.of(model)
         ledger = device.ledger(recording, sizes.layout, sizes.limits, sizes.dtypes.compute)
         if device.sizes_cache_last:

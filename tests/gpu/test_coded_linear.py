@@ -12,15 +12,19 @@ import torch.nn.functional as F  # noqa: N812
 from tests.gpu.device import DEVICE, ON_GPU, TOLERANCE, relative_error
 
 from octavo.errors import UnsupportedModelError  # isort: skip
+from octavo.kernels.cuda.block_codes import of_blocks  # isort: skip
 from octavo.kernels.cuda.coded_product import CodedProduct  # isort: skip
 from octavo.kernels.cuda.driver import GPU  # isort: skip
 from octavo.kernels.cuda.plain_codes import PlainCodes  # isort: skip
+from octavo.kernels.reference.dequantize import RECORDS, dequantize  # isort: skip
 from octavo.kernels.reference.scaled import dequantize_scaled  # isort: skip
 from octavo.kernels.scaled import ScaledFormat, ScaledTensor  # isort: skip
+from octavo.kernels.tensor import BLOCK_DTYPES, BLOCK_FORMATS, DType, HostTensor  # isort: skip
 from octavo.kernels.triton.coded import weight_stack  # isort: skip
-from octavo.kernels.triton.coded.coded_format import held_bytes, why_not  # isort: skip
+from octavo.kernels.triton.coded.coded_format import form_of, held_bytes, why_not  # isort: skip
 from octavo.kernels.triton.coded.coded_linear import MAX_ROWS, coded_linear, make_dense  # isort: skip
 from octavo.kernels.triton.coded.weight_stack import WeightStack  # isort: skip
+from octavo.testing import made_parameters  # isort: skip
 from octavo.quantization.at_load import quantised  # isort: skip
 from tests.gpu.quantized_matrix import random_matrix  # isort: skip
 
@@ -92,6 +96,32 @@ def test_the_device_quantises_as_the_host_does(code: str) -> None:
     own = PlainCodes.quantise(torch.from_numpy(numbers).to(DEVICE), form)
     assert torch.equal(own.scales, host.scales)
     assert torch.equal(own.codes, host.codes)
+
+
+@pytest.mark.parametrize("dtype", sorted(BLOCK_DTYPES))
+def test_ggufs_blocks_keep_their_numbers(dtype: DType) -> None:
+    length, num_bytes = BLOCK_FORMATS[dtype]
+    shape = (16, max(2 * length, 96))
+    rng = np.random.default_rng(0)
+    tensor = HostTensor(dtype, shape, rng.integers(0, 256, 16 * shape[1] // length * num_bytes, dtype=np.uint8))
+    for scale in ("d", "m"):  # no infinities
+        blocks = tensor.data.view(RECORDS[dtype])
+        if scale in (blocks.dtype.names or ()):
+            blocks[scale] = rng.standard_normal(blocks[scale].shape) * 0.01
+    part = made_parameters.parameter(tensor)
+    form = form_of(part)
+    assert form is not None
+    assert why_not(form, shape[1]) is None
+    weight = WeightStack.coded([of_blocks(tensor, DEVICE)], [shape], form, DEVICE)
+    assert weight.num_bytes == held_bytes(form, [shape])
+    made, dense = torch.empty(shape, device=DEVICE), torch.from_numpy(np.array(dequantize(tensor))).to(DEVICE)
+    make_dense(weight, made)
+    assert torch.equal(made, dense) if not ON_GPU else relative_error(made, dense) < 1e-6  # it may fuse a subtraction
+    for rows in ROWS:
+        x = torch.randn(rows, shape[1], device=DEVICE).to(COMPUTED[0])
+        out = torch.empty(rows, 16, device=DEVICE, dtype=x.dtype)
+        coded_linear(x, weight, out)
+        assert relative_error(out, F.linear(x.float(), dense)) < 2 * TOLERANCE[x.dtype]
 
 
 @pytest.mark.parametrize("is_sorted", [False, True])

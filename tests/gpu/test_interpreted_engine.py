@@ -23,6 +23,7 @@ from octavo.engine.assemble import engine_config
 from octavo.executor.executor import executor_here
 from octavo.kernels.cuda.device import CudaDevice
 from octavo.kernels.cuda.driver import GPU
+from octavo.kernels.device import DTypes
 from octavo.kernels.triton.attention.triton_attention import TritonAttention
 from octavo.observe.events import Sampled
 from octavo.simulator.measure_cost import Patience, StepTimer
@@ -47,8 +48,8 @@ def _interpreted(inline_executor: None, monkeypatch: pytest.MonkeyPatch) -> None
 
 def engine(folder: object, backend: str, **options: object) -> LLM:
     return LLM(
-        str(folder), backend=backend, dtype="float32", max_model_len=64, max_num_seqs=8,
-        num_gpu_blocks_override=40, check_invariants=True, **{"skip_tokenizer_init": True, **options},
+        str(folder), backend=backend, max_model_len=64, max_num_seqs=8, num_gpu_blocks_override=40,
+        check_invariants=True, **{"dtype": "float32", "skip_tokenizer_init": True, **options},
     )  # fmt: skip
 
 
@@ -97,6 +98,27 @@ def test_matrices_that_stay_quantised_give_the_hosts_tokens(tmp_path: Path) -> N
                 assert "made" not in card
                 assert card.endswith("multiplied as they are")
             answers.append([output.outputs[0].token_ids for output in llm.generate(PROMPTS, GREEDY)])
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.usefixtures("_interpreted")
+def test_ggufs_blocks_that_stay_quantised_give_the_hosts_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model computes in float32, so that the tokens are the same; a dtype that is asked for makes GGUF dense."""
+    pytest.importorskip("gguf")
+    monkeypatch.setattr(CudaDevice, "dtypes", lambda *given: DTypes("float32", "float32"))
+    from tests.models.gguf_files import mixed_llama
+
+    file, answers = mixed_llama(tmp_path / "mixed.gguf"), []
+    for backend in ("reference", "triton"):
+        with engine(file, backend, max_num_batched_tokens=8, dtype="auto") as llm:
+            if backend == "triton":
+                card = dict(llm.card)["quantised"]
+                assert "Q4_0 in q_proj, k_proj: multiplied as they are; Q8_0 in v_proj: multiplied as they are" in card
+                assert "made" not in card
+            outputs = llm.generate([[1, 2, 3], [5, 1]], GREEDY)
+            answers.append([output.outputs[0].token_ids for output in outputs])
     assert answers[0] == answers[1]
 
 

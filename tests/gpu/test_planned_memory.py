@@ -65,6 +65,13 @@ def test_quantised_experts_are_in_the_ledger(
     assert quantised < dense / 2
 
 
+def test_ggufs_blocks_are_in_the_ledger(monkeypatch: pytest.MonkeyPatch, inline_executor: None, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    from tests.models.gguf_files import mixed_llama
+
+    check(mixed_llama(tmp_path / "mixed.gguf"), {"max_num_seqs": 8, "dtype": "auto"}, monkeypatch)
+
+
 @pytest.mark.parametrize("name", ["qwen3", "gemma3", "gpt2", "phi3"])
 @pytest.mark.parametrize(
     "options",
@@ -88,7 +95,7 @@ def check(folder: Path, options: dict[str, object], monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(CudaDevice, "device", "cpu")
     monkeypatch.setattr(CudaDevice, "free_bytes", lambda self, ledger, utilization: 4 << 20)
     task = WorkerTask.of(
-        engine_config(model=str(folder), backend="triton", dtype="float32", max_model_len=128, **options)
+        engine_config(model=str(folder), backend="triton", max_model_len=128, **{"dtype": "float32", **options})
     )
     worker = Worker(task)
     measured = worker.measured()

@@ -76,3 +76,14 @@ def tiny_llama_tensors(seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
             f"blk.{i}.ffn_down.weight": (32, 64),
         }
     return {name: random.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
+
+
+def mixed_llama(path: Path) -> Path:
+    """TINY_LLAMA, whose matrices have several types, also those of one product."""
+    kinds = {"attn_q": "Q4_0", "attn_k": "Q4_0", "attn_v": "Q8_0", "attn_output": "Q5_1", "ffn_down": "Q4_1"}
+    tensors: dict[str, Tensor] = {}
+    for name, values in tiny_llama_tensors().items():
+        kind = kinds.get(name.split(".")[-2], "Q5_0")
+        is_matrix = name.startswith("blk") and values.ndim == 2
+        tensors[name] = (values * np.float32(0.2), kind) if is_matrix else values
+    return write_gguf(path, "llama", TINY_LLAMA, tensors)

@@ -14,10 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from octavo.kernels.cuda.driver import GPU
-from octavo.kernels.cuda.weights import DeviceWeights
 from octavo.kernels.ops import Activation
-from octavo.kernels.parameters import Linear
-from octavo.kernels.scaled import ScaledFormat
 from octavo.kernels.triton.coded.coded_linear import MAX_ROWS, coded_linear, make_dense
 from octavo.kernels.triton.coded.weight_stack import WeightStack
 from octavo.kernels.triton.elementwise import norm
@@ -27,8 +24,8 @@ from octavo.kernels.triton.linear.skinny_linear import library_linear
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CodedProduct:
-    """pieces: one below the other; several where each part sorts its inputs in its own order. dense: scratch for the
-    whole matrix; None: a library multiplies it as it is. codes, scales: for rows in fp8."""
+    """pieces: one below the other; several where parts have different formats, or sort their inputs in their own order.
+    dense: scratch for the whole matrix; None: a library multiplies it as it is. codes, scales: for rows in fp8."""
 
     pieces: tuple[WeightStack, ...]
     bias: torch.Tensor | None
@@ -36,15 +33,6 @@ class CodedProduct:
     codes: torch.Tensor
     scales: torch.Tensor
     gpu: GPU
-
-    @classmethod
-    def of(
-        cls, weight: Linear, form: ScaledFormat, weights: DeviceWeights, bias: torch.Tensor | None,
-        dense: torch.Tensor | None, codes: torch.Tensor, scales: torch.Tensor, gpu: GPU,
-    ) -> CodedProduct:  # fmt: skip
-        pieces = [(part,) for part in weight.parts] if form.is_sorted else [weight.parts]
-        stacks = tuple(weights.coded(parts, form) for parts in pieces)
-        return cls(stacks, bias, dense, codes, scales, gpu)
 
     def run(
         self, x: torch.Tensor, *rest: torch.Tensor, norm_weight: torch.Tensor | None = None, eps: float = 1e-6,

@@ -18,7 +18,6 @@ from octavo.kernels.parameters import Linear, Shape
 from octavo.kernels.program.fuse import Fusions, fuse
 from octavo.kernels.program.model_recording import ModelRecording
 from octavo.kernels.program.recorder import Recording, share_buffers
-from octavo.kernels.scaled import ScaledFormat
 from octavo.kernels.triton.coded import coded_format
 
 #: a context with torch's and cuBLAS's kernels and workspaces, and what torch's allocator rounds up to; on an H200
@@ -61,18 +60,15 @@ def _weights(
     contents = Contents.of((model.body, model.head))
     held = {name: prod(table.shape) for name, table in contents.tables.items()}
     held |= {name: prod(latent.up.shape) for name, latent in contents.latents.items()}
-    formats: dict[str, tuple[Linear, ScaledFormat]] = {}
+    formats: dict[str, tuple[Linear, list[tuple[int, str]]]] = {}
     stacks = [(stack, form) for stack in contents.stacks if (form := coded_format.format_of(stack.parts)) is not None]
     coded = {linear.name for stack, _ in stacks for linear in stack.experts}
     for linear in contents.linears.values():
         is_product = linear.name in contents.products
-        form = None
-        if is_product:
-            form = format_of(linear, dtype, gpu, is_fixed=is_fixed)
-            form = form or coded_format.product_format(linear, is_fixed=is_fixed)
-        if form is not None:
-            formats[linear.name] = linear, form
-        is_dense = form is None and linear.name not in coded
+        pieces = _quantised(linear, dtype, gpu, is_fixed=is_fixed) if is_product else []
+        if pieces:
+            formats[linear.name] = linear, pieces
+        is_dense = not pieces and linear.name not in coded
         held |= {part.name: prod(part.shape) for part in (*(linear.parts if is_dense else ()), *linear.biases)}
     yield Entry("weights", element_bytes * sum(held.values()), f"{len(held):,} tensors in {dtype}")
     if stacks:
@@ -80,8 +76,8 @@ def _weights(
         labels = ", ".join(dict.fromkeys(form.label for _, form in stacks))
         yield Entry("weights", codes, f"{len(coded):,} products of experts as {labels}")
     if formats:
-        codes = sum(_held_bytes(one, form, dtype, gpu, is_fixed=is_fixed) for one, form in formats.values())
-        labels = ", ".join(dict.fromkeys(form.label for _, form in formats.values()))
+        codes = sum(num_bytes for _, pieces in formats.values() for num_bytes, _ in pieces)
+        labels = ", ".join(dict.fromkeys(label for _, pieces in formats.values() for _, label in pieces))
         yield Entry("weights", codes, f"{len(formats):,} products as {labels}")
         rows = max(limits.max_num_tokens, limits.max_num_seqs)
         scratch = sizes.scratch_shapes([linear for linear, _ in formats.values()], rows, dtype, gpu)
@@ -91,10 +87,13 @@ def _weights(
     yield Entry("weights", vectors + contents.rotary_bytes(limits.max_model_len), "norms and angles in float32")
 
 
-def _held_bytes(linear: Linear, form: ScaledFormat, dtype: KVDType, gpu: GPU, *, is_fixed: bool) -> int:
-    if format_of(linear, dtype, gpu, is_fixed=is_fixed) is not None:
-        return held_bytes(form, linear.out_features, linear.in_features)
-    return coded_format.held_bytes(form, [part.shape for part in linear.parts])
+def _quantised(linear: Linear, dtype: KVDType, gpu: GPU, *, is_fixed: bool) -> list[tuple[int, str]]:
+    """Bytes and formats of the pieces in which a product stays quantised; none: it is dense."""
+    form = format_of(linear, dtype, gpu, is_fixed=is_fixed)
+    if form is not None:
+        return [(held_bytes(form, linear.out_features, linear.in_features), form.label)]
+    pieces = coded_format.pieces_of(linear, is_fixed=is_fixed)
+    return [(coded_format.held_bytes(one, [part.shape for part in parts]), one.label) for parts, one in pieces]
 
 
 def _activations(

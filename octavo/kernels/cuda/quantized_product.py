@@ -26,7 +26,7 @@ from octavo.kernels.kv_layout import KVDType
 from octavo.kernels.ops import Activation
 from octavo.kernels.parameters import Linear
 from octavo.kernels.triton.attention.memory import TORCH_DTYPE
-from octavo.kernels.triton.coded.coded_format import product_format
+from octavo.kernels.triton.coded.coded_format import pieces_of
 from octavo.kernels.triton.elementwise import norm
 from octavo.kernels.triton.linear.quantized import dequantise, fp8_product
 from octavo.kernels.triton.linear.skinny_linear import library_linear
@@ -70,12 +70,8 @@ class QuantizedProducts:
         self._gpu, self._dtype = gpu, dtype
         formats = {linear.name: format_of(linear, dtype, gpu, is_fixed=is_fixed) for linear in linears}
         self._formats = {name: form for name, form in formats.items() if form is not None}
-        rest = {
-            linear.name: product_format(linear, is_fixed=is_fixed)
-            for linear in linears
-            if linear.name not in self._formats
-        }
-        self._coded = {name: form for name, form in rest.items() if form is not None}
+        rest = {each.name: pieces_of(each, is_fixed=is_fixed) for each in linears if each.name not in self._formats}
+        self._coded = {name: pieces for name, pieces in rest.items() if pieces}
         quantized = [linear for linear in linears if linear.name in self._formats or linear.name in self._coded]
         shapes = scratch_shapes(quantized, max_rows, dtype, gpu)
         self._dense = torch.empty(shapes["dense"], dtype=TORCH_DTYPE[dtype], device=device)
@@ -100,14 +96,14 @@ class QuantizedProducts:
 
     def product(self, weight: Linear, weights: DeviceWeights) -> Product | None:
         """None: the matrix is dense."""
-        form = self._formats.get(weight.name) or self._coded.get(weight.name)
-        if form is None:
+        form, pieces = self._formats.get(weight.name), self._coded.get(weight.name, ())
+        if form is None and not pieces:
             return None
         bias = weights.stacked(*weight.biases) if weight.biases else None
-        dense = None if multiplies_fp8(form, self._dtype, self._gpu) else self._dense
+        dense = None if multiplies_fp8(form or pieces[0][1], self._dtype, self._gpu) else self._dense
         scratch = bias, dense, self._codes, self._scales, self._gpu
-        if weight.name in self._coded:
-            return CodedProduct.of(weight, form, weights, *scratch)
+        if form is None:
+            return CodedProduct(tuple(weights.coded(*piece) for piece in pieces), *scratch)
         return QuantizedProduct(weights.quantized(weight.parts, form), *scratch)
 
 

@@ -75,6 +75,7 @@ class DeviceWeights:
         return self._coded[names]
 
     def _codes(self, parts: tuple[Parameter, ...], form: ScaledFormat) -> Iterator[PlainCodes]:
+        from octavo.kernels.cuda.block_codes import of_blocks
         from octavo.kernels.cuda.plain_codes import PlainCodes
 
         for part in parts:
@@ -82,9 +83,12 @@ class DeviceWeights:
                 yield PlainCodes.quantise(self._as_stored(part.sources[0]), form)
             else:
                 tensor = part.compact()
-                assert isinstance(tensor, ScaledTensor), "a scheme with a format gives codes and scales"
                 try:
-                    yield PlainCodes.of(tensor, self.device)
+                    yield (
+                        PlainCodes.of(tensor, self.device)
+                        if isinstance(tensor, ScaledTensor)
+                        else of_blocks(tensor, self.device)
+                    )
                 except UnsupportedModelError as error:
                     raise UnsupportedModelError(f"{part.sources[0].label}: {error}") from None
 

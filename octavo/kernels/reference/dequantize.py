@@ -137,15 +137,15 @@ def _q4_1(blocks: Blocks, out: FloatArray) -> None:
 
 
 def _q5_0(blocks: Blocks, out: FloatArray) -> None:
-    np.multiply(_five_bits(blocks).view(np.int8) - np.int8(16), blocks["d"].astype(np.float32), out=out)
+    np.multiply(five_bits(blocks).view(np.int8) - np.int8(16), blocks["d"].astype(np.float32), out=out)
 
 
 def _q5_1(blocks: Blocks, out: FloatArray) -> None:
-    np.multiply(_five_bits(blocks), blocks["d"].astype(np.float32), out=out)
+    np.multiply(five_bits(blocks), blocks["d"].astype(np.float32), out=out)
     out += blocks["m"].astype(np.float32)
 
 
-def _five_bits(blocks: Blocks) -> NDArray[np.uint8]:
+def five_bits(blocks: Blocks) -> NDArray[np.uint8]:
     """Nibbles as in the four-bit formats, the fifth bits of the 32 elements in one word."""
     high = np.unpackbits(blocks["high"].view(np.uint8), axis=-1, bitorder="little")
     nibbles: NDArray[np.uint8] = np.concatenate([blocks["q"] & 15, blocks["q"] >> 4], axis=-1)
@@ -157,29 +157,34 @@ def _q8_0(blocks: Blocks, out: FloatArray) -> None:
 
 
 def _q4_k(blocks: Blocks, out: FloatArray) -> None:
-    _scale_and_shift(blocks, _nibble_runs(blocks), out)
+    _scale_and_shift(blocks, nibble_runs(blocks), out)
 
 
 def _q5_k(blocks: Blocks, out: FloatArray) -> None:
-    """Bit j of byte l is the fifth bit of element l of run j."""
+    _scale_and_shift(blocks, five_bit_runs(blocks), out)
+
+
+def five_bit_runs(blocks: Blocks) -> NDArray[np.uint8]:
+    """[n, 8, 32]: bit j of byte l is the fifth bit of element l of run j."""
     fifth = (blocks["high"][:, None, :] >> np.arange(8, dtype=np.uint8)[:, None]) & np.uint8(1)
-    _scale_and_shift(blocks, _nibble_runs(blocks) | (fifth << np.uint8(4)), out)
+    runs: NDArray[np.uint8] = nibble_runs(blocks) | (fifth << np.uint8(4))
+    return runs
 
 
-def _nibble_runs(blocks: Blocks) -> NDArray[np.uint8]:
+def nibble_runs(blocks: Blocks) -> NDArray[np.uint8]:
     """[n, 8, 32]: 32 bytes hold run 2i in their low nibbles and run 2i+1 in their high ones."""
     quads = blocks["q"].reshape(-1, 4, 1, 32)
     return np.concatenate([quads & 15, quads >> 4], axis=2).reshape(-1, 8, 32)
 
 
 def _scale_and_shift(blocks: Blocks, q: NDArray[np.uint8], out: FloatArray) -> None:
-    scales, mins = _six_bit_scales(blocks["scales"])
+    scales, mins = six_bit_scales(blocks["scales"])
     runs = out.reshape(-1, 8, 32)
     np.multiply(q, (blocks["d"].astype(np.float32) * scales)[:, :, None], out=runs)
     runs -= (blocks["m"].astype(np.float32) * mins)[:, :, None]
 
 
-def _six_bit_scales(packed: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def six_bit_scales(packed: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """12 bytes: 4 of scales, 4 of mins, 4 with a nibble of each. The first eight's top bits complete the nibbles."""
     scale, low, both = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]
     scales = np.concatenate([scale & 63, (both & 15) | (scale >> 6 << 4)], axis=-1)
@@ -188,14 +193,18 @@ def _six_bit_scales(packed: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArr
 
 
 def _q6_k(blocks: Blocks, out: FloatArray) -> None:
+    scales = blocks["d"].astype(np.float32) * blocks["scales"]
+    np.multiply(six_bits(blocks).reshape(-1, 16, 16), scales[:, :, None], out=out.reshape(-1, 16, 16))
+
+
+def six_bits(blocks: Blocks) -> NDArray[np.int8]:
     """Two halves of 128 elements: four runs of 32 from 64 bytes of nibbles and 32 bytes of two-bit high parts."""
     nibbles = blocks["q"].reshape(-1, 2, 1, 64)
     low = np.concatenate([nibbles & 15, nibbles >> 4], axis=2).reshape(-1, 2, 4, 32)
     shifts = np.arange(0, 8, 2, dtype=np.uint8)[:, None]
     high = (blocks["high"].reshape(-1, 2, 1, 32) >> shifts) & 3
-    q = (low | (high << 4)).view(np.int8) - np.int8(32)
-    scales = blocks["d"].astype(np.float32) * blocks["scales"]
-    np.multiply(q.reshape(-1, 16, 16), scales[:, :, None], out=out.reshape(-1, 16, 16))
+    codes: NDArray[np.int8] = (low | (high << 4)).view(np.int8) - np.int8(32)
+    return codes
 
 
 def _i8(blocks: Blocks, out: FloatArray) -> None:

@@ -7,33 +7,72 @@ where there is no GPU, so it imports neither torch nor triton.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from octavo.kernels.mixture import ExpertStack
 from octavo.kernels.parameters import Linear, Parameter
 from octavo.kernels.scaled import Code, ScaledFormat
+from octavo.kernels.tensor import DType
 
 UNIT = 32  # inputs that a kernel takes at a time: they share a scale
 CODED: tuple[Code, ...] = ("F8_E4M3", "I8", "U4", "E2M1", "NF4")
 
 
+@dataclass(frozen=True, slots=True)
+class BlockFormat(ScaledFormat):
+    """A type of GGUF's blocks, as codes with scales; five and six bits take a byte. has_minimums: a number of each
+    group is subtracted after scaling. has_halves: scales and minimums are float16, as in the file, not products."""
+
+    dtype: str = ""
+    has_minimums: bool = False
+    has_halves: bool = False
+
+    @property
+    def label(self) -> str:
+        return self.dtype
+
+
+_BLOCKS: dict[DType, BlockFormat] = {
+    "Q4_0": BlockFormat("U4", (1, 32), dtype="Q4_0", has_halves=True),
+    "Q4_1": BlockFormat("U4", (1, 32), dtype="Q4_1", has_minimums=True, has_halves=True),
+    "Q5_0": BlockFormat("I8", (1, 32), dtype="Q5_0", has_halves=True),
+    "Q5_1": BlockFormat("I8", (1, 32), dtype="Q5_1", has_minimums=True, has_halves=True),
+    "Q8_0": BlockFormat("I8", (1, 32), dtype="Q8_0", has_halves=True),
+    "Q4_K": BlockFormat("U4", (1, 32), dtype="Q4_K", has_minimums=True),
+    "Q5_K": BlockFormat("I8", (1, 32), dtype="Q5_K", has_minimums=True),
+    "Q6_K": BlockFormat("I8", (1, 16), dtype="Q6_K"),
+}
+#: parts that are one below the other in one format
+Piece = tuple[tuple[Parameter, ...], ScaledFormat]
+
+
+def form_of(part: Parameter) -> ScaledFormat | None:
+    return part.scheme.format or _BLOCKS.get(part.sources[0].dtype)
+
+
 def format_of(parts: Sequence[Parameter]) -> ScaledFormat | None:
     """The format in which experts' matrices, one below the other, are multiplied; None: they are made dense."""
-    form = _common(parts)
-    return None if form is None or form.is_sorted else form
-
-
-def product_format(linear: Linear, *, is_fixed: bool) -> ScaledFormat | None:
-    """The same of a product. A library takes fp8 in multiples of 16 outputs. A rank's part of inputs that are sorted by
-    importance has groups of any size."""
-    form = None if is_fixed or linear.out_features % 16 else _common(linear.parts)
-    return None if form is None or (form.is_sorted and linear.is_partial) else form
-
-
-def _common(parts: Sequence[Parameter]) -> ScaledFormat | None:
-    form = parts[0].scheme.format
-    if form is None or any(part.scheme.format != form for part in parts):
+    form = form_of(parts[0])
+    if form is None or form.is_sorted or any(form_of(part) != form or why_not(form, part.shape[-1]) for part in parts):
         return None
-    return None if any(why_not(form, part.shape[-1]) for part in parts) else form
+    return form
+
+
+def pieces_of(linear: Linear, *, is_fixed: bool) -> tuple[Piece, ...]:
+    """A product in pieces of one format each; none: it is made dense. Each part sorts inputs in its own order, and a
+    rank's part of them has groups of any size. A library takes fp8 in multiples of 16 outputs."""
+    if is_fixed or linear.out_features % 16:
+        return ()
+    pieces: list[Piece] = []
+    for part in linear.parts:
+        form = form_of(part)
+        if form is None or why_not(form, part.shape[-1]) or (form.is_sorted and linear.is_partial):
+            return ()
+        if pieces and pieces[-1][1] == form and not form.is_sorted:
+            pieces[-1] = (*pieces[-1][0], part), form
+        else:
+            pieces.append(((part,), form))
+    return tuple(pieces)
 
 
 def why_not(form: ScaledFormat, depth: int) -> str | None:
@@ -43,7 +82,18 @@ def why_not(form: ScaledFormat, depth: int) -> str | None:
     if depth % UNIT:
         return f"{depth} inputs; they take multiples of {UNIT}"
     group = form.block[1]
-    return f"groups of {group}; they take multiples of {UNIT}" if group % UNIT else None
+    takes = group % UNIT == 0 or (group == 16 and form.code == "I8")
+    return None if takes else f"groups of {group}; they take multiples of {UNIT}"
+
+
+def has_minimums(form: ScaledFormat) -> bool:
+    return isinstance(form, BlockFormat) and form.has_minimums
+
+
+def scale_bytes(form: ScaledFormat) -> int:
+    if form.code == "E2M1":
+        return 1
+    return 2 if isinstance(form, BlockFormat) and form.has_halves else 4
 
 
 def row_block(form: ScaledFormat, parts: Sequence[tuple[int, ...]]) -> int:
@@ -58,7 +108,7 @@ def held_bytes(form: ScaledFormat, parts: Sequence[tuple[int, ...]]) -> int:
     codes = rows * depth // (2 if form.is_nibbles else 1)
     scales = rows // row_block(form, parts) * -(-depth // (form.block[1] or depth))
     order = 4 * depth * len(parts) if form.is_sorted else 0
-    return codes + scales * ((1 if form.code == "E2M1" else 4) + form.has_zeros) + order
+    return codes + scales * (scale_bytes(form) * (2 if has_minimums(form) else 1) + form.has_zeros) + order
 
 
 def stack_bytes(form: ScaledFormat, stack: ExpertStack) -> int:

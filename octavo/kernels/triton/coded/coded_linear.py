@@ -66,7 +66,7 @@ def _linear_kernel(
     x_ptr, weight_ptr, scales_ptr, zeros_ptr, order_ptr, bias_ptr, out_ptr, num_rows, x_stride, out_stride,
     K: tl.constexpr, N: tl.constexpr, HAS_BIAS: tl.constexpr, IS_SORTED: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, CODE: tl.constexpr, GROUP: tl.constexpr, ROW_BLOCK: tl.constexpr,
-    HAS_ZEROS: tl.constexpr, CHAINED: tl.constexpr,
+    ZEROS: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     n_load, m = tl.minimum(n, N - 1), tl.arange(0, BM)
@@ -74,13 +74,13 @@ def _linear_kernel(
     if BM == 1:
         y = row_product(
             weight_ptr, scales_ptr, zeros_ptr, n_load.to(tl.int64), x_ptr, order_ptr, True, K, BK, CODE, GROUP,
-            ROW_BLOCK, HAS_ZEROS, IS_SORTED,
+            ROW_BLOCK, ZEROS, IS_SORTED,
         )[None, :]  # fmt: skip
     else:
         rows = x_ptr + tl.minimum(m, num_rows - 1).to(tl.int64) * x_stride
         y, _ = multiply_codes(
             rows, weight_ptr, scales_ptr, zeros_ptr, order_ptr, n_load.to(tl.int64), K, BM, BN, BK, 0, CODE, GROUP,
-            ROW_BLOCK, HAS_ZEROS, IS_SORTED,
+            ROW_BLOCK, ZEROS, IS_SORTED,
         )  # fmt: skip
         if GROUP == 0:
             y *= tl.load(scales_ptr + n_load)[None, :]
@@ -94,12 +94,12 @@ def _linear_kernel(
 def _dense_kernel(
     weight_ptr, scales_ptr, zeros_ptr, order_ptr, out_ptr, K: tl.constexpr, N: tl.constexpr, BN: tl.constexpr,
     BK: tl.constexpr, IS_SORTED: tl.constexpr, CODE: tl.constexpr, GROUP: tl.constexpr, ROW_BLOCK: tl.constexpr,
-    HAS_ZEROS: tl.constexpr, CHAINED: tl.constexpr,
+    ZEROS: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     n, start = tl.program_id(0) * BN + tl.arange(0, BN), tl.program_id(1) * BK
     row, k = tl.minimum(n, N - 1).to(tl.int64), start + first_inputs(BK, CODE)
     first, second = load_tile(
-        weight_ptr, scales_ptr, zeros_ptr, row, start, K, BK, CODE, GROUP, ROW_BLOCK, HAS_ZEROS
+        weight_ptr, scales_ptr, zeros_ptr, row, start, K, BK, CODE, GROUP, ROW_BLOCK, ZEROS
     )  # fmt: skip
     if GROUP == 0:
         scales = tl.load(scales_ptr + row)[:, None]

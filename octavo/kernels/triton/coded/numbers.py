@@ -6,7 +6,8 @@ codes share a byte; of whole bytes only the first half counts, which then has al
     bytes     first: inputs 0 1 2 ...
     nibbles   first: inputs 0..15, 32..47, 64..79 ...     second: inputs 16..31, 48..63 ...
 
-zeros_ptr has the zeros of units, or for NF4 the sixteen numbers.
+zeros_ptr has the zeros of units (ZEROS "codes"), what is subtracted after scaling ("minimums"), or for NF4 the sixteen
+numbers.
 """
 
 from __future__ import annotations
@@ -18,6 +19,12 @@ import triton.language as tl
 @triton.constexpr_function
 def are_nibbles(code: str) -> bool:
     return code in ("U4", "E2M1", "NF4")
+
+
+@triton.constexpr_function
+def unit_of(group: int) -> int:
+    """Inputs that are scaled together. Groups of 16 are of whole bytes."""
+    return 16 if group == 16 else 32
 
 
 @triton.jit
@@ -52,18 +59,21 @@ def _load_codes(data_ptr, table_ptr, row, start, is_wanted, K: tl.constexpr, COL
 @triton.jit
 def _load_scales(
     scales_ptr, zeros_ptr, row, start, is_wanted, K: tl.constexpr, COLUMNS: tl.constexpr, CODE: tl.constexpr,
-    GROUP: tl.constexpr, ROW_BLOCK: tl.constexpr, HAS_ZEROS: tl.constexpr,
+    GROUP: tl.constexpr, ROW_BLOCK: tl.constexpr, ZEROS: tl.constexpr,
 ):  # fmt: skip
     """Scales and zeros of a tile, [rows, units] in float32."""
-    k = start + tl.arange(0, COLUMNS // 32) * 32
+    UNIT: tl.constexpr = unit_of(GROUP)
+    k = start + tl.arange(0, COLUMNS // UNIT) * UNIT
     at = (row // ROW_BLOCK)[:, None] * ((K + GROUP - 1) // GROUP) + (k // GROUP)[None, :]
     inside = (is_wanted & (k < K))[None, :]
     scales = tl.load(scales_ptr + at, mask=inside, other=0)
+    if CODE != "E2M1":
+        scales = scales.to(tl.float32)
     if CODE == "E2M1":  # an exponent of 0 is 2 ** -127, which float32 has as half of its smallest normal number
         power = scales.to(tl.int32)
         scales = tl.where(power == 0, 1 << 22, power << 23).to(tl.float32, bitcast=True)
     zeros = tl.zeros_like(scales)
-    if HAS_ZEROS:
+    if ZEROS != "":
         zeros = tl.load(zeros_ptr + at, mask=inside, other=0).to(tl.float32)
     elif CODE == "U4":
         zeros += 8
@@ -73,7 +83,7 @@ def _load_scales(
 @triton.jit
 def load_tile(
     data_ptr, scales_ptr, zeros_ptr, row, start, K: tl.constexpr, COLUMNS: tl.constexpr, CODE: tl.constexpr,
-    GROUP: tl.constexpr, ROW_BLOCK: tl.constexpr, HAS_ZEROS: tl.constexpr,
+    GROUP: tl.constexpr, ROW_BLOCK: tl.constexpr, ZEROS: tl.constexpr,
 ):  # fmt: skip
     """Both halves of a tile; if a scale is of whole outputs (GROUP 0), without it."""
     first, second = _load_codes(data_ptr, zeros_ptr, row, start, True, K, COLUMNS, CODE)
@@ -82,28 +92,32 @@ def load_tile(
             first, second = first - 8, second - 8
     else:
         scales, zeros = _load_scales(
-            scales_ptr, zeros_ptr, row, start, True, K, COLUMNS, CODE, GROUP, ROW_BLOCK, HAS_ZEROS
+            scales_ptr, zeros_ptr, row, start, True, K, COLUMNS, CODE, GROUP, ROW_BLOCK, ZEROS
         )  # fmt: skip
-        first = _in_units(first, scales, zeros, CODE, HAS_ZEROS)
-        second = _in_units(second, scales, zeros, CODE, HAS_ZEROS) if are_nibbles(CODE) else first
+        first = _in_units(first, scales, zeros, CODE, ZEROS)
+        second = _in_units(second, scales, zeros, CODE, ZEROS) if are_nibbles(CODE) else first
     return first, second
 
 
 @triton.jit
-def _in_units(codes, scales, zeros, CODE: tl.constexpr, HAS_ZEROS: tl.constexpr):
-    """A half of a tile, scaled by units: (code - zero) * scale."""
+def _in_units(codes, scales, zeros, CODE: tl.constexpr, ZEROS: tl.constexpr):
+    """A half of a tile, scaled by units: (code - zero) * scale, or code * scale - minimum."""
     rows: tl.constexpr = codes.shape[0]
     units: tl.constexpr = scales.shape[1]
     parts = tl.reshape(codes, [rows, units, codes.shape[1] // units])
-    if HAS_ZEROS or CODE == "U4":
-        parts -= zeros[:, :, None]
-    return tl.reshape(parts * scales[:, :, None], codes.shape)
+    if ZEROS == "minimums":
+        parts = parts * scales[:, :, None] - zeros[:, :, None]
+    elif ZEROS == "codes" or CODE == "U4":
+        parts = (parts - zeros[:, :, None]) * scales[:, :, None]
+    else:
+        parts *= scales[:, :, None]
+    return tl.reshape(parts, codes.shape)
 
 
 @triton.jit
 def row_product(
     data_ptr, scales_ptr, zeros_ptr, row, x_ptr, order_ptr, is_wanted, K: tl.constexpr, COLUMNS: tl.constexpr,
-    CODE: tl.constexpr, GROUP: tl.constexpr, ROW_BLOCK: tl.constexpr, HAS_ZEROS: tl.constexpr, IS_SORTED: tl.constexpr,
+    CODE: tl.constexpr, GROUP: tl.constexpr, ROW_BLOCK: tl.constexpr, ZEROS: tl.constexpr, IS_SORTED: tl.constexpr,
 ):  # fmt: skip
     """[rows]: whole rows of a matrix times one vector; units are summed before they are scaled. Unless they are wanted,
     nothing is read, and the result is 0. IS_SORTED: the matrix's inputs are those of the vector in this order."""
@@ -122,21 +136,25 @@ def row_product(
         return y * tl.load(scales_ptr + row)
     else:
         scales, zeros = _load_scales(
-            scales_ptr, zeros_ptr, row, 0, is_wanted, K, COLUMNS, CODE, GROUP, ROW_BLOCK, HAS_ZEROS
+            scales_ptr, zeros_ptr, row, 0, is_wanted, K, COLUMNS, CODE, GROUP, ROW_BLOCK, ZEROS
         )  # fmt: skip
-        units: tl.constexpr = COLUMNS // 32
+        units: tl.constexpr = COLUMNS // unit_of(GROUP)
         in_unit: tl.constexpr = total.shape[1] // units
         sums = tl.sum(tl.reshape(total, [total.shape[0], units, in_unit]), 2)
-        if HAS_ZEROS or CODE == "U4":
-            sums -= zeros * tl.sum(tl.reshape(x, [units, in_unit]), 1)[None, :]
-        return tl.sum(sums * scales, 1)
+        inputs = tl.sum(tl.reshape(x, [units, in_unit]), 1)[None, :]
+        if ZEROS == "minimums":
+            return tl.sum(sums * scales - zeros * inputs, 1)
+        elif ZEROS == "codes" or CODE == "U4":
+            return tl.sum((sums - zeros * inputs) * scales, 1)
+        else:
+            return tl.sum(sums * scales, 1)
 
 
 @triton.jit
 def multiply_codes(
     rows, data_ptr, scales_ptr, zeros_ptr, order_ptr, output, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     BK: tl.constexpr, UP: tl.constexpr, CODE: tl.constexpr, GROUP: tl.constexpr, ROW_BLOCK: tl.constexpr,
-    HAS_ZEROS: tl.constexpr, IS_SORTED: tl.constexpr,
+    ZEROS: tl.constexpr, IS_SORTED: tl.constexpr,
 ):  # fmt: skip
     """[BM, BN]: the vectors at the pointers `rows` times BN rows of a matrix, by their int64 places `output`; and times
     those UP further, unless that is 0. Codes become the vectors' type in registers, from where the matrix units take a
@@ -148,12 +166,12 @@ def multiply_codes(
         x = _vectors(rows, order_ptr, start + k, start + k < K, IS_SORTED)
         later = _vectors(rows, order_ptr, start + k + 16, start + k < K, IS_SORTED) if are_nibbles(CODE) else x
         y = _add_products(
-            y, x, later, data_ptr, scales_ptr, zeros_ptr, output, start, K, BK, CODE, GROUP, ROW_BLOCK, HAS_ZEROS
+            y, x, later, data_ptr, scales_ptr, zeros_ptr, output, start, K, BK, CODE, GROUP, ROW_BLOCK, ZEROS
         )  # fmt: skip
         if UP != 0:
             up = _add_products(
                 up, x, later, data_ptr, scales_ptr, zeros_ptr, output + UP, start, K, BK, CODE, GROUP, ROW_BLOCK,
-                HAS_ZEROS,
+                ZEROS,
             )  # fmt: skip
     return tl.trans(y), tl.trans(up)
 
@@ -161,11 +179,11 @@ def multiply_codes(
 @triton.jit
 def _add_products(
     total, x, later, data_ptr, scales_ptr, zeros_ptr, output, start, K: tl.constexpr, BK: tl.constexpr,
-    CODE: tl.constexpr, GROUP: tl.constexpr, ROW_BLOCK: tl.constexpr, HAS_ZEROS: tl.constexpr,
+    CODE: tl.constexpr, GROUP: tl.constexpr, ROW_BLOCK: tl.constexpr, ZEROS: tl.constexpr,
 ):  # fmt: skip
     """[BN, BM]: total, and a tile times both halves of the vectors."""
     first, second = load_tile(
-        data_ptr, scales_ptr, zeros_ptr, output, start, K, BK, CODE, GROUP, ROW_BLOCK, HAS_ZEROS
+        data_ptr, scales_ptr, zeros_ptr, output, start, K, BK, CODE, GROUP, ROW_BLOCK, ZEROS
     )  # fmt: skip
     total = tl.dot(first.to(x.dtype), x, total, input_precision="ieee")
     if are_nibbles(CODE):

@@ -5,7 +5,7 @@
     U4, E2M1, NF4     units of 32 inputs in 16 bytes: input i in byte i's low half, input 16 + i in its high half
 
 A half of a unit is a run of inputs, so a kernel that has unpacked halves finds the numbers to multiply them by in runs,
-too, and never interleaves. Scales are float32, or exponents of two in a byte for E2M1.
+too, and never interleaves. Scales are float32; for E2M1 exponents of two in a byte, for some of GGUF's types float16.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ import torch
 
 from octavo.kernels.cuda.plain_codes import PlainCodes
 from octavo.kernels.scaled import Code, ScaledFormat, numbers_of
-from octavo.kernels.triton.coded.coded_format import UNIT, row_block
+from octavo.kernels.triton.coded.coded_format import UNIT, has_minimums, row_block, scale_bytes
 
+_SCALES = {1: torch.uint8, 2: torch.float16, 4: torch.float32}
 NIBBLES: tuple[Code, ...] = ("U4", "E2M1", "NF4")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WeightStack:
     """shape: [experts, outputs, inputs]. code: None if data is dense, in that shape. scales [rows / row_block, inputs /
-    group]: rounded up; zeros: int8, like them. order: int32, the input that each column meets; None: in their order."""
+    group]: rounded up; zeros: int8, like them, or what is subtracted after scaling, in their type. order: int32, the
+    input that each column meets; None: in their order."""
 
     shape: tuple[int, int, int]
     data: torch.Tensor
@@ -53,8 +55,11 @@ class WeightStack:
         group, per = form.block[1] or depth, row_block(form, shapes)
         blocks = rows // per, -(-depth // group)
         data = torch.empty(rows, depth // (2 if form.is_nibbles else 1), dtype=torch.uint8, device=device)
-        scales = torch.empty(blocks, dtype=torch.uint8 if form.code == "E2M1" else torch.float32, device=device)
-        zeros = torch.empty(blocks, dtype=torch.int8, device=device) if form.has_zeros else None
+        number = _SCALES[scale_bytes(form)]
+        scales = torch.empty(blocks, dtype=number, device=device)
+        zeros = None
+        if form.has_zeros or has_minimums(form):
+            zeros = torch.empty(blocks, dtype=number if has_minimums(form) else torch.int8, device=device)
         start, order = 0, None
         for part in parts:
             end = start + len(part.codes)
@@ -63,7 +68,7 @@ class WeightStack:
             numbers = _by_rows(part.scales, end - start, spread)
             scales[own] = _exponents(numbers) if form.code == "E2M1" else numbers
             if zeros is not None and part.zeros is not None:
-                zeros[own] = _by_rows(part.zeros, end - start, spread).to(torch.int8)
+                zeros[own] = _by_rows(part.zeros, end - start, spread).to(zeros.dtype)
             start, order = end, part.order
         return cls((1, rows, depth), data, form.code, scales, zeros, group, per, order)
 
@@ -78,8 +83,8 @@ class WeightStack:
 
     @property
     def scales_outputs(self) -> bool:
-        """Whether a scale is of whole outputs, so that it may follow the sum. Exponents are read by units alone."""
-        is_number = self.zeros is None and self.code != "E2M1"
+        """Whether a scale is of whole outputs, so that it may follow the sum. Others are read by units alone."""
+        is_number = self.scales is not None and self.scales.dtype == torch.float32 and self.zeros is None
         return is_number and self.group == self.shape[2] and self.row_block == 1
 
     @property
@@ -97,7 +102,7 @@ class WeightStack:
             "CODE": "F8_BITS" if self.code == "F8_E4M3" and not _converts_fp8(self.data.device) else self.code or "",
             "GROUP": 0 if self.code is None or self.scales_outputs else self.group,
             "ROW_BLOCK": self.row_block,
-            "HAS_ZEROS": self.zeros is not None,
+            "ZEROS": "" if self.zeros is None else "codes" if self.zeros.dtype == torch.int8 else "minimums",
         }
 
 

@@ -111,7 +111,7 @@ def _grouped_kernel(
     NUM_EXPERTS: tl.constexpr, EPAD: tl.constexpr, ROWS_OF: tl.constexpr, K: tl.constexpr, N: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GATE: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_ROW_SCALES: tl.constexpr, CODE: tl.constexpr, GROUP: tl.constexpr, ROW_BLOCK: tl.constexpr,
-    HAS_ZEROS: tl.constexpr, CHAINED: tl.constexpr,
+    ZEROS: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     BLOCKS: tl.constexpr = (N + BN - 1) // BN
     tile = tl.program_id(0) // BLOCKS
@@ -137,7 +137,7 @@ def _grouped_kernel(
     else:
         y, up = multiply_codes(
             rows, weight_ptr, scales_ptr, zeros_ptr, order_ptr, output, K, BM, BN, BK, 0 if GATE == "" else N, CODE,
-            GROUP, ROW_BLOCK, HAS_ZEROS, False,
+            GROUP, ROW_BLOCK, ZEROS, False,
         )  # fmt: skip
     if CODE != "" and GROUP == 0:
         y *= tl.load(scales_ptr + output)[None, :]

@@ -59,7 +59,7 @@ def one_row_down(
 def _gate_up_kernel(
     x_ptr, weight_ptr, scales_ptr, zeros_ptr, bias_ptr, ids_ptr, gated_ptr, first_expert, num_own, alpha, limit,
     K: tl.constexpr, BK: tl.constexpr, N: tl.constexpr, BN: tl.constexpr, GATE: tl.constexpr,
-    HAS_BIAS: tl.constexpr, CODE: tl.constexpr, GROUP: tl.constexpr, ROW_BLOCK: tl.constexpr, HAS_ZEROS: tl.constexpr,
+    HAS_BIAS: tl.constexpr, CODE: tl.constexpr, GROUP: tl.constexpr, ROW_BLOCK: tl.constexpr, ZEROS: tl.constexpr,
     CHAINED: tl.constexpr,
 ):  # fmt: skip
     place = tl.program_id(1)
@@ -78,11 +78,11 @@ def _gate_up_kernel(
         y, up = tl.sum(w.to(tl.float32) * x, 1), tl.sum(w_up.to(tl.float32) * x, 1)
     else:
         y = row_product(
-            weight_ptr, scales_ptr, zeros_ptr, output, x_ptr, x_ptr, True, K, BK, CODE, GROUP, ROW_BLOCK, HAS_ZEROS,
+            weight_ptr, scales_ptr, zeros_ptr, output, x_ptr, x_ptr, True, K, BK, CODE, GROUP, ROW_BLOCK, ZEROS,
             False,
         )  # fmt: skip
         up = row_product(
-            weight_ptr, scales_ptr, zeros_ptr, output + N, x_ptr, x_ptr, True, K, BK, CODE, GROUP, ROW_BLOCK, HAS_ZEROS,
+            weight_ptr, scales_ptr, zeros_ptr, output + N, x_ptr, x_ptr, True, K, BK, CODE, GROUP, ROW_BLOCK, ZEROS,
             False,
         )  # fmt: skip
     if HAS_BIAS:
@@ -97,7 +97,7 @@ def _down_kernel(
     weight_ptr, scales_ptr, zeros_ptr, bias_ptr, residual_ptr, gated_ptr, ids_ptr, weights_ptr, out_ptr,
     first_expert, num_own, TOP_K: tl.constexpr, K: tl.constexpr, BK: tl.constexpr, N: tl.constexpr, BN: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, CODE: tl.constexpr, GROUP: tl.constexpr,
-    ROW_BLOCK: tl.constexpr, HAS_ZEROS: tl.constexpr, CHAINED: tl.constexpr,
+    ROW_BLOCK: tl.constexpr, ZEROS: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     n_load, k = tl.minimum(n, N - 1), tl.arange(0, BK)
@@ -114,7 +114,7 @@ def _down_kernel(
         else:
             y = row_product(
                 weight_ptr, scales_ptr, zeros_ptr, row, gated_ptr + place * K, ids_ptr, is_here, K, BK, CODE, GROUP,
-                ROW_BLOCK, HAS_ZEROS, False,
+                ROW_BLOCK, ZEROS, False,
             )  # fmt: skip
         if HAS_BIAS:
             y += tl.load(bias_ptr + row, mask=is_here & (n < N), other=0.0).to(tl.float32)
