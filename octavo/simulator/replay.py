@@ -58,7 +58,10 @@ def replay(open_log: OpenLog, config: dict[str, Any] | None = None) -> Replayed:
     replayed."""
     header, log = open_log()
     if not header.is_whole:
-        raise LogError("the log does not begin with its engine: only one written with --record can be replayed")
+        raise LogError(
+            "the log does not begin with its engine: only one written with --record can be replayed; octavo viz and "
+            "octavo explain read it, from its first snapshot on"
+        )
     tokens = tokens_of_log(log, header.started.block_size)
     engine = _ReplayedEngine(header, config or {}, tokens)
     try:
