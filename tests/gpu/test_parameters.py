@@ -17,7 +17,7 @@ from octavo.kernels.cuda.model import TritonModel  # isort: skip
 
 def load(family: str, dtype: DType = "F32") -> TritonModel:
     gpu = GPU("a GPU", (8, 0), 1 << 34, 1)
-    return TritonModel(*loading(family, DrawnTensors(dtype)), "float32", DEVICE, gpu, "triton")
+    return TritonModel(*loading(family, DrawnTensors(dtype)), "float32", DEVICE, gpu, "auto")
 
 
 @pytest.mark.parametrize("family", ARCHITECTURES)
