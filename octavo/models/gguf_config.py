@@ -7,24 +7,23 @@ out (Gemma's window pattern and local rope, special values of one model size); t
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from octavo.errors import ModelLoadError, UnsupportedModelError
-from octavo.kernels.reference.dequantize import dequantize
-from octavo.kernels.tensor import HostTensor
 from octavo.models.architecture import Architecture, RopeConfig, checked, known_tokens
 from octavo.models.gguf import GGUFFile
 from octavo.models.gguf_experts import experts_config
 from octavo.models.gguf_metadata import GGUFMetadata
+from octavo.models.gguf_rope import gguf_rope
 from octavo.models.gguf_values import StringArray
-from octavo.models.rope_json import LARGEST_FACTOR, SMALLEST_FACTOR
+from octavo.models.llama_json import FACTORS
 from octavo.shown import shown
 
 #: tokens that end a chat model's turn; many files do not name them
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")
-_FACTORS = {"least": SMALLEST_FACTOR, "most": LARGEST_FACTOR}
 _CONTROL = 3  # of tokenizer.ggml.token_type
 _EOS_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
@@ -97,9 +96,9 @@ def _llama(config: GGUFMetadata) -> dict[str, Any]:
     tensors = config.file.tensors
     if config.number("expert_count", 0):
         experts = experts_config(config, "feed_forward_length", renormalises=True)
-        return {"family": "mixtral", "rope": _rope(config), "windows": _same_windows(config), "experts": experts}
+        return {"family": "mixtral", "rope": gguf_rope(config), "windows": _same_windows(config), "experts": experts}
     return {
-        "rope": _rope(config),
+        "rope": gguf_rope(config),
         "windows": _same_windows(config),
         "attention_bias": "blk.0.attn_output.bias" in tensors,
         "mlp_bias": "blk.0.ffn_down.bias" in tensors,
@@ -107,18 +106,39 @@ def _llama(config: GGUFMetadata) -> dict[str, Any]:
 
 
 def _qwen(config: GGUFMetadata) -> dict[str, Any]:
-    return {"rope": _rope(config)}
+    return {"rope": gguf_rope(config)}
 
 
 def _qwen2_moe(config: GGUFMetadata) -> dict[str, Any]:
     experts = experts_config(config, "expert_feed_forward_length", renormalises=False, has_shared=True)
     has_biases = "blk.0.attn_q.bias" in config.file.tensors
-    return {"family": "qwen2_moe", "rope": _rope(config), "experts": experts, "extra": {"qkv_bias": has_biases}}
+    return {"family": "qwen2_moe", "rope": gguf_rope(config), "experts": experts, "extra": {"qkv_bias": has_biases}}
 
 
 def _qwen3_moe(config: GGUFMetadata) -> dict[str, Any]:
     experts = experts_config(config, "expert_feed_forward_length", renormalises=True)
-    return {"family": "qwen3_moe", "rope": _rope(config), "experts": experts}
+    return {"family": "qwen3_moe", "rope": gguf_rope(config), "experts": experts}
+
+
+def _olmoe(config: GGUFMetadata) -> dict[str, Any]:
+    experts = experts_config(config, "feed_forward_length", renormalises=False)
+    return {"rope": gguf_rope(config), "experts": experts}
+
+
+def _granite(config: GGUFMetadata) -> dict[str, Any]:
+    return {
+        "rope": gguf_rope(config),
+        "attention_scale": config.number("attention.scale", 1.0, **FACTORS),
+        "embedding_scale": config.number("embedding_scale", 1.0, **FACTORS),
+        "residual_scale": config.number("residual_scale", 1.0, **FACTORS),
+        "logits_scale": 1 / config.number("logit_scale", 1.0, **FACTORS),
+    }
+
+
+def _granite_moe(config: GGUFMetadata) -> dict[str, Any]:
+    experts = experts_config(config, "feed_forward_length", renormalises=True)
+    shared = config.size("expert_shared_feed_forward_length", 0, smallest=0)
+    return _granite(config) | {"experts": replace(experts, shared_size=shared)}
 
 
 def _gemma2(config: GGUFMetadata) -> dict[str, Any]:
@@ -126,7 +146,7 @@ def _gemma2(config: GGUFMetadata) -> dict[str, Any]:
     window = config.size("attention.sliding_window", 4096)
     return {
         "activation": "gelu_tanh",
-        "rope": _rope(config),
+        "rope": gguf_rope(config),
         "windows": tuple(window if layer % 2 == 0 else None for layer in range(config.num_layers)),
         "attention_scale": _gemma_scale(config),
         "attention_softcap": config.number("attn_logit_softcapping", 50.0, above=0),
@@ -139,7 +159,7 @@ def _gemma3(config: GGUFMetadata) -> dict[str, Any]:
     is_global = _global_layers(config, config.num_layers)
     return {
         "activation": "gelu_tanh",
-        "rope": _rope(config, default_theta=1_000_000.0),
+        "rope": gguf_rope(config, default_theta=1_000_000.0),
         "local_rope": RopeConfig(theta=config.number("rope.freq_base_swa", 10_000.0)),
         "windows": tuple(None if full else window for full in is_global) if window else (),
         "attention_scale": _gemma_scale(config),
@@ -167,7 +187,7 @@ def _global_layers(config: GGUFMetadata, num_layers: int) -> list[bool]:
 
 
 def _phi3(config: GGUFMetadata) -> dict[str, Any]:
-    return {"rope": _rope(config), "windows": _same_windows(config)}
+    return {"rope": gguf_rope(config), "windows": _same_windows(config)}
 
 
 def _gpt2(config: GGUFMetadata) -> dict[str, Any]:
@@ -182,70 +202,18 @@ FAMILIES: dict[str, Callable[[GGUFMetadata], dict[str, Any]]] = {
     "qwen3": _qwen,
     "qwen2moe": _qwen2_moe,
     "qwen3moe": _qwen3_moe,
+    "olmo2": _qwen,
+    "olmoe": _olmoe,
+    "granite": _granite,
+    "granitemoe": _granite_moe,
     "gemma2": _gemma2,
     "gemma3": _gemma3,
     "phi3": _phi3,
     "gpt2": _gpt2,
 }
-_WITH_EXPERTS = frozenset({"llama", "qwen2moe", "qwen3moe"})
+_WITH_EXPERTS = frozenset({"llama", "qwen2moe", "qwen3moe", "olmoe", "granitemoe"})
 
 
 def _same_windows(config: GGUFMetadata) -> tuple[int | None, ...]:
     window = config.optional_size("attention.sliding_window")
     return (window,) * config.num_layers if window else ()
-
-
-def _rope(config: GGUFMetadata, default_theta: float = 10_000.0) -> RopeConfig:
-    head_dim = config.head_dim
-    return RopeConfig(
-        theta=config.number("rope.freq_base", default_theta),
-        partial_rotary_factor=config.size("rope.dimension_count", head_dim) / head_dim,
-        scaling=_rope_scaling(config),
-    )
-
-
-def _rope_scaling(config: GGUFMetadata) -> dict[str, Any] | None:
-    """In Hugging Face's words. GGUF stores llama3 and longrope scaling in tensors, as one divisor per frequency."""
-    tensors, kind = config.file.tensors, config.text("rope.scaling.type", "none")
-    trained_len = config.size("rope.scaling.original_context_length", config.size("context_length"))
-    if "rope_factors_long.weight" in tensors and "rope_factors_short.weight" in tensors:
-        long, short = tensors["rope_factors_long.weight"], tensors["rope_factors_short.weight"]
-        return _longrope(config, long, short, config.optional_number("rope.scaling.attn_factor", **_FACTORS))
-    if "rope_freqs.weight" in tensors:
-        return _longrope(config, tensors["rope_freqs.weight"], tensors["rope_freqs.weight"], 1.0)
-    if kind == "none":
-        return None
-    factor = config.number("rope.scaling.factor", 1.0, **_FACTORS)
-    extra = config.number("rope.scaling.attn_factor", 1.0)
-    if extra != 1:
-        raise UnsupportedModelError(f"{config.file.path}: rope.scaling.attn_factor is {extra}; allowed: 1")
-    if kind in ("linear", "yarn"):
-        states_len = kind == "yarn" or config.has("rope.scaling.original_context_length")
-        original = {"original_max_position_embeddings": trained_len} if states_len else {}
-        return {"rope_type": kind, "factor": factor, **original}
-    raise UnsupportedModelError(
-        f"{config.file.path}: {config.architecture}.rope.scaling.type is {shown(kind)}; "
-        "Octavo knows none, linear, yarn, and longrope with its factor tensors"
-    )
-
-
-def _longrope(
-    config: GGUFMetadata, long: HostTensor, short: HostTensor, attention_factor: float | None
-) -> dict[str, Any]:
-    original = config.size("rope.scaling.original_context_length", config.size("context_length"), smallest=2)
-    scaling: dict[str, Any] = {
-        "rope_type": "longrope",
-        "long_factor": _divisors(config, long),
-        "short_factor": _divisors(config, short),
-        "original_max_position_embeddings": original,
-    }
-    return scaling if attention_factor is None else scaling | {"attention_factor": attention_factor}
-
-
-def _divisors(config: GGUFMetadata, tensor: HostTensor) -> list[float]:
-    values = dequantize(tensor).reshape(-1)
-    if not ((values >= SMALLEST_FACTOR) & (values <= LARGEST_FACTOR)).all():  # a NaN is neither
-        raise ModelLoadError(
-            f"{config.file.path}: the rope factor tensors may hold numbers from {SMALLEST_FACTOR} to {LARGEST_FACTOR:g}"
-        )
-    return [float(value) for value in values.tolist()]

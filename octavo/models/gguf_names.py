@@ -4,7 +4,7 @@ Canonical means as in Hugging Face's model files: `model.layers.0.self_attn.q_pr
 rotary pairs half a head apart. A linear weight is always [out, in]. GGUF's differences are undone when a tensor
 is read:
 
-    llama    Q and K rows are interleaved, pair by pair, for ggml's rotary: their order is restored
+    llama    (and granite) Q and K rows are interleaved, pair by pair, for ggml's rotary: their order is restored
     gemma    norm weights have 1 added: it is subtracted
     gpt2     already [out, in], unlike Hugging Face's own files (see checkpoint.py)
 """
@@ -55,6 +55,19 @@ _QWEN_MOE_NAMES = {
     "blk.{}.ffn_up_shexp": "model.layers.{}.mlp.shared_expert.up_proj",
     "blk.{}.ffn_down_shexp": "model.layers.{}.mlp.shared_expert.down_proj",
 }
+_GRANITE_MOE_NAMES = {
+    "blk.{}.ffn_gate_inp": "model.layers.{}.block_sparse_moe.router.layer",
+    "blk.{}.ffn_gate_exps": "model.layers.{}.block_sparse_moe.experts.*.gate_proj",
+    "blk.{}.ffn_up_exps": "model.layers.{}.block_sparse_moe.experts.*.up_proj",
+    "blk.{}.ffn_down_exps": "model.layers.{}.block_sparse_moe.experts.*.down_proj",
+    "blk.{}.ffn_gate_shexp": "model.layers.{}.shared_mlp.gate_proj",
+    "blk.{}.ffn_up_shexp": "model.layers.{}.shared_mlp.up_proj",
+    "blk.{}.ffn_down_shexp": "model.layers.{}.shared_mlp.down_proj",
+}
+_OLMO2_NAMES = {
+    "blk.{}.post_attention_norm": "model.layers.{}.post_attention_layernorm",
+    "blk.{}.post_ffw_norm": "model.layers.{}.post_feedforward_layernorm",
+}
 _GEMMA_NAMES = {
     "blk.{}.post_attention_norm": "model.layers.{}.post_attention_layernorm",
     "blk.{}.ffn_norm": "model.layers.{}.pre_feedforward_layernorm",
@@ -82,11 +95,16 @@ NAMES: dict[str, dict[str, str]] = {
     "qwen3": _LLAMA_NAMES | _QK_NORM_NAMES,
     "qwen2moe": _LLAMA_NAMES | _QWEN_MOE_NAMES,
     "qwen3moe": _LLAMA_NAMES | _QK_NORM_NAMES | _QWEN_MOE_NAMES,
+    "olmo2": _LLAMA_NAMES | _QK_NORM_NAMES | _OLMO2_NAMES,
+    "olmoe": _LLAMA_NAMES | _QK_NORM_NAMES | _QWEN_MOE_NAMES,
+    "granite": _LLAMA_NAMES,
+    "granitemoe": _LLAMA_NAMES | _GRANITE_MOE_NAMES,
     "gemma2": _LLAMA_NAMES | _GEMMA_NAMES,
     "gemma3": _LLAMA_NAMES | _QK_NORM_NAMES | _GEMMA_NAMES,
     "phi3": _LLAMA_NAMES | _PHI3_NAMES,
     "gpt2": _GPT2_NAMES,
 }
+_INTERLEAVED = ("llama", "granite", "granitemoe")
 #: rotary factors, which become values of the Architecture
 _READ_AS_CONFIG = re.compile(r"rope_(freqs|factors_long|factors_short)\.weight")
 _NAME = re.compile(r"(?P<stem>.+)\.(?P<kind>weight|bias)")
@@ -112,7 +130,7 @@ def layout_change(
     gguf_architecture: str, name: str, architecture: Architecture
 ) -> Callable[[HostTensor], HostTensor] | None:
     """The conversion of a tensor of this canonical name when it is read, or None."""
-    if gguf_architecture == "llama" and (".self_attn.q_proj." in name or ".self_attn.k_proj." in name):
+    if gguf_architecture in _INTERLEAVED and (".self_attn.q_proj." in name or ".self_attn.k_proj." in name):
         return lambda tensor: restore_rotary_rows(tensor, architecture.head_dim)
     if gguf_architecture in ("gemma2", "gemma3") and name.endswith("norm.weight"):
         return subtract_one

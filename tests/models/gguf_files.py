@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,21 @@ TINY_LLAMA: dict[str, Any] = {
 }
 
 Tensor = np.ndarray[Any, Any] | tuple[np.ndarray[Any, Any], str]
+
+
+def family_of(kind: str) -> str:
+    """Our family of a GGUF architecture."""
+    return kind.replace("moe", "_moe") if kind.startswith("qwen") else kind
+
+
+def in_the_table(kind: str, name: str) -> str:
+    """The name under which the gguf package's table looks a canonical tensor up. Experts have no numbers there, and of
+    Granite it knows the stacks' own names alone."""
+    name = re.sub(r"experts\.\d+\.", "experts.", name)
+    if kind != "granitemoe":
+        return name
+    name = name.replace("block_sparse_moe.experts", "mlp.experts").replace("router.layer", "gate")
+    return name.replace("shared_mlp", "mlp.shared_expert")
 
 
 def write_gguf(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 from dataclasses import replace
 from functools import cache
@@ -18,7 +17,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from octavo.models.registry import required_tensors
 from tests.models.architectures import ARCHITECTURES
-from tests.models.gguf_files import TINY_LLAMA, tiny_llama_tensors, write_gguf
+from tests.models.gguf_files import TINY_LLAMA, family_of, in_the_table, tiny_llama_tensors, write_gguf
 from tests.tiny_models import make_tiny_model
 
 GENERATION = {
@@ -73,7 +72,7 @@ _SENTENCEPIECE: dict[str, Any] = {
 @cache
 def gguf_file(kind: str = "llama") -> bytes:
     """A tiny model of any family that GGUF has, as llama.cpp's converter names its keys and tensors."""
-    a = replace(ARCHITECTURES[kind.replace("moe", "_moe")], tie_word_embeddings=True)
+    a = replace(ARCHITECTURES[family_of(kind)], tie_word_embeddings=True)
     experts = None if a.experts is None else replace(a.experts, dense_layers=frozenset())
     a = replace(a, experts=experts)
     keys: dict[str, Any] = {
@@ -98,13 +97,15 @@ def gguf_file(kind: str = "llama") -> bytes:
         keys |= {"expert_count": experts.routing.num_experts, "expert_used_count": experts.routing.num_chosen}
         keys["expert_feed_forward_length"] = experts.intermediate_size
         keys["expert_shared_feed_forward_length"] = max(1, experts.shared_size)
+        if not kind.startswith("qwen"):
+            keys["feed_forward_length"] = experts.intermediate_size
     extra: dict[str, Any] = {"general.sampling.temp": 0.5, "general.sampling.top_k": 5}
     code = next(code for code, name in gguf.MODEL_ARCH_NAMES.items() if name == kind)
     names = gguf.get_tensor_name_map(code, a.num_layers)
     random_numbers = np.random.default_rng(0)
     tensors = {}
     for name, shape in required_tensors(a).items():
-        stem, suffix = re.sub(r"experts\.\d+\.", "experts.", name).rsplit(".", 1)
+        stem, suffix = in_the_table(kind, name).rsplit(".", 1)
         if ".experts." in name and experts is not None:
             shape = (experts.routing.num_experts, *shape)
         tensors[f"{names.get_name(stem)}.{suffix}"] = random_numbers.standard_normal(shape, dtype=np.float32)

@@ -20,13 +20,19 @@ from octavo.kernels.tensor import StoredTensor  # noqa: E402
 from octavo.models.checkpoint import Checkpoint  # noqa: E402
 from octavo.models.loader import open_checkpoint  # noqa: E402
 from tests.models.drive import Driver, DriverSetting, greedy  # noqa: E402
-from tests.models.gguf_files import TINY_LLAMA, Tensor, tiny_llama_tensors, write_gguf  # noqa: E402
+from tests.models.gguf_files import TINY_LLAMA, Tensor, in_the_table, tiny_llama_tensors, write_gguf  # noqa: E402
 from tests.tiny_models import make_tiny_model  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 SIZES = {"hidden_size": 64, "head_dim": 16, "moe_intermediate_size": 32, "intermediate_size": 96}
-KINDS = {"mixtral": "llama", "qwen2-moe": "qwen2moe", "qwen3-moe": "qwen3moe"}
+KINDS = {
+    "mixtral": "llama",
+    "qwen2-moe": "qwen2moe",
+    "qwen3-moe": "qwen3moe",
+    "olmoe": "olmoe",
+    "granite-moe": "granitemoe",
+}
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -56,6 +62,9 @@ def metadata(checkpoint: Checkpoint, kind: str) -> dict[str, Any]:
         "expert_used_count": a.experts.routing.num_chosen,
         "expert_feed_forward_length": a.experts.intermediate_size,
     }
+    if kind == "granitemoe":
+        scales = {"embedding_scale": a.embedding_scale, "residual_scale": a.residual_scale}
+        values |= scales | {"attention.scale": a.attention_scale, "logit_scale": 1 / a.logits_scale}
     if a.experts.shared_size:
         values["expert_shared_feed_forward_length"] = a.experts.shared_size
     tokens = {"tokenizer.ggml.tokens": [f"t{i}" for i in range(a.vocab_size)]}
@@ -68,18 +77,35 @@ def tensors(folder: Path, kind: str, quantised: str | None) -> dict[str, Tensor]
     table = gguf.get_tensor_name_map(code, 3)
     stacks: dict[str, list[np.ndarray[Any, Any]]] = {}
     found: dict[str, Tensor] = {}
-    for name, values in sorted(load_file(folder / "model.safetensors").items(), key=_by_expert):
-        whole, _, rest = name.partition(".experts.")
-        theirs = table.get_name(f"{whole}.experts.{rest.partition('.')[2]}" if rest else name, (".weight", ".bias"))
+    saved = _each_expert(load_file(folder / "model.safetensors"))
+    for name, values in sorted(saved.items(), key=_by_expert):
+        theirs = table.get_name(in_the_table(kind, name), (".weight", ".bias"))
         assert theirs is not None, name
-        if rest:
+        if ".experts." in name:
             stacks.setdefault(theirs, []).append(values)
-        elif kind == "llama" and ("q_proj" in name or "k_proj" in name):
+        elif kind in ("llama", "granitemoe") and ("q_proj" in name or "k_proj" in name):
             found[theirs] = values.reshape(-1, 2, 8, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
         else:
             found[theirs] = values[0] if "shexp" in theirs and len(values) == 1 else values
     stacked = {name: np.stack(each) for name, each in stacks.items()}
     return found | {name: (each, quantised) if quantised else each for name, each in stacked.items()}
+
+
+def _each_expert(saved: dict[str, Any]) -> dict[str, Any]:
+    """Granite's stacks as a matrix of gate, up or down for each expert, and for the shared one."""
+    found: dict[str, Any] = {}
+    for name, values in saved.items():
+        module, _, kind = name.removesuffix(".weight").rpartition(".")
+        if kind not in ("input_linear", "output_linear"):
+            found[name] = values
+            continue
+        parts = ("gate_proj", "up_proj") if kind == "input_linear" else ("down_proj",)
+        for expert, matrix in enumerate(values if values.ndim == 3 else [values]):
+            where = f"{module}.experts.{expert}" if values.ndim == 3 else module
+            found |= {
+                f"{where}.{one}.weight": each for one, each in zip(parts, np.split(matrix, len(parts)), strict=True)
+            }
+    return found
 
 
 def _by_expert(entry: tuple[str, Any]) -> tuple[str, int]:
@@ -98,6 +124,8 @@ def test_a_file_has_the_folders_tensors(folder: Path, tmp_path: Path) -> None:
     assert ours.dense_layers == theirs.dense_layers
     assert (ours.shared_size, ours.has_shared_gate) == (theirs.shared_size, theirs.has_shared_gate)
     assert ours.routing == theirs.routing
+    for scale in ("embedding_scale", "residual_scale", "logits_scale"):
+        assert getattr(checkpoint.architecture, scale) == pytest.approx(getattr(original.architecture, scale))
     assert set(checkpoint.stored) == set(original.stored)
     for name, tensor in original.stored.items():
         assert np.array_equal(numbers(checkpoint.stored[name]), numbers(tensor)), name
@@ -134,5 +162,7 @@ def test_numbers_that_cannot_be_are_refused_by_their_key(
 def test_experts_of_other_architectures_are_refused_by_name(tmp_path: Path) -> None:
     keys = {key.replace("llama.", "gemma2."): value for key, value in TINY_LLAMA.items()} | {"gemma2.expert_count": 4}
     path = write_gguf(tmp_path / "m.gguf", "gemma2", keys, tiny_llama_tensors())
-    with pytest.raises(UnsupportedModelError, match=r"gemma2\.expert_count is 4; Octavo reads experts of llama"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"gemma2\.expert_count is 4; Octavo reads experts of granitemoe, llama"
+    ):
         open_checkpoint(ModelConfig(model=str(path)))

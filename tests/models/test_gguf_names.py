@@ -12,6 +12,7 @@ from octavo.models.gguf_config import FAMILIES
 from octavo.models.gguf_names import NAMES, canonical_name
 from octavo.models.registry import required_tensors
 from tests.models.architectures import ARCHITECTURES
+from tests.models.gguf_files import family_of, in_the_table
 
 
 def test_every_family_that_is_read_has_its_names() -> None:
@@ -21,13 +22,13 @@ def test_every_family_that_is_read_has_its_names() -> None:
 @pytest.mark.parametrize("kind", NAMES)
 def test_each_tensor_a_family_needs_is_found_under_its_gguf_name(kind: str) -> None:
     is_tied = kind.startswith("gemma")  # always tied, so GGUF has no name for a separate LM head
-    family = ARCHITECTURES[kind.replace("moe", "_moe")]
+    family = ARCHITECTURES[family_of(kind)]
     experts = None if family.experts is None else replace(family.experts, dense_layers=frozenset())
     architecture = replace(family, tie_word_embeddings=is_tied, num_layers=12, windows=(), experts=experts)
     code = next(code for code, name in gguf.MODEL_ARCH_NAMES.items() if name == kind)
     table = gguf.get_tensor_name_map(code, architecture.num_layers)
     for name in required_tensors(architecture):
-        theirs = table.get_name(re.sub(r"experts\.\d+\.", "experts.", name), try_suffixes=(".weight", ".bias"))
+        theirs = table.get_name(in_the_table(kind, name), try_suffixes=(".weight", ".bias"))
         assert theirs is not None, name
         assert canonical_name(kind, theirs) == re.sub(r"experts\.\d+\.", "experts.*.", name)
 
