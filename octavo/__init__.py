@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from octavo.errors import TokenizerError as TokenizerError
     from octavo.errors import UnsupportedModelError as UnsupportedModelError
     from octavo.llm import LLM as LLM
+    from octavo.lora_request import LoRARequest as LoRARequest
     from octavo.outputs import ClassificationOutput as ClassificationOutput
     from octavo.outputs import ClassificationRequestOutput as ClassificationRequestOutput
     from octavo.outputs import CompletionOutput as CompletionOutput
@@ -54,6 +55,7 @@ _NAMES_IN = {
     "octavo.sampling_params": ("SamplingParams", "RequestOutputKind"),
     "octavo.pooling_params": ("PoolingParams",),
     "octavo.session": ("Session",),
+    "octavo.lora_request": ("LoRARequest",),
     "octavo.structured_outputs": ("StructuredOutputsParams",),
     "octavo.outputs": (
         *("RequestOutput", "CompletionOutput", "FlatLogprobs", "Logprob"),

@@ -23,6 +23,7 @@ from octavo.engine.llm_engine import EngineClient, GenerateCall, LLMEngine
 from octavo.engine.output import RequestText
 from octavo.engine.watched_memory import WatchedMemory
 from octavo.errors import EngineDeadError, InvalidRequestError, OctavoError
+from octavo.lora_request import LoRARequest
 from octavo.observe.metrics import EngineMetrics
 from octavo.outputs import RequestOutput
 from octavo.request import ModelInfo, Request
@@ -82,7 +83,7 @@ class AsyncLLM(EngineClient):
         request_id = call.request_id if call.request_id is not None else f"async-{next(self._counter)}"
         params = call.sampling_params if call.sampling_params is not None else self._engine.default_sampling_params
         check_rank(call.data_parallel_rank, self._num_engines)
-        asked = (request_id, call.prompt, params, call.priority, call.cache_salt)
+        asked = (request_id, call.prompt, params, call.priority, call.cache_salt, call.lora_request)
         request = await asyncio.to_thread(self._engine.make_request, *asked)
         request.data_parallel_rank = call.data_parallel_rank
         request.trace_headers = None if call.trace_headers is None else dict(call.trace_headers)
@@ -128,6 +129,17 @@ class AsyncLLM(EngineClient):
     @property
     def is_alive(self) -> bool:
         return self._fault is None
+
+    async def adapters(self) -> list[LoRARequest]:
+        return await self._ask(lambda engine: engine.core.change_adapters())
+
+    async def add_lora(self, lora_request: LoRARequest) -> bool:
+        await self._ask(lambda engine: engine.core.change_adapters(load=lora_request))
+        return True
+
+    async def remove_lora(self, lora_id: int) -> bool:
+        await self._ask(lambda engine: engine.core.change_adapters(unload=lora_id))
+        return True
 
     async def stats(self) -> EngineStats:
         return await self._ask(lambda engine: engine.core.stats())

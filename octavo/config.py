@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from octavo.checked_fields import checked, knob
 from octavo.errors import ConfigError
+from octavo.lora_config import LoRAConfig
 from octavo.vllm_options import NotHere
 
 DTypeOption = Literal["auto", "float32", "bfloat16", "float16"]
@@ -296,6 +297,7 @@ class EngineConfig:
     cache: CacheConfig = field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     backend: BackendConfig = field(default_factory=BackendConfig)
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
     observe: ObserveConfig = field(default_factory=ObserveConfig)
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ from octavo.engine.beam_search import BeamSearchOutput, BeamSearchParams, beam_o
 from octavo.engine.calls import (
     Message,
     conversation_list,
+    lora_list,
     missing_attribute,
     params_list,
     priority_list,
@@ -31,6 +32,7 @@ from octavo.engine.pooling_calls import PoolingCalls
 from octavo.engine.progress import Progress
 from octavo.engine.turns import EngineTurns, OutputStream
 from octavo.errors import ConfigError, TokenizerError
+from octavo.lora_request import LoRARequest
 from octavo.observe.event_log import EventLog
 from octavo.observe.exposition import Metric, Metrics
 from octavo.observe.metrics import EngineMetrics
@@ -43,6 +45,7 @@ from octavo.text.tokenizer import Tokenizer
 
 Params = SamplingParams | Sequence[SamplingParams] | None
 Priority = int | Sequence[int] | None
+Adapters = LoRARequest | Sequence[LoRARequest | None] | None
 
 
 class LLM(PoolingCalls):
@@ -85,6 +88,7 @@ class LLM(PoolingCalls):
         sampling_params: Params = None,
         use_tqdm: bool | Callable[..., Any] = True,
         *,
+        lora_request: Adapters = None,
         priority: Priority = None,
         **others: Any,
     ) -> list[RequestOutput]:
@@ -93,12 +97,13 @@ class LLM(PoolingCalls):
         prompts: text, token ids, or a dict (`prompt` or `prompt_token_ids`, `cache_salt`); one or several.
         sampling_params: one for all, one per prompt, or None for the model's defaults.
         use_tqdm: whether to show a progress bar if standard error is a terminal; or what makes a bar, such as tqdm.
+        lora_request: the adapter to compute with, one for all or one per prompt, which may be None (docs/lora.md).
         priority: one for all or one per prompt, lower first. others: vLLM's arguments, at values that ask for nothing.
         Raises InvalidRequestError before anything runs if any prompt cannot be served.
         """
         if others:
             refuse_unknown(LLM.generate, others)
-        requests = self._make(prompts, sampling_params, priority, RequestOutputKind.FINAL_ONLY)
+        requests = self._make(prompts, sampling_params, priority, RequestOutputKind.FINAL_ONLY, lora_request)
         done: dict[str, RequestOutput] = {}
         stream = OutputStream(self._turns, requests)
         bar = None if use_tqdm is False else Progress(len(requests), self.stats, use_tqdm)
@@ -114,6 +119,7 @@ class LLM(PoolingCalls):
         prompts: Prompt | Iterable[Prompt],
         sampling_params: Params = None,
         *,
+        lora_request: Adapters = None,
         priority: Priority = None,
         **others: Any,
     ) -> Iterator[RequestOutput]:
@@ -126,7 +132,7 @@ class LLM(PoolingCalls):
         """
         if others:
             refuse_unknown(LLM.stream, others)
-        return OutputStream(self._turns, self._make(prompts, sampling_params, priority, None))
+        return OutputStream(self._turns, self._make(prompts, sampling_params, priority, None, lora_request))
 
     def chat(
         self,
@@ -134,6 +140,7 @@ class LLM(PoolingCalls):
         sampling_params: Params = None,
         use_tqdm: bool | Callable[..., Any] = True,
         *,
+        lora_request: Adapters = None,
         priority: Priority = None,
         chat_template: str | None = None,
         chat_template_content_format: ContentFormat | None = None,
@@ -156,7 +163,7 @@ class LLM(PoolingCalls):
             tools=tools,
         )
         prompts = [self.get_tokenizer().encode_chat(one, **options) for one in conversation_list(messages)]
-        return self.generate(prompts, sampling_params, use_tqdm, priority=priority)
+        return self.generate(prompts, sampling_params, use_tqdm, lora_request=lora_request, priority=priority)
 
     def session(self, prompt: Prompt, *, cache_salt: str | None = None) -> Session:
         """A prompt that is continued in branches, which can be forked, extended and pruned; see Session."""
@@ -168,6 +175,7 @@ class LLM(PoolingCalls):
         params: BeamSearchParams,
         use_tqdm: bool | Callable[..., Any] = False,
         *,
+        lora_request: Adapters = None,
         priority: Priority = None,
         **others: Any,
     ) -> list[BeamSearchOutput]:
@@ -175,7 +183,7 @@ class LLM(PoolingCalls):
         if others:
             refuse_unknown(LLM.beam_search, others)
         chosen = checked_beam_params(params).sampling_params(self._engine.limits.max_logprobs)
-        outputs = self.generate(prompts, chosen, use_tqdm, priority=priority)
+        outputs = self.generate(prompts, chosen, use_tqdm, lora_request=lora_request, priority=priority)
         return [beam_output(one, params, self._engine.tokenizer) for one in outputs]
 
     def get_tokenizer(self) -> Tokenizer:
@@ -253,7 +261,12 @@ class LLM(PoolingCalls):
         raise missing_attribute(self, name)
 
     def _make(
-        self, prompts: object, params: object, priority: object, output_kind: RequestOutputKind | None
+        self,
+        prompts: object,
+        params: object,
+        priority: object,
+        output_kind: RequestOutputKind | None,
+        lora_request: object = None,
     ) -> list[Request]:
         """Check every prompt, so that a bad one stops the call before anything runs."""
         many = prompt_list(prompts)
@@ -262,7 +275,8 @@ class LLM(PoolingCalls):
         priorities = priority_list(priority, len(many))
         if output_kind is not None:
             params_each = [one.clone(output_kind) for one in params_each]
-        return requests_of(self._engine.make_request, call, many, params_each, priorities)
+        adapters = () if lora_request is None else lora_list(lora_request, len(many))
+        return requests_of(self._engine.make_request, call, many, params_each, priorities, adapters)
 
 
 def _several(config: EngineConfig) -> LLMEngine:

@@ -17,11 +17,22 @@ END_OF_GRAMMAR = -2  # ends a run whose grammar allows no other token
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterLoad:
+    """A slot gets another adapter, from this folder, whose content must have this digest. key: its number, by which the
+    worker may have kept it."""
+
+    slot: int
+    key: int
+    path: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class NewRow:
     """A sequence enters a row: all its tokens so far (more than the prompt after a preemption). grammar: what its
     output must match, as text that a GrammarCompiler reads. thoughts: what comes before that. pools_tokens: the numbers
     of each token are wanted, instead of the text's. second_text: where the second of a pair begins; 0: there is one.
-    """
+    adapter: the slot of its adapter; -1: it has none."""
 
     row: int
     token_ids: list[int]
@@ -35,6 +46,7 @@ class NewRow:
     thoughts: Thoughts | None = None
     pools_tokens: bool = False
     second_text: int = 0
+    adapter: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +71,8 @@ class BlockWrite:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step. A worker applies it in this order: freed, new, beams, writes, forks, copies, compute, draw.
+    """One step. A worker applies it in this order: freed, new, beams, writes, forks, copies, adapters, compute,
+    draw.
 
     Entry i of `rows` and of the columns after it is one sequence of the step: compute its num_scheduled_tokens[i]
     tokens from position num_computed_tokens[i] on, make logits of the last num_logits[i] of them, and draw a token from
@@ -94,6 +107,7 @@ class StepPlan:
     beam_token_ids: list[int] = field(default_factory=list)
     candidates: dict[int, int] = field(default_factory=dict)
     drawn: tuple[StepResult, ...] = ()
+    adapters: list[AdapterLoad] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:

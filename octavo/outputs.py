@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+from octavo.lora_request import LoRARequest
+
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
@@ -111,8 +113,7 @@ class CompletionOutput:
     logprobs: list[TokenLogprobs] | FlatLogprobs | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
-
-    lora_request = None  # vLLM's name for a missing feature
+    lora_request: LoRARequest | None = field(default=None, repr=False)
 
     def finished(self) -> bool:
         """A method, as in vLLM."""
@@ -147,9 +148,9 @@ class RequestOutput:
     num_cached_tokens: int = 0
     metrics: RequestMetrics | None = None
     pooled: bytes | None = None
+    lora_request: LoRARequest | None = None
 
     # vLLM's names for missing features
-    lora_request = None
     encoder_prompt = None
     encoder_prompt_token_ids = None
     multi_modal_placeholders = None

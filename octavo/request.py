@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from typing import NewType
 
+from octavo.lora_request import LoadedAdapter, LoRARequest
 from octavo.outputs import FinishReason
 from octavo.pooling_params import PooledForm, PoolingParams
 from octavo.sampling_params import SamplingParams
@@ -88,6 +89,7 @@ class Request:
     is one text.
     begun_token_ids: output tokens that it begins with: those of the running request that it forks from. first_len:
     how many tokens its first sequence begins with.
+    lora_request: the adapter that it asks for; adapter: as its engine has found it.
     data_parallel_rank: of several engines, the one that must compute it; None: any. trace_headers: its caller's trace,
     for an engine in another process.
     """
@@ -115,6 +117,8 @@ class Request:
     first_scheduled_time: float | None = None
     data_parallel_rank: int | None = None
     trace_headers: dict[str, str] | None = None
+    lora_request: LoRARequest | None = None
+    adapter: LoadedAdapter | None = None
     first_len: int = field(init=False)
 
     @property
@@ -133,7 +137,8 @@ class Request:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestLimits:
     """What the engine can serve. enable_prefix_caching: whether a request finds the blocks of earlier ones. pooled:
-    what its embeddings are; None: it generates text instead."""
+    what its embeddings are; None: it generates text instead. enable_lora: whether requests may have adapters.
+    lora_root: the folder from which clients may load them."""
 
     max_model_len: int
     max_num_seqs: int
@@ -142,6 +147,8 @@ class RequestLimits:
     eos_token_ids: tuple[int, ...]
     enable_prefix_caching: bool = True
     pooled: PooledForm | None = None
+    enable_lora: bool = False
+    lora_root: str | None = None
 
 
 def least_limits(one: RequestLimits, other: RequestLimits) -> RequestLimits:

@@ -65,7 +65,7 @@ def _each(entry: Entry, *names: str) -> dict[str, Entry]:
 
 _ONE_DEVICE = "tensor_parallel_size runs a model on several GPUs here, data_parallel_size several engines"
 _ENGINES_HERE = "all engines of data_parallel_size are started here, behind one address"
-_NO_LORA = "adapters cannot be loaded; merge the adapter into the weights first"
+_PLAIN_LORA = "an adapter adds scale * B A to a matrix, and nothing else"
 _NO_MEDIA = "models read text only"
 _NO_COMPILER = "torch compiles nothing; graphs are captured when first needed, or never with enforce_eager"
 _NO_SPECULATION = "each step generates one token per sequence"
@@ -166,9 +166,9 @@ ENGINE_OPTIONS: dict[str, NotHere] = {
     "stream_interval": NotHere("every token is returned as it is generated", (1,)),
     "max_num_queued_tokens": NotHere("set max_num_queued_reqs"),
     # features
-    **_each(NotHere(_NO_LORA), "enable_lora", "long_lora_scaling_factors", "default_mm_loras", "enable_lora_bias"),
-    **_idle("adapters cannot be loaded", "max_loras", "max_lora_rank", "max_cpu_loras", "fully_sharded_loras"),
-    **_idle("adapters cannot be loaded", "lora_dtype", "lora_extra_vocab_size"),
+    **_each(NotHere(_PLAIN_LORA), "long_lora_scaling_factors", "default_mm_loras", "enable_lora_bias"),
+    "lora_extra_vocab_size": NotHere("an adapter cannot change the vocabulary", (0,)),
+    **_idle("ranks share an adapter as they share the matrix", "fully_sharded_loras"),
     **_each(NotHere(_NO_SPECULATION), "speculative_config", "speculative_model", "spec_method", "spec_model"),
     **_each(NotHere(_NO_SPECULATION, (0,)), "num_speculative_tokens", "spec_tokens", "num_lookahead_slots"),
     **_idle(_ONE_GRAMMAR, "structured_outputs_config", "guided_decoding_backend", "guided_decoding_disable_fallback"),
@@ -205,7 +205,7 @@ SERVER_ONLY: dict[str, NotHere] = {
 
 #: flags of `vllm serve` alone
 SERVER_FLAGS: dict[str, NotHere] = {
-    **_each(NotHere(_NO_LORA), "lora_modules", "prompt_adapters"),
+    "prompt_adapters": NotHere(_PLAIN_LORA),
     "tool_parser_plugin": NotHere(_NO_PLUGINS),
     "tool_server": NotHere("tools are called by the client"),
     "exclude_tools_when_tool_choice_none": NotHere("the template gets all tools that are sent"),
@@ -259,7 +259,7 @@ BEAM_FIELDS = {
 
 #: keyword arguments of vLLM's generate and chat that Octavo lacks
 CALL_ARGUMENTS: dict[str, NotHere] = {
-    **_each(NotHere(_NO_LORA), "lora_request", "prompt_adapter_request"),
+    "prompt_adapter_request": NotHere(_PLAIN_LORA),
     "tokenization_kwargs": NotHere("tokenise with get_tokenizer().encode, and pass the token ids"),
     "truncation_kwargs": NotHere("set truncate_prompt_tokens in the SamplingParams"),
     "mm_processor_kwargs": NotHere(_NO_MEDIA),
@@ -287,7 +287,7 @@ METHODS: dict[str, str] = {
     "apply_model": "a model is a compiled program, not a torch module",
     **_each(_PROFILER, "start_profile", "stop_profile"),
     "reset_mm_cache": _NO_MEDIA,
-    **_each(_NO_LORA, "add_lora", "remove_lora", "list_loras", "pin_lora"),
+    "pin_lora": "the slots keep the adapters that were used last",
     "llm_engine": "use get_tokenizer, get_metrics, stats, events or card",
     "engine": "use get_tokenizer, stats or model_info",
     "model_config": "card and stats have the sizes",

@@ -47,6 +47,9 @@ DIFFERENT: dict[str, dict[str, str]] = {
         "chat_template": "runs in a separate process, with limits on time and memory",
         "reasoning_parser": "by default as the chat template shows",
         "revision": "of hub models",
+        "lora_modules": "also offline, for requests that name an adapter without its path",
+        "max_lora_rank": "any number up to 256",
+        "lora_dtype": "what numbers are rounded to; they are held in the type that the device computes in",
         "convert": "`classify` needs a checkpoint with a head for classes",
         "pooler_config": "as JSON or a dict, with `pooling_type` (or `seq_pooling_type`) and `use_activation`",
     },
@@ -66,7 +69,9 @@ DIFFERENT: dict[str, dict[str, str]] = {
         "/load": "counts requests, and needs no flag",
         "/metrics": "vLLM's names, and more under `octavo:`",
         "/health": "503 while the engine restarts",
-        "/v1/models": "one model, under its served names",
+        "/v1/models": "one model, under its served names, and its adapters",
+        "/v1/load_lora_adapter": "from folders inside `lora_root`, which takes the place of an environment variable",
+        "/v1/unload_lora_adapter": "where there is a `lora_root`",
         "/v1/responses": "with function tools; kept by default, within limits",
         "/v1/responses/{id}": "also DELETE",
     },
@@ -84,7 +89,7 @@ OURS: dict[str, frozenset[str]] = {
         {
             *("backend", "num_threads", "activation_dtype", "event_log_size", "check_invariants", "max_bypasses"),
             *("schedule_conservativeness", "trace_ops", "record", "record_token_ids"),
-            *("data_parallel_routing", "deterministic"),
+            *("data_parallel_routing", "deterministic", "lora_root"),
         }
     ),
     "flags": frozenset(
@@ -138,7 +143,6 @@ _NOT_LIVE = "close the engine and start a new one: it takes about a second"
 #: vLLM's routes that Octavo lacks -> the alternative
 ROUTES_NOT_HERE: dict[str, str] = {
     "/v1/audio/transcriptions, /v1/audio/translations, /v1/realtime": "models read text only",
-    "/v1/load_lora_adapter, /v1/unload_lora_adapter": "merge the adapter into the weights first",
     "/invocations": "use /v1/chat/completions",
     "/sleep, /wake_up, /is_sleeping, /pause, /resume": _NOT_LIVE,
     "/init_weight_transfer_engine, /update_weights and their like": _NOT_LIVE,

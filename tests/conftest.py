@@ -50,6 +50,7 @@ SLOW = {
     "kernels": "all_reduce attention attention_plan blocks build dequantize extremes matmul processed_logits random "
     "recorder reference registry sampling token_ops top_logprobs vocabulary_parts",
     "layers": "rotary",
+    "lora": "engine peft",
     "models": "architecture families gguf gguf_checkpoint gguf_names gguf_parts hostile_files loader packaged "
     "parameters safetensors stacked_experts weight_files",
     "observe": "metrics tracing",

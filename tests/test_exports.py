@@ -24,6 +24,7 @@ PUBLIC_NAMES = {
     "KernelBuildError",
     "LogError",
     "LLM",
+    "LoRARequest",
     "FlatLogprobs",
     "Logprob",
     "ModelLoadError",

@@ -259,7 +259,7 @@ REFUSED_CALLS = [
     (lambda llm: llm.generate("a", priority=2**70), "priority is 1180591620717411303424, allowed is a whole number"),
     (lambda llm: llm.generate("a", temprature=0), "generate has no argument 'temprature'; allowed are"),
     (lambda llm: llm.generate("a", prioritiy=0), "generate has no argument 'prioritiy'; did you mean 'priority'"),
-    (lambda llm: llm.generate("a", lora_request="x"), "lora_request='x' is not supported yet: adapters"),
+    (lambda llm: llm.generate("a", lora_request="x"), "lora_request is 'x', allowed are a LoRARequest"),
     (lambda llm: llm.stream("a", use_tqdm=True), "stream has no argument 'use_tqdm'"),
     (lambda llm: llm.chat("Hello", chat_template_kwargs={"self": 1}), "chat_template_kwargs holds 'self'"),
     (lambda llm: llm.generate("a", use_tqdm=object), "use_tqdm is <class 'object'>, which makes no bar"),

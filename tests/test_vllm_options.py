@@ -15,7 +15,7 @@ from octavo.vllm_options import ENGINE_OPTIONS, SAMPLING_FIELDS, SERVER_FLAGS, S
 ASKS_FOR_NOTHING = {
     "decode_context_parallel_size": 1,
     "quantization": None,
-    "enable_lora": False,
+    "enable_lora_bias": False,
     "trust_remote_code": True,
     "multi_step_stream_outputs": True,
     "swap_space": 4,
@@ -29,7 +29,7 @@ ASKS_FOR_NOTHING = {
 ASKS_FOR_SOMETHING = {
     "decode_context_parallel_size": 2,
     "quantization_config": "awq",
-    "enable_lora": True,
+    "enable_lora_bias": True,
     "hf_overrides": {"rope_theta": 1.0},
     "cpu_offload_gb": 4,
     "task": "embed",
@@ -62,7 +62,7 @@ def test_a_true_is_not_the_number_one() -> None:
         ("decode_context_parallel_size", "1", True),
         ("decode_context_parallel_size", "2", False),
         ("quantization_config", "None", True),
-        ("enable_lora", "false", True),
+        ("enable_lora_bias", "false", True),
         ("data_parallel_backend", "mp", True),
         ("hf_overrides", "{}", True),
         ("hf_overrides", '{"a": 1}', False),

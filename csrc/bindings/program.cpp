@@ -41,7 +41,7 @@ int guarded(const Body& body) {
 struct CompiledModel {
   ModelState state;
   std::unique_ptr<Program> forward, head;
-  std::vector<int32_t> token_seqs;
+  std::vector<int32_t> token_seqs, head_adapters;
   std::vector<Slot> hidden, head_inputs;  // outputs of the forward program, and the inputs they become of the head
   Slot head_output{}, taken{};  // taken: by the forward program, from the stage before
 
@@ -54,6 +54,7 @@ struct CompiledModel {
     }
     state.step = step;
     state.step.token_seqs = token_seqs.data();
+    state.adapters = step.adapters;
   }
 
   // Every token of the step must have a block of the pool to be written to.
@@ -90,6 +91,9 @@ struct CompiledModel {
       throw std::out_of_range("logits of token " + std::to_string(token_indices[i]) + " of a step of " +
                               std::to_string(state.step.num_tokens));
     }
+    head_adapters.resize(state.step.adapters ? size_t(count) : 0);
+    for (size_t i = 0; i < head_adapters.size(); ++i) head_adapters[i] = state.step.adapters[token_indices[i]];
+    state.adapters = state.step.adapters ? head_adapters.data() : nullptr;
     head->bind(head_output.buffer, out);
     head->reserve(count);
     for (size_t each = 0; each < hidden.size(); ++each) {
@@ -190,7 +194,7 @@ void octavo_model_copy_blocks(CompiledModel* model, const int32_t* source, const
 void octavo_model_step_bytes(const CompiledModel* model, int64_t* buffers, int64_t* scratch) {
   *buffers = model->forward->buffer_bytes() + model->head->buffer_bytes();
   *scratch = model->state.matmul_scratch.bytes() + model->state.attention_scratch.bytes() +
-             model->state.mixture_scratch.bytes();
+             model->state.mixture_scratch.bytes() + model->state.adapter_scratch.bytes();
 }
 
 // What packing a matrix would take, and its scratch memory for `num_tokens` tokens. 0: there is no kernel for the dtype.

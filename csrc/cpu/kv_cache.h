@@ -83,6 +83,7 @@ struct StepView {
   const int32_t* token_seqs;           // [T] the sequence each token belongs to
   const float* hidden_states;          // [T, H] from the stage before; null: the model takes none
   const int32_t* token_types;          // [T] which of a pair's texts each token is of; null: the model does not ask
+  const int32_t* adapters;             // [T] the slot of each token's adapter, -1 for none; null: no token has one
 
   const int32_t* block_table(int64_t group, int64_t seq) const {
     return block_tables[group] + rows[seq] * table_strides[group];

@@ -62,6 +62,14 @@ void run_all_reduce(Model model, Tensors tensors, Given, int64_t num_tokens) {
 constexpr NamedKernel kKernels[] = {
     {"embedding", run_embedding},
     {"all_reduce", run_all_reduce},
+    {"add_adapters",
+     [](Model m, Tensors t, Given g, int64_t n) {
+       add_adapters(m.pool, *g[0].adapter, m.adapters, t[1], t[2], n, m.adapter_scratch);
+     }},
+    {"add_table_adapters",
+     [](Model m, Tensors t, Given g, int64_t n) {
+       add_table_adapters(m.pool, *g[0].adapter, m.adapters, m.step.input_ids, g[1].whole, t[1], n, m.adapter_scratch);
+     }},
     {"rms_norm", [](Model m, Tensors t, Given g, int64_t n) { rms_norm(m.pool, t[0], g[0].floats, g[1].real, t[1], n); }},
     {"norm_columns",
      [](Model m, Tensors t, Given g, int64_t n) {

@@ -11,6 +11,7 @@
 #include <string_view>
 #include <vector>
 
+#include "adapter.h"
 #include "attention.h"
 #include "aligned_floats.h"
 #include "kv_cache.h"
@@ -35,6 +36,7 @@ union Argument {
   const PackedMatrix* matrix;
   const Mixture* mixture;
   const HeadProducts* heads;
+  const AdapterSpec* adapter;
 };
 using Arguments = std::array<Argument, 8>;
 
@@ -50,6 +52,8 @@ struct ModelState {
   AlignedFloats matmul_scratch;
   MixtureScratch mixture_scratch;
   std::vector<Product> head_products;
+  AdapterScratch adapter_scratch;
+  const int32_t* adapters = nullptr;  // the slot of each row's adapter, in the pass that runs; null: no row has one
   AllReduce all_reduce = nullptr;  // null: there is one rank
   bool measures = false;
 

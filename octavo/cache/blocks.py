@@ -46,7 +46,7 @@ _MOST_PADDING = 1 / 12  # of the pool
 class Root:
     """What keys and values depend on beside the tokens: requests share blocks only under the same root.
 
-    salt: the user's word that keeps prefix caches apart. adapter: the name of an adapter of the weights.
+    salt: the user's word that keeps prefix caches apart. adapter: the digest of an adapter of the weights.
     media: a digest of the prompt's images and other media.
     """
 
@@ -56,7 +56,10 @@ class Root:
 
     @classmethod
     def of(cls, request: Request) -> Root:
-        return cls(salt=request.cache_salt)
+        if request.adapter is not None:
+            return cls(request.cache_salt, request.adapter.digest)
+        asked = request.lora_request  # in a front end, which knows no content
+        return cls(request.cache_salt, None if asked is None else asked.lora_name)
 
     def hash(self) -> ContentHash:
         """A sequence's first block is chained to this. Each part follows its length, so different roots never hash the

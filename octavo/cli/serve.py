@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from pathlib import Path
 
 from octavo import env
 from octavo.cli.flags import add_engine_flags, add_section_flags, engine_options, section_options
 from octavo.cli.parser import CommandParser
 from octavo.engine.assemble import engine_config
+from octavo.errors import ConfigError
+from octavo.lora_config import LoRAConfig
 from octavo.observe.logging import log_to_stderr
 from octavo.processes.supervisor import ServeOptions, Supervisor
 from octavo.server.settings import ServerSettings
@@ -41,8 +44,10 @@ def run(args: argparse.Namespace) -> int:
     settings = ServerSettings(**section_options(args, ServerSettings)).with_keys(env.server_api_key())
     if not settings.served_model_name:
         settings = replace(settings, served_model_name=(args.model,))
+    engine = engine_config(model=args.model, **engine_options(args, _NOT_FLAGS))
+    _check_adapters(engine.lora, settings)
     options = ServeOptions(
-        engine=engine_config(model=args.model, **engine_options(args, _NOT_FLAGS)),
+        engine=engine,
         admission=AdmissionConfig(**section_options(args, AdmissionConfig)),
         transfer=TransferConfig(**section_options(args, TransferConfig)),
         server=ServerConfig(**section_options(args, ServerConfig)),
@@ -50,3 +55,14 @@ def run(args: argparse.Namespace) -> int:
         model_name=settings.served_model_name[0],
     )
     return Supervisor(options).run()
+
+
+def _check_adapters(lora: LoRAConfig, settings: ServerSettings) -> None:
+    """Raise ConfigError for an adapter with the model's name, and for a root that is no folder."""
+    for module in lora.modules():
+        if module.lora_name in settings.served_model_name:
+            raise ConfigError(
+                f"lora_modules names an adapter {module.lora_name!r}, as the model is: rename one of them"
+            )
+    if lora.lora_root is not None and not Path(lora.lora_root).is_dir():
+        raise ConfigError(f"lora_root is {lora.lora_root!r}, allowed is a folder that exists")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from octavo.cache.kv_cache import KVCache
 from octavo.config import BackendConfig, CacheConfig, EngineConfig, ModelConfig, ObserveConfig, SchedulerConfig
@@ -20,6 +20,7 @@ from octavo.engine.start_up_card import start_up_card, warn_of_leftovers
 from octavo.env import cache_dir
 from octavo.errors import ConfigError
 from octavo.executor.executor import Executor, executor_here
+from octavo.lora_config import LoRAConfig
 from octavo.models.architecture import Architecture
 from octavo.observe.event_log import EventLog
 from octavo.observe.events import EngineStarted
@@ -36,6 +37,9 @@ from octavo.text.tokenizer import check_chat_template, open_tokenizer
 from octavo.vllm_options import ENGINE_OPTIONS, SERVER_ONLY, why_not
 from octavo.worker.task import WorkerShape, WorkerTask
 
+if TYPE_CHECKING:
+    from octavo.engine.adapter_book import AdapterBook
+
 Clock = Callable[[], float]
 
 _SECTIONS: dict[str, type[Any]] = {
@@ -43,6 +47,7 @@ _SECTIONS: dict[str, type[Any]] = {
     "cache": CacheConfig,
     "scheduler": SchedulerConfig,
     "backend": BackendConfig,
+    "lora": LoRAConfig,
     "observe": ObserveConfig,
 }
 
@@ -65,6 +70,11 @@ def engine_config(**options: Any) -> EngineConfig:
     if config.model.chat_template is not None:
         check_chat_template(config.model.chat_template)
     answer_style(None, None, config.model.reasoning_parser)  # refuses an unknown name
+    if config.lora.enable_lora and (num_stages := config.backend.pipeline_parallel_size) > 1:
+        raise ConfigError(
+            f"enable_lora is set and pipeline_parallel_size is {num_stages}, allowed is 1: stages have no adapters "
+            "yet; tensor_parallel_size shares a model with adapters"
+        )
     return config
 
 
@@ -144,15 +154,25 @@ def _core(
         events=events,
         clock=clock,
         num_stages=num_stages,
+        num_adapter_slots=config.lora.max_loras if config.lora.enable_lora else 0,
     )
     parts, check = (scheduler, cache, executor, events, clock), config.observe.check_invariants
     gate = GrammarGate(compiler, executor.constrain, config.backend.pipeline_parallel_size)
+    options: dict[str, Any] = {"check_invariants": check, "gate": gate, "adapters": _adapter_book(config, shape)}
     if num_stages > 1:
         from octavo.engine.pipelined import PipelinedCore
 
-        return PipelinedCore(*parts, check_invariants=check, num_stages=num_stages, gate=gate)
+        return PipelinedCore(*parts, num_stages=num_stages, **options)
     kind = OverlappedCore if _is_overlapped(config, shape) else EngineCore
-    return kind(*parts, check_invariants=check, gate=gate)
+    return kind(*parts, **options)
+
+
+def _adapter_book(config: EngineConfig, shape: WorkerShape) -> AdapterBook | None:
+    if not config.lora.enable_lora:
+        return None
+    from octavo.engine.adapter_book import AdapterBook  # engines without adapters run without its code
+
+    return AdapterBook(config.lora, shape.adapter_targets, shape.architecture.family)
 
 
 def _is_overlapped(config: EngineConfig, shape: WorkerShape) -> bool:
@@ -226,6 +246,8 @@ def _limits(config: EngineConfig, shape: WorkerShape) -> RequestLimits:
         vocab_size=shape.limits.vocab_size,
         eos_token_ids=architecture.eos_token_ids,
         enable_prefix_caching=_caches_prefixes(config, shape),
+        enable_lora=config.lora.enable_lora,
+        lora_root=config.lora.lora_root,
         pooled=_pooled_form(architecture),
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from octavo.checked_parameters import assignable, checked, parameter
 from octavo.errors import InvalidRequestError
+from octavo.lora_request import LoRARequest
 from octavo.outputs import FinishReason, FlatLogprobs, RequestOutput, TokenLogprobs
 from octavo.sampling_params import (
     MAX_DIVERSITY_PENALTY,
@@ -89,8 +90,7 @@ class BeamSearchSequence:
     text: str | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
-
-    lora_request = None  # vLLM's name for a missing feature
+    lora_request: LoRARequest | None = None
 
 
 @dataclass(slots=True)
@@ -142,6 +142,7 @@ def beam_output(output: RequestOutput, params: BeamSearchParams, tokenizer: Toke
                 text=None if tokenizer is None else tokenizer.decode(read, params.skip_special_tokens),
                 finish_reason=one.finish_reason,
                 stop_reason=one.stop_reason,
+                lora_request=one.lora_request,
             )
         )
     return BeamSearchOutput(sequences)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from octavo.engine.input import Prompt
 from octavo.errors import InvalidRequestError
+from octavo.lora_request import LoRARequest
 from octavo.request import Request
 from octavo.sampling_params import SamplingParams
 from octavo.shown import shown, suggestion
@@ -147,18 +148,34 @@ def priority_list(priority: object, count: int) -> list[int]:
     return _one_each("priority", [operator.index(one) for one in many], count)
 
 
+def lora_list(lora_request: object, count: int) -> list[LoRARequest | None]:
+    """One adapter for all, one or None each, or None for none."""
+    is_one = lora_request is None or isinstance(lora_request, LoRARequest)
+    many: list[Any] = [lora_request] * count if is_one else listed_or_one(lora_request)
+    for one in many:
+        if one is not None and not isinstance(one, LoRARequest):
+            raise InvalidRequestError(
+                f"lora_request is {shown(one)}, allowed are a LoRARequest, a list with one or None each, and None"
+            )
+    return _one_each("lora_request", many, count)
+
+
 def requests_of(
-    make: Callable[[str, Prompt, Any, int], Request],
+    make: Callable[..., Request],
     call: int,
     prompts: Sequence[Prompt],
     params_each: Sequence[Any],
     priorities: Sequence[int],
+    adapters: Sequence[LoRARequest | None] = (),
 ) -> list[Request]:
-    """A call's requests. An error names the prompt that it is about, if there are several."""
+    """A call's requests. An error names the prompt that it is about, if there are several. adapters: of each prompt;
+    none are given if no prompt has one."""
     requests = []
-    for index, (prompt, params, priority) in enumerate(zip(prompts, params_each, priorities, strict=True)):
+    own = [{"lora_request": adapter} for adapter in adapters] or [{}] * len(prompts)
+    columns = prompts, params_each, priorities, own
+    for index, (prompt, params, priority, others) in enumerate(zip(*columns, strict=True)):
         try:
-            requests.append(make(f"{call}-{index}", prompt, params, priority))
+            requests.append(make(f"{call}-{index}", prompt, params, priority, **others))
         except InvalidRequestError as refusal:
             if len(prompts) == 1:
                 raise

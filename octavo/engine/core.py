@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from octavo.cache.invariants import check
 from octavo.cache.kv_cache import KVCache
@@ -23,12 +23,16 @@ from octavo.engine.grammar_gate import GrammarGate, refused_update
 from octavo.engine.snapshot import take_snapshot
 from octavo.errors import EngineDeadError, InvalidRequestError
 from octavo.executor.executor import StepExecutor
+from octavo.lora_request import LoRARequest
 from octavo.messages import PendingStep, StepPlan, StepResult
 from octavo.observe.event_log import EventLog
 from octavo.observe.events import StepDone
 from octavo.request import Request, SequenceId
 from octavo.scheduler.scheduler import Scheduler
 from octavo.scheduler.step import SequenceUpdate
+
+if TYPE_CHECKING:
+    from octavo.engine.adapter_book import AdapterBook
 
 #: seconds that a step waits for a grammar, if there is nothing to compute
 GATE_S = 0.01
@@ -83,6 +87,10 @@ class Core(Protocol):
     def step(self) -> list[SequenceUpdate]: ...
     def stats(self) -> EngineStats: ...
     def reset_prefix_cache(self) -> bool: ...
+    def change_adapters(self, load: LoRARequest | None = None, unload: int | None = None) -> list[LoRARequest]:
+        """Load an adapter, unload one by its lora_int_id, or neither -> those that are loaded. Raises
+        InvalidRequestError."""
+
     def close(self) -> None: ...
 
 
@@ -99,8 +107,10 @@ class EngineCore:
         *,
         check_invariants: bool = False,
         gate: GrammarGate | None = None,
+        adapters: AdapterBook | None = None,
     ) -> None:
-        """gate: None if no request has a grammar."""
+        """gate: None if no request has a grammar. adapters: None if no request may have one."""
+        self.adapters = adapters
         self._gate = gate
         self._gated = {} if gate is None else gate.waiting
         self._scheduler = scheduler
@@ -112,6 +122,9 @@ class EngineCore:
 
     def add_request(self, request: Request, *, is_held: bool = False) -> None:
         """is_held: it waits until `release`, for what it is to start with. A request with a grammar is not held."""
+        if request.lora_request is not None:
+            assert self.adapters is not None, "requests have adapters where the engine's options say so"
+            request.adapter = self.adapters.find(request.lora_request)
         is_free = request.grammar is None and request.thoughts is None
         if is_free or self._gate is None or not self._gate.holds(request):
             self._scheduler.add_request(request, is_held=is_held)
@@ -198,6 +211,11 @@ class EngineCore:
 
     def memory_now(self) -> MemoryNow:
         return memory_now(self.cache, self._scheduler.sequences)
+
+    def change_adapters(self, load: LoRARequest | None = None, unload: int | None = None) -> list[LoRARequest]:
+        if self.adapters is None:
+            raise InvalidRequestError("there are no adapters: enable_lora is False; set it to True")
+        return self.adapters.change(load, unload)
 
     def reset_prefix_cache(self) -> bool:
         """Forget all cached blocks; sequences keep theirs. Always True; vLLM's may fail."""

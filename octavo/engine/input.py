@@ -14,6 +14,7 @@ from octavo.engine.asked_grammars import AskedGrammars
 from octavo.engine.asked_thoughts import asked_thoughts
 from octavo.engine.beam_search import params_for_beams
 from octavo.errors import InvalidRequestError
+from octavo.lora_request import LoRARequest, check_lora
 from octavo.pooling_params import PoolingParams
 from octavo.request import Request, RequestLimits
 from octavo.sampling_params import SamplingParams
@@ -50,10 +51,13 @@ class InputProcessor:
         arrival_time: float,
         priority: int = 0,
         cache_salt: str | None = None,
+        lora_request: LoRARequest | None = None,
     ) -> Request:
         """Raises InvalidRequestError. cache_salt: as in a prompt dict, which may name it instead."""
         check_id(request_id)
         check_priority(priority)
+        if lora_request is not None:
+            check_lora(lora_request, is_enabled=self.limits.enable_lora)
         if isinstance(params, PoolingParams):
             raise InvalidRequestError("this model generates text and embeds none: runner='pooling' loads it to embed")
         if not isinstance(params, SamplingParams):
@@ -87,6 +91,7 @@ class InputProcessor:
             bad_word_ids=bad_word_ids,
             grammar=grammar,
             thoughts=self._thoughts(params, token_ids),
+            lora_request=lora_request,
         )
 
     def _thoughts(self, params: SamplingParams, token_ids: array[int]) -> Thoughts | None:

@@ -20,6 +20,7 @@ from octavo.engine.core import Core, EngineStats
 from octavo.engine.input import InputProcessor, Prompt, check_unused
 from octavo.engine.output import RequestText
 from octavo.errors import EngineDeadError, InvalidRequestError
+from octavo.lora_request import LoRARequest
 from octavo.observe.event_log import EventLog
 from octavo.observe.exposition import EngineRecords
 from octavo.observe.recorder import FlightRecorder
@@ -74,9 +75,11 @@ class LLMEngine:
         sampling_params: SamplingParams | PoolingParams,
         priority: int = 0,
         cache_salt: str | None = None,
+        lora_request: LoRARequest | None = None,
     ) -> Request:
         """Tokenise and check. Any thread may call it: it does not touch the engine's state."""
-        return self._inputs.process(request_id, prompt, sampling_params, self._clock(), priority, cache_salt)
+        given = (request_id, prompt, sampling_params, self._clock(), priority, cache_salt, lora_request)
+        return self._inputs.process(*given)
 
     def continuation(self, given: str | Sequence[int]) -> list[int]:
         """Tokens to append to others, from a text or token ids. Any thread may call it."""
@@ -224,6 +227,7 @@ class GenerateCall:
     trace_headers: Mapping[str, str] | None
     data_parallel_rank: int | None = None
     forks: RequestText | None = None
+    lora_request: LoRARequest | None = None
 
 
 class EngineClient(Protocol):
@@ -243,12 +247,14 @@ class EngineClient(Protocol):
         trace_headers: Mapping[str, str] | None = None,
         data_parallel_rank: int | None = None,
         forks: RequestText | None = None,
+        lora_request: LoRARequest | None = None,
         **others: Any,
     ) -> AsyncIterator[RequestOutput]:
         """The request's outputs as they come; the last one has finished=True. Leaving the loop early, or being
         cancelled, aborts the request and frees its blocks. cache_salt: share cached blocks only with requests of the
         same salt. data_parallel_rank: of several engines, the one to use. forks: a `snapshot` of a request with the
-        same prompt, whose tokens this one begins with. others: vLLM's arguments, at values that ask for nothing.
+        same prompt, whose tokens this one begins with. lora_request: the adapter to compute it with. others: vLLM's
+        arguments, at values that ask for nothing.
 
         Raises InvalidRequestError (the user's fault), EngineBusyError (too many wait; it says when to try again) and
         EngineDeadError (the engine is down, or went down).
@@ -256,7 +262,7 @@ class EngineClient(Protocol):
         if others:
             refuse_unknown(EngineClient.generate, others)
         asked = (prompt, sampling_params, request_id, priority, cache_salt, trace_headers, data_parallel_rank, forks)
-        return self._outputs(GenerateCall(*asked))
+        return self._outputs(GenerateCall(*asked, lora_request))
 
     def beam_search(
         self, prompt: Prompt, request_id: str, params: BeamSearchParams, **others: Any
@@ -281,6 +287,22 @@ class EngineClient(Protocol):
     @property
     def is_alive(self) -> bool:
         """False while no engine can serve requests: it is down, restarting or shutting down."""
+
+    async def adapters(self) -> list[LoRARequest]:
+        """Those that are loaded."""
+        return []
+
+    async def add_lora(self, lora_request: LoRARequest) -> bool:
+        """Load an adapter. Raises InvalidRequestError if it does not fit, or another one has its name or number."""
+        raise InvalidRequestError("there are no adapters: enable_lora is False; set it to True")
+
+    async def remove_lora(self, lora_id: int) -> bool:
+        """Unload an adapter by its lora_int_id; requests that have begun with it go on. False: there is none."""
+        return False
+
+    async def list_loras(self) -> set[int]:
+        """The lora_int_id of each adapter that is loaded."""
+        return {one.lora_int_id for one in await self.adapters()}
 
     async def stats(self) -> EngineStats: ...
 

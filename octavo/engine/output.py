@@ -142,6 +142,7 @@ class RequestText:
                 for index in range(len(self._sequences))
             ],
             finished=True,
+            lora_request=request.lora_request,
         )
 
     def _output(self, now: float) -> RequestOutput | None:
@@ -167,4 +168,5 @@ class RequestText:
                 num_preemptions=request.num_preemptions,
             ),
             pooled=self._pooled,
+            lora_request=request.lora_request,
         )

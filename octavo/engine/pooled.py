@@ -15,6 +15,7 @@ import numpy as np
 from octavo.engine.input import InputProcessor, Prompt, check_id, check_priority, one_salt
 from octavo.errors import InvalidRequestError
 from octavo.kernels.ops import FloatArray
+from octavo.lora_request import LoRARequest, check_lora
 from octavo.outputs import RequestOutput
 from octavo.pooling_params import ClassActivation, PooledForm, PoolingParams
 from octavo.request import Request, RequestLimits
@@ -37,7 +38,10 @@ class PoolingInput(InputProcessor):
         arrival_time: float,
         priority: int = 0,
         cache_salt: str | None = None,
+        lora_request: LoRARequest | None = None,
     ) -> Request:
+        if lora_request is not None:
+            check_lora(lora_request, is_enabled=self.limits.enable_lora)
         if isinstance(params, SamplingParams):
             raise InvalidRequestError(
                 f"this model {self._form.does} texts and generates none: call {self._form.how}, or load a model that "

@@ -33,7 +33,7 @@ class SequenceText:
     ) -> None:
         """stream: has read the prompt, and is not shared; None if no text is made."""
         params = request.sampling_params
-        self._index = index
+        self._index, self._lora_request = index, request.lora_request
         self._params = params
         self._tokenizer = tokenizer
         self._stops: tuple[str, ...] = tuple(params.stop or ())
@@ -170,4 +170,5 @@ class SequenceText:
             logprobs=logprobs,  # type: ignore[arg-type]  # reads like a list
             finish_reason=self.finish_reason,
             stop_reason=self._stop_reason,
+            lora_request=self._lora_request,
         )

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from octavo.config import DTypeOption, KVCacheDType
 from octavo.errors import OutOfMemoryError
+from octavo.kernels.adapters import AdapterSource
 from octavo.kernels.block_mover import BlockMover
 from octavo.kernels.kv_layout import KVDType, KVLayout
 from octavo.kernels.ledger import Entry, Ledger, Measured
@@ -79,7 +80,8 @@ class StepBatch:
     One of DECODE_THRESHOLDS. A hint: it changes no result.
 
     hidden_states: [T, H] from the stage before, for a model that takes them. token_types: [T] which of a pair's texts
-    each token is of, for a model that looks them up.
+    each token is of, for a model that looks them up. adapters: [T] the slot of each token's adapter, or -1; None: no
+    token has one.
     """
 
     input_ids: IntArray  # [T]
@@ -91,6 +93,7 @@ class StepBatch:
     decode_threshold: int = 1
     hidden_states: FloatArray | None = None
     token_types: IntArray | None = None
+    adapters: IntArray | None = None
 
 
 class CompiledModel(Protocol):
@@ -124,6 +127,9 @@ class CompiledModel(Protocol):
 
     def copy_blocks(self, source: IntArray, target: IntArray) -> None:
         """Copy whole blocks of the pool, in order."""
+
+    def place_adapter(self, slot: int, source: AdapterSource) -> None:
+        """Give a slot another adapter, for the steps from now on. Its numbers are read before this returns."""
 
     def mover(self) -> BlockMover:
         """What moves blocks between the pool and the host."""

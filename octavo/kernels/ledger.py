@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from octavo.kernels.adapters import AdaptedModule
 from octavo.kernels.latent import Latent
 from octavo.kernels.mixture import ExpertStack, Mixture
 from octavo.kernels.ops import AttentionLayer, RotaryTable
@@ -77,6 +78,7 @@ class Contents:
     mixtures: dict[str, Mixture] = field(default_factory=dict)
     latents: dict[str, Latent] = field(default_factory=dict)  # by the name of their matrix
     rotary: dict[int, RotaryTable] = field(default_factory=dict)  # by identity
+    adapted: dict[str, AdaptedModule] = field(default_factory=dict)
 
     @classmethod
     def of(cls, recordings: Iterable[Recording]) -> Contents:
@@ -98,8 +100,16 @@ class Contents:
         """Cosines and sines in float32."""
         return sum(4 * table.rotary_dim * max_model_len for table in self.rotary.values())
 
+    def adapter_entries(self, element_bytes: int) -> list[Entry]:
+        """The slots of adapters, if there are any."""
+        modules = list(self.adapted.values())
+        total = sum(module.num_bytes(element_bytes) for module in modules)
+        return [Entry("weights", total, f"slots of {module.sizes.num_slots} adapters") for module in modules[:1]]
+
     def _add(self, argument: object) -> None:
-        if isinstance(argument, Linear):
+        if isinstance(argument, AdaptedModule):
+            self.adapted[argument.name] = argument
+        elif isinstance(argument, Linear):
             self.linears[argument.name] = argument
         elif isinstance(argument, Mixture):
             self.mixtures[argument.name] = argument

@@ -34,6 +34,7 @@ from typing import Any, Literal, Protocol, TypeVar, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from octavo.kernels.adapters import AdaptedModule
 from octavo.kernels.latent import Latent
 from octavo.kernels.mixture import Mixture
 from octavo.kernels.parameters import Linear, Parameter
@@ -331,6 +332,23 @@ class Ops:
         Blocks wholly outside the window may be null (id 0) and are never read."""
         assert q.width == layer.num_heads * layer.head_dim, f"{layer.num_heads} heads in a tensor of {q.width} columns"
         return Result(layer.num_heads * layer.value_dim)
+
+    @op(error=2e-5)
+    def add_adapters(self, y: Consumed, x: Tensor, module: AdaptedModule) -> Tensor:
+        """y + x A^T B^T with the matrices of each token's adapter: [T, out], [T, in] -> [T, out]. y was made from x."""
+        assert not module.is_table, "an embedding's inputs are tokens"
+        assert (y.width, x.width) == (module.out_features, module.in_features), (
+            f"adapters of {module.name} on tensors of {y.width} and {x.width} columns"
+        )
+        return over(y)
+
+    @op(error=2e-5)
+    def add_table_adapters(self, y: Consumed, module: AdaptedModule, offset: int) -> Tensor:
+        """y + A[:, id + offset] B^T with the matrices of each token's adapter, for an embedding: [T, out] -> [T, out].
+        A token without a column, which another rank has, adds nothing."""
+        assert module.is_table, "the inputs are tokens"
+        assert y.width == module.out_features, f"adapters of {module.name} on a tensor of {y.width} columns"
+        return over(y)
 
     @op(error=2e-6, elementwise=True)
     def softcap(self, x: Consumed, cap: float) -> Tensor:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from octavo.kernels.adapters import AdapterSource
 from octavo.kernels.block_mover import BlockMover
 from octavo.kernels.device import CompiledModel, StepBatch
 from octavo.kernels.ops import FloatArray, IntArray
@@ -65,6 +66,9 @@ class VocabularyPart:
 
     def forward(self, batch: StepBatch) -> None:
         self._model.forward(batch)
+
+    def place_adapter(self, slot: int, source: AdapterSource) -> None:
+        self._model.place_adapter(slot, source)
 
     def logits(self, token_indices: IntArray) -> PartedLogits:
         return PartedLogits(self._model.logits(token_indices), self._vocab_size, self._ranks)

@@ -113,12 +113,12 @@ def _look_for_adapter(folder: Path) -> None:
     if not is_there(path):
         return
     if is_there(folder / "config.json"):
-        LOGGER.warning("%s: the model is loaded without its adapter, which Octavo does not apply", path)
+        LOGGER.warning("%s: the model is loaded without its adapter, which enable_lora and a LoRARequest apply", path)
         return
     of_model = read_json(path).get("base_model_name_or_path")
     raise ModelLoadError(
-        f"{path}: the folder holds an adapter of {shown(of_model)}, not a model; merge the two first: "
-        "peft's merge_and_unload, then save_pretrained"
+        f"{path}: the folder holds an adapter of {shown(of_model)}, not a model: load that model with enable_lora, "
+        "and the adapter by a LoRARequest or lora_modules"
     )
 
 

@@ -84,3 +84,12 @@ def map_file(path: Path) -> NDArray[np.uint8]:
     except OSError as error:
         raise ModelLoadError(f"{path} cannot be mapped: {error.strerror}") from None
     return np.frombuffer(mapping, np.uint8)
+
+
+def read_whole(path: Path) -> NDArray[np.uint8]:
+    """The whole file in memory, where it stays as it is whatever becomes of the file."""
+    with open_regular(path) as file:
+        try:
+            return np.fromfile(file, np.uint8)
+        except OSError as error:
+            raise ModelLoadError(f"{path} cannot be read: {error.strerror}") from None

@@ -14,6 +14,9 @@ from math import prod
 from pathlib import Path
 from typing import Any, TypeGuard
 
+import numpy as np
+from numpy.typing import NDArray
+
 from octavo.errors import ModelLoadError
 from octavo.kernels.tensor import BLOCK_FORMATS, DType, HostTensor
 from octavo.models.checkpoint import IRRELEVANT_ENDINGS
@@ -38,7 +41,11 @@ class SafetensorsFile:
 
 def read_safetensors(path: Path) -> SafetensorsFile:
     """The tensors of one file, as views into it."""
-    data = map_file(path)
+    return parse_safetensors(path, map_file(path))
+
+
+def parse_safetensors(path: Path, data: NDArray[np.uint8]) -> SafetensorsFile:
+    """The tensors of a file's content, as views into that. path: for messages."""
     header_bytes = int.from_bytes(data[:8].tobytes(), "little")
     if data.nbytes < 8 or not 2 <= header_bytes <= min(data.nbytes - 8, _MAX_HEADER_BYTES):
         raise ModelLoadError(f"{path}: the header is cut off or its length is not right; download the file again")

@@ -47,7 +47,8 @@ class Arrived(Event, frozen=True):
     max_tokens: the limit for each of its sequences. sequence_id: its first sequence; the others have the next ids.
     num_beams: 0 without beam search. can_stop: a token or text may end it, not only its length. is_fresh: it takes
     nothing from the prefix tree. has_prompt_logprobs: it takes nothing whose log-probabilities it wants.
-    num_begun_tokens: output tokens that it begins with, as a copy of a branch that runs.
+    num_begun_tokens: output tokens that it begins with, as a copy of a branch that runs. adapter: the name of its
+    adapter, if it has one; adapter_key: its number in the engine.
     """
 
     request_id: str
@@ -66,6 +67,8 @@ class Arrived(Event, frozen=True):
     has_prompt_logprobs: bool = False
     num_begun_tokens: int = 0
     prompt_token_ids: tuple[int, ...] = ()
+    adapter: str = ""
+    adapter_key: int = 0
 
 
 class Refused(Event, frozen=True):

@@ -28,7 +28,7 @@ _FIRST_LABELS: dict[str, tuple[str, ...]] = {
     "kv_transfer_requests": ("came", "failed", "not_asked"),
     "step_seconds": ("schedule", "execute", "update"),
 }
-_WAIT_REASONS = ("seats", "blocks", "budget", "turn")
+_WAIT_REASONS = ("seats", "adapters", "blocks", "budget", "turn")
 
 
 class EngineMetrics:

@@ -16,6 +16,7 @@ from octavo.observe.events import Arrived
 _WAITS_FOR = {
     "blocks": "waits for KV blocks",
     "seats": "waits for a seat",
+    "adapters": "waits for a slot for its adapter",
     "budget": "waits for a share of the step's tokens",
     "turn": "waits for its turn",
     "transfer": "waits for blocks of another engine",
@@ -66,6 +67,7 @@ class Story:
         kind = "beams" if event.num_beams else "samples"
         wanted = limit if count == 1 else f"{count} {kind} of {limit}"
         rank = f", priority {event.priority}" if event.priority else ""
+        rank += f", adapter {event.adapter}" if event.adapter else ""
         self.add(self.begin, f"arrived with {counted(event.num_prompt_tokens, 'prompt token')}; wants {wanted}{rank}")
         if event.time - self.begin >= 0.001:
             self.add(event.time, "reached the engine's queue")

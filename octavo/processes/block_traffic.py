@@ -49,6 +49,11 @@ class BlockTraffic:
             raise ConfigError(
                 "prefill and decode apart find blocks by their hashes, so enable_prefix_caching must stay on"
             )
+        if config.lora.enable_lora:
+            raise ConfigError(
+                "prefill and decode apart, and enable_lora: engines hand each other no blocks of adapters yet; leave "
+                "one of the two out"
+            )
         executor = cast(Executor, core.executor)  # an engine with a model has workers
         mover, loans = executor.mover(), BlockLoans(core.cache, engine.events, time.monotonic)
         _warm_up(mover)

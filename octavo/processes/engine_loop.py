@@ -33,6 +33,8 @@ from octavo.processes.step_record import StepRecord
 from octavo.processes.transport import (
     Abort,
     AbortById,
+    Adapters,
+    AdaptersAre,
     AddRequest,
     FinishSequence,
     HasRead,
@@ -89,6 +91,11 @@ class EngineLoop:
             lambda front_end, number, answer: self._send(front_end, Reply(number, answer)),
             time.monotonic,
         )
+        self._adapters = None
+        if self._core.adapters is not None:
+            from octavo.processes.adapter_desk import AdapterDesk  # engines without adapters run without its code
+
+            self._adapters = AdapterDesk(self._core.adapters, self._traffic.mailbox.post, self._send)
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(channel.fileno(), zmq.POLLIN)
@@ -117,6 +124,8 @@ class EngineLoop:
     def close(self) -> None:
         self._socket.close()
         self._context.term()
+        if self._adapters is not None:
+            self._adapters.close()
         self._traffic.close()
         self._engine.close()
         self._record.close()
@@ -185,6 +194,13 @@ class EngineLoop:
                         self._count_end(live)
             case Question(number, about):
                 self._questions.ask(front_end, number, about)
+            case Adapters(number):
+                if self._adapters is not None:
+                    self._adapters.take(front_end, message)
+                else:
+                    self._send(
+                        front_end, Reply(number, encode(AdaptersAre([], "enable_lora is False: set it to True")))
+                    )
             case HasRead(num_bytes):
                 self._outbox.was_read(front_end, num_bytes)
             case Hello():

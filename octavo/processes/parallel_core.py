@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import pickle
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -20,7 +21,8 @@ from octavo.child import Note
 from octavo.config import DataParallelRouting
 from octavo.engine.core import EngineStats, total_stats
 from octavo.engine.lazy_logprobs import unpack_rows
-from octavo.errors import EngineDeadError
+from octavo.errors import EngineDeadError, InvalidRequestError
+from octavo.lora_request import LoRARequest
 from octavo.observe.exposition import Metric, joined
 from octavo.processes.engine_link import mirrored
 from octavo.processes.offline_engines import OfflineEngines
@@ -28,6 +30,8 @@ from octavo.processes.probation import refusal
 from octavo.processes.router import Router, Ticket, prompt_pieces
 from octavo.processes.transport import (
     Abort,
+    Adapters,
+    AdaptersAre,
     Down,
     FinishSequence,
     Question,
@@ -35,6 +39,7 @@ from octavo.processes.transport import (
     Reply,
     SequenceNews,
     StepNews,
+    Up,
     Welcome,
     fingerprint_of,
     pack_request,
@@ -162,14 +167,26 @@ class ParallelCore:
         self.answers("reset_prefix_cache")
         return True
 
+    def change_adapters(self, load: LoRARequest | None = None, unload: int | None = None) -> list[LoRARequest]:
+        found: dict[str, LoRARequest] = {}
+        for answer in self._answers_to(lambda number: Adapters(number, load, unload)).values():
+            known = msgspec.msgpack.decode(answer, type=AdaptersAre)
+            if known.refusal:
+                raise InvalidRequestError(known.refusal)
+            found |= {one.lora_name: one for one in known.loaded}
+        return [*found.values()]
+
     def close(self) -> None:
         self._engines.close()
 
     def answers(self, about: str) -> dict[int, bytes]:
         """The answer of each engine that serves, by its number. Raises EngineDeadError if none does."""
+        return self._answers_to(lambda number: Question(number, about))
+
+    def _answers_to(self, question: Callable[[int], Up]) -> dict[int, bytes]:
         asked = {engine: next(self._numbers) for engine in sorted(self._engines.up)}
         for engine, number in asked.items():
-            self._engines.send(engine, Question(number, about))
+            self._engines.send(engine, question(number))
         while any(one in self._engines.up and number not in self._answers for one, number in asked.items()):
             self._poll(STEP_S)
         found = {one: self._answers.pop(number) for one, number in asked.items() if number in self._answers}

@@ -14,6 +14,8 @@ import itertools
 import os
 import time
 from collections.abc import AsyncIterator, Mapping, Sized
+from dataclasses import replace
+from typing import Any
 
 import msgspec
 import zmq
@@ -26,6 +28,7 @@ from octavo.engine.llm_engine import EngineClient, GenerateCall, has_ended
 from octavo.engine.output import RequestText
 from octavo.engine.pooled import PoolingInput
 from octavo.errors import EngineDeadError, InvalidRequestError
+from octavo.lora_request import LoRARequest
 from octavo.observe.exposition import joined
 from octavo.observe.logging import LOGGER
 from octavo.outputs import RequestOutput
@@ -34,7 +37,7 @@ from octavo.processes.engine_link import ClientStream
 from octavo.processes.household import front_end_identity
 from octavo.processes.remote_engine import RemoteEngine
 from octavo.processes.router import Piece, Router, Ticket, prompt_pieces
-from octavo.processes.transport import AbortById, Load, Welcome, pack_params
+from octavo.processes.transport import AbortById, Adapters, AdaptersAre, Load, Welcome, pack_params
 from octavo.request import ModelInfo, Request, least_limits
 from octavo.sampling_params import SamplingParams
 from octavo.text.tokenizer import Tokenizer
@@ -81,6 +84,7 @@ class ProcessClient(EngineClient):
         self._streams: dict[str, ClientStream] = {}  # by request id
         self._welcomed = asyncio.Event()
         self._is_draining = False
+        self._loaded: dict[int, LoRARequest] = {}  # adapters that were loaded from here, for engines that start again
 
     # EngineClient
 
@@ -145,6 +149,29 @@ class ProcessClient(EngineClient):
     async def events(self, engine: int = 0) -> bytes:
         return await self._engine_at(engine).ask("events")
 
+    async def adapters(self) -> list[LoRARequest]:
+        """Those of any engine that serves."""
+        return [*{one.lora_name: one for known in await self._each() for one in known.loaded}.values()]
+
+    async def add_lora(self, lora_request: LoRARequest) -> bool:
+        await self._each(load=lora_request)
+        self._loaded[lora_request.lora_int_id] = lora_request
+        return True
+
+    async def remove_lora(self, lora_id: int) -> bool:
+        self._loaded.pop(lora_id, None)
+        await self._each(unload=lora_id)
+        return True
+
+    async def _each(self, **asked: Any) -> list[AdaptersAre]:
+        """Of the engines that answer requests and are up. Raises InvalidRequestError if one refuses."""
+        up = [engine for engine in self.engines[: self._num_answering] if engine.is_up] or self.engines[:1]
+        answers = await asyncio.gather(*(engine.adapters(**asked) for engine in up))
+        for answer in answers:
+            if answer.refusal:
+                raise InvalidRequestError(answer.refusal)
+        return list(answers)
+
     def _engine_at(self, engine: int) -> RemoteEngine:
         if not 0 <= engine < len(self.engines):
             raise InvalidRequestError(f"there is no engine {engine}, allowed are 0 to {len(self.engines) - 1}")
@@ -188,6 +215,8 @@ class ProcessClient(EngineClient):
     def welcomed_by(self, engine: RemoteEngine, welcome: Welcome) -> None:
         if engine.index >= self._num_answering:
             return
+        for lora_request in self._loaded.values():
+            engine.send(Adapters(next(self._numbers), replace(lora_request, load_inplace=False)))
         limits = welcome.limits
         if self._inputs is None:
             takes = InputProcessor if limits.pooled is None else PoolingInput
@@ -235,7 +264,8 @@ class ProcessClient(EngineClient):
         inputs = self._check_open()
         name = call.request_id if call.request_id is not None else f"{self.identity}-{next(self._numbers)}"
         params = call.sampling_params if call.sampling_params is not None else self.model_info.default_sampling_params
-        request = inputs.process(name, call.prompt, params, arrival_time, call.priority, call.cache_salt)
+        more = (call.priority, call.cache_salt, call.lora_request)
+        request = inputs.process(name, call.prompt, params, arrival_time, *more)
         request.data_parallel_rank = call.data_parallel_rank if call.forks is None else call.forks.engine
         return request, prompt_pieces(request) if self._router is not None else []
 

@@ -12,19 +12,23 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
+import msgspec
 import zmq
 
 from octavo.engine.output import RequestText
 from octavo.errors import EngineBusyError, EngineDeadError, InvalidRequestError
+from octavo.lora_request import LoRARequest
 from octavo.observe.logging import LOGGER
 from octavo.processes.engine_link import ClientStream, EngineLink
 from octavo.processes.probation import refusal
 from octavo.processes.router import Piece, Ticket
 from octavo.processes.transport import (
     Abort,
+    Adapters,
+    AdaptersAre,
     Down,
     FinishSequence,
     GivenUp,
@@ -34,6 +38,7 @@ from octavo.processes.transport import (
     Refusal,
     Reply,
     StepNews,
+    Up,
     Welcome,
     fingerprint_of,
     pack_request,
@@ -134,13 +139,21 @@ class RemoteEngine:
 
     async def ask(self, about: str) -> bytes:
         """Raises EngineDeadError."""
+        return await self._answer_to(lambda number: Question(number, about))
+
+    async def adapters(self, load: LoRARequest | None = None, unload: int | None = None) -> AdaptersAre:
+        """Raises EngineDeadError."""
+        answer = await self._answer_to(lambda number: Adapters(number, load, unload))
+        return msgspec.msgpack.decode(answer, type=AdaptersAre)
+
+    async def _answer_to(self, question: Callable[[int], Up]) -> bytes:
         if not self.is_up:
             raise self.death()
         number = next(self._numbers)
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._answers[number] = answer
         try:
-            self.send(Question(number, about))
+            self.send(question(number))
             return await answer
         finally:
             self._answers.pop(number, None)

@@ -21,6 +21,7 @@ import msgspec
 import zmq
 
 from octavo.engine.lazy_logprobs import PackedLogprobs
+from octavo.lora_request import LoRARequest
 from octavo.messages import LogprobRow
 from octavo.outputs import FinishReason
 from octavo.pooling_params import PoolingParams
@@ -66,6 +67,7 @@ class AddRequest(msgspec.Struct, array_like=True, tag=1):
     thoughts: Thoughts | None = None
     pooling_params: PoolingParams | None = None
     second_text: int = 0
+    lora_request: LoRARequest | None = None
 
 
 class Abort(msgspec.Struct, array_like=True, tag=2):
@@ -99,6 +101,21 @@ class HasRead(msgspec.Struct, array_like=True, tag=6):
     """The number of bytes read since the last HasRead."""
 
     num_bytes: int
+
+
+class Adapters(msgspec.Struct, array_like=True, tag=7):
+    """Load an adapter, unload one by its lora_int_id, or neither. The Reply with the same number has an AdaptersAre."""
+
+    number: int
+    load: LoRARequest | None = None
+    unload: int | None = None
+
+
+class AdaptersAre(msgspec.Struct, array_like=True):
+    """The adapters that are loaded now. refusal: why what was asked was not done."""
+
+    loaded: list[LoRARequest]
+    refusal: str = ""
 
 
 class Welcome(msgspec.Struct, array_like=True, tag=16):
@@ -171,7 +188,7 @@ class Load(msgspec.Struct, array_like=True, tag=21):
     prompts: list[list[Piece]]
 
 
-Up = Hello | AddRequest | Abort | AbortById | FinishSequence | Question | HasRead
+Up = Hello | AddRequest | Abort | AbortById | FinishSequence | Question | HasRead | Adapters
 Down = Welcome | StepNews | Refusal | Reply | GivenUp | Load
 
 encode = msgspec.msgpack.Encoder().encode
@@ -197,24 +214,24 @@ def pack_request(
         stop_token_ids=list(request.stop_token_ids),
         bad_word_ids=[list(word) for word in request.bad_word_ids],
         trace_headers=trace_headers,
-        fingerprint=_fingerprint(request.prompt_token_ids, params, request.grammar),
+        fingerprint=fingerprint_of(request),
         work=work,
         pieces=list(pieces),
         begun_token_ids=list(request.begun_token_ids),
         grammar=request.grammar,
         thoughts=request.thoughts,
         pooling_params=request.pooling_params,
+        lora_request=request.lora_request,
         second_text=request.second_text,
     )
 
 
 def fingerprint_of(request: Request) -> str:
     """A hash of a request's prompt and parameters, in 32 characters."""
-    return _fingerprint(request.prompt_token_ids, pack_params(request.sampling_params), request.grammar)
-
-
-def _fingerprint(prompt_token_ids: list[int], params: dict[str, Any], grammar: str | None) -> str:
-    asked = (prompt_token_ids, params) if grammar is None else (prompt_token_ids, params, grammar)
+    adapter = None if request.lora_request is None else request.lora_request.lora_name
+    asked: tuple[Any, ...] = (request.prompt_token_ids, pack_params(request.sampling_params))
+    if request.grammar is not None or adapter is not None:
+        asked += (request.grammar, adapter)
     return hashlib.blake2b(encode(asked), digest_size=16).hexdigest()
 
 
@@ -235,6 +252,7 @@ def unpack_request(message: AddRequest) -> Request:
         grammar=message.grammar,
         thoughts=message.thoughts,
         pooling_params=message.pooling_params,
+        lora_request=message.lora_request,
         second_text=message.second_text,
     )
 

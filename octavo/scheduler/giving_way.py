@@ -17,6 +17,7 @@ from octavo.cache.block_pool import PrefixMatch
 from octavo.cache.blocks import BlockId, live
 from octavo.cache.kv_cache import KVCache
 from octavo.request import Sequence, SequenceState
+from octavo.scheduler.adapter_slots import AdapterSlots
 from octavo.scheduler.continuing import Continuing, TokenBudget
 from octavo.scheduler.places import Places
 from octavo.scheduler.roster import num_seats
@@ -27,11 +28,17 @@ from octavo.scheduler.step import PlanDraft
 @dataclass(frozen=True, slots=True)
 class Lack:
     """What a waiting sequence needs beyond what is free. blocks: to start. growth: blocks that it and all sequences
-    that are not worse will grow into; they need not be free yet, but only worse sequences may hold them."""
+    that are not worse will grow into; they need not be free yet, but only worse sequences may hold them. slots: of
+    which one must be free for its adapter; None: it needs none, or has one."""
 
     seats: int
     blocks: int
     growth: int
+    slots: AdapterSlots | None = None
+
+    @property
+    def is_none(self) -> bool:
+        return self.seats <= 0 and self.blocks <= 0 and self.blocks + self.growth <= 0 and self.slots is None
 
 
 class GivingWay:
@@ -79,6 +86,7 @@ class GivingWay:
             seats=num_seats(sequence) - places.seats.num_free,
             blocks=num_blocks - cache.num_available_blocks,
             growth=cache.num_blocks_to_grow(growth + starting.growth.of(sequence)) if others or draft.joining else 0,
+            slots=None if starting.has_slot(sequence) else places.seats.adapters,
         )
         leaving = _who_gives_way(lack, worse, cache, match)
         if leaving is None:
@@ -96,21 +104,36 @@ class GivingWay:
 def _who_gives_way(lack: Lack, worse: Listlike[Sequence], cache: KVCache, match: PrefixMatch) -> list[Sequence] | None:
     """The last of `worse`, the worst first, that must leave for a sequence that has found `match`. None: not even all
     of them would be enough."""
-    if lack.seats <= 0 and lack.blocks <= 0 and lack.blocks + lack.growth <= 0:
+    if lack.is_none:
         return []
     num_held = sum(cache.tables[one.sequence_id].num_blocks * len(cache.groups) for one in worse)  # at most
     if sum(map(num_seats, worse)) < lack.seats or num_held < lack.blocks + lack.growth:
         return None
     held = _Held(cache, match)
     num_leaving = num_left = 0
+    users = _SlotUsers(lack.slots)
     for sequence in reversed(worse):
-        if num_left < lack.seats or held.num_freed < lack.blocks:
+        if num_left < lack.seats or held.num_freed < lack.blocks or not users.is_one_free:
             num_leaving += 1
         num_left += num_seats(sequence)
         held.let_go(sequence)
-    if num_left < lack.seats or held.num_freed < lack.blocks + lack.growth:
+        users.let_go(sequence)
+    if num_left < lack.seats or held.num_freed < lack.blocks + lack.growth or not users.is_one_free:
         return None
     return list(reversed(worse))[:num_leaving]
+
+
+class _SlotUsers:
+    """Counts who lets go of slots of adapters, until one is free. slots: None: none need be free."""
+
+    def __init__(self, slots: AdapterSlots | None) -> None:
+        self._slots, self._num_let_go = slots, Counter[int]()
+        self.is_one_free = slots is None
+
+    def let_go(self, sequence: Sequence) -> None:
+        if self._slots is not None and (slot := self._slots.slot_of(sequence)) >= 0:
+            self._num_let_go[slot] += 1
+            self.is_one_free = self.is_one_free or self._num_let_go[slot] == self._slots.uses[slot]
 
 
 class _Held:

@@ -19,6 +19,7 @@ from octavo.observe.event_log import EventLog
 from octavo.observe.events import Arrived, Finished, Preempted, Started, Waits
 from octavo.outputs import FinishReason
 from octavo.request import Request, RequestId, Sequence, SequenceId, SequenceState
+from octavo.scheduler.adapter_slots import AdapterSlots
 from octavo.scheduler.roster import RANKS, Roster, Seats, WaitingQueue, WaitReason, num_seats
 from octavo.scheduler.step import NO_TOKEN_ENDING
 
@@ -33,14 +34,21 @@ class Places:
     will draw their request's first token. held: sequences that wait, but not for their turn: something that they will
     start with is on its way."""
 
-    def __init__(self, config: SchedulerConfig, cache: KVCache, events: EventLog, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        cache: KVCache,
+        events: EventLog,
+        clock: Callable[[], float],
+        adapters: AdapterSlots | None = None,
+    ) -> None:
         assert config.max_num_seqs is not None, "max_num_seqs is chosen when the device is known"
         self._cache = cache
         self._events = events
         self._clock = clock
         self._rank = RANKS[config.scheduling_policy]
         self.roster = Roster()
-        self.seats = Seats(config.max_num_seqs)
+        self.seats = Seats(config.max_num_seqs, adapters)
         self.waiting = WaitingQueue(config.scheduling_policy, config.max_bypasses)
         self.running: list[Sequence] = []
         self.forking: list[Sequence] = []
@@ -203,7 +211,7 @@ class Places:
 
 def arrival_of(request: Request, time: float, token_ids: tuple[int, ...] = ()) -> Arrived:
     """The event of a request that the roster knows."""
-    params = request.sampling_params
+    params, adapter = request.sampling_params, request.adapter
     return Arrived(
         time=time,
         request_id=request.request_id,
@@ -222,4 +230,6 @@ def arrival_of(request: Request, time: float, token_ids: tuple[int, ...] = ()) -
         has_prompt_logprobs=params.prompt_logprobs is not None,
         num_begun_tokens=len(request.begun_token_ids),
         prompt_token_ids=token_ids,
+        adapter="" if adapter is None else adapter.name,
+        adapter_key=0 if adapter is None else adapter.key,
     )

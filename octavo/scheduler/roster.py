@@ -27,8 +27,9 @@ from typing import Literal
 from octavo.config import SchedulingPolicy
 from octavo.errors import InvalidRequestError
 from octavo.request import Request, RequestId, Sequence, SequenceId, SequenceState
+from octavo.scheduler.adapter_slots import AdapterSlots
 
-WaitReason = Literal["budget", "seats", "blocks", "turn"]
+WaitReason = Literal["budget", "seats", "adapters", "blocks", "turn"]
 Rank = tuple[int, ...]
 
 
@@ -98,11 +99,13 @@ class Seats:
     """The worker's permanent rows, 0 .. max_num_seqs-1.
 
     A request with n=4 needs four seats from its start, although three stay empty until its prompt is computed: they are
-    reserved, but it is still open which rows they will be. vacated: rows left since the last plan.
+    reserved, but it is still open which rows they will be. vacated: rows left since the last plan. adapters: the slots
+    that those who sit use; None: there are none.
     """
 
-    def __init__(self, max_num_seqs: int) -> None:
+    def __init__(self, max_num_seqs: int, adapters: AdapterSlots | None = None) -> None:
         self.max_num_seqs = max_num_seqs
+        self.adapters = adapters
         self.vacated: list[int] = []
         self._empty = list(range(max_num_seqs - 1, -1, -1))
         self._num_reserved = 0
@@ -115,13 +118,13 @@ class Seats:
     def take(self, sequence: Sequence) -> None:
         """Seat a sequence, and reserve for the forks it will have."""
         assert self.num_free >= num_seats(sequence), f"sequence {sequence.sequence_id} has no seat"
-        sequence.row = self._empty.pop()
+        self._sit(sequence)
         self._num_reserved += num_seats(sequence) - 1
 
     def take_reserved(self, fork: Sequence) -> None:
         assert self._num_reserved, f"no seat was reserved for sequence {fork.sequence_id}"
         self._num_reserved -= 1
-        fork.row = self._empty.pop()
+        self._sit(fork)
 
     def reserve_again(self, fork: Sequence) -> None:
         """A fork leaves its seat, which is kept for its request."""
@@ -137,7 +140,14 @@ class Seats:
         self._vacate(sequence)
         self._num_reserved -= num_seats(sequence) - 1
 
+    def _sit(self, sequence: Sequence) -> None:
+        sequence.row = self._empty.pop()
+        if self.adapters is not None and (adapter := sequence.request.adapter) is not None:
+            self.adapters.take(adapter)
+
     def _vacate(self, sequence: Sequence) -> None:
+        if self.adapters is not None and (adapter := sequence.request.adapter) is not None:
+            self.adapters.leave(adapter)
         self._empty.append(sequence.row)
         self.vacated.append(sequence.row)
         sequence.row = -1

@@ -25,6 +25,7 @@ from octavo.observe.event_log import EventLog
 from octavo.observe.events import EndAsked, FirstToken, Refused, StepFailed
 from octavo.outputs import FinishReason
 from octavo.request import Request, RequestId, Sequence, SequenceId, SequenceState
+from octavo.scheduler.adapter_slots import AdapterSlots
 from octavo.scheduler.beams import Beams
 from octavo.scheduler.continuing import Continuing, TokenBudget
 from octavo.scheduler.giving_way import GivingWay
@@ -57,6 +58,7 @@ class Scheduler:
         events: EventLog,
         clock: Callable[[], float] = time.monotonic,
         num_stages: int = 1,
+        num_adapter_slots: int = 0,
     ) -> None:
         """num_stages: of a pipeline. So many steps are planned before the first one's result comes."""
         self._cache = cache
@@ -64,7 +66,8 @@ class Scheduler:
         self._has_priorities = config.scheduling_policy == "priority"
         self._events = events
         self._clock = clock
-        self._places = Places(config, cache, events, clock)
+        adapters = self._adapters = AdapterSlots(num_adapter_slots) if num_adapter_slots else None
+        self._places = Places(config, cache, events, clock, adapters)
         self._budget = TokenBudget(config, max_num_batched_tokens)
         self._growth = Growth(config.schedule_conservativeness)
         self._prompt_logprobs = PromptLogprobs()
@@ -254,6 +257,8 @@ class Scheduler:
             self._finish(sequence, "error", reason)
             updates.append(SequenceUpdate(sequence, []))
         self._places.drop_ended()
+        if self._adapters is not None:
+            self._adapters.forget()
         self._cache.forget()  # what is cached may build on what was never computed
         return updates
 
@@ -272,6 +277,7 @@ class Scheduler:
             freed_rows=seats.vacated,
             block_changes=self._cache.take_changes(),
             prompt_logprobs=self._prompt_logprobs.entries(draft) if self._prompt_logprobs.num_reported else [],
+            adapters=[] if self._adapters is None else self._adapters.take_loads(),
         )
         seats.vacated = []
         self._in_flight[plan.step_id] = draft

@@ -2,6 +2,7 @@
 
     seats    one for each sample of the request         budget   a share of the step's tokens
     blocks   for all its tokens, and for those that it and the running will still draw: their growth
+    slot     of its adapter, if it has one
 
 A sequence that lacks any of these waits, and the event log has the reason.
 
@@ -173,6 +174,11 @@ class Starting:
         if num_seats(sequence) > places.seats.num_free:
             places.explain(sequence, "seats", f"needs {num_seats(sequence)}, {places.seats.num_free} are free")
             return False
+        if not self.has_slot(sequence):
+            places.explain(
+                sequence, "adapters", "all slots have adapters of running sequences; max_loras is their number"
+            )
+            return False
         match, num_tokens = self.first_step(sequence)
         if num_tokens == 0:
             num_wanted = sequence.num_tokens - match.num_tokens
@@ -191,6 +197,11 @@ class Starting:
         self.start(sequence, match, num_tokens, draft)
         return True
 
+    def has_slot(self, sequence: Sequence) -> bool:
+        """Whether its adapter, if it has one, is in a slot or may take one."""
+        slots, adapter = self._places.seats.adapters, sequence.request.adapter
+        return slots is None or adapter is None or slots.has_room(adapter)
+
     def first_step(self, sequence: Sequence) -> tuple[PrefixMatch, int]:
         """What a waiting sequence finds in the prefix tree, and how many tokens it would compute in this step."""
         match = self._cache.find_prefix(sequence, self._num_readable(sequence))
@@ -203,7 +214,8 @@ class Starting:
         self._places.start(sequence, match, num_tokens)
         self._budget.left -= num_tokens
         draft.joining_growth += self.growth.of(sequence) + sequence.num_tokens - match.num_tokens - num_tokens
-        draft.enter(sequence)
+        slots = self._places.seats.adapters
+        draft.enter(sequence, -1 if slots is None else slots.slot_of(sequence))
         draft.grant(sequence, num_tokens, num_logits=int(match.num_tokens + num_tokens == sequence.num_tokens))
 
     def _num_readable(self, sequence: Sequence) -> int:

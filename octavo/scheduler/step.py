@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
-from octavo.messages import END_OF_GRAMMAR, BlockWrite, ForkRow, LogprobRow, NewRow, StepPlan, StepResult
+from octavo.messages import END_OF_GRAMMAR, AdapterLoad, BlockWrite, ForkRow, LogprobRow, NewRow, StepPlan, StepResult
 from octavo.observe.events import Sampled, Scheduled
 from octavo.outputs import FinishReason
 from octavo.request import Sequence
@@ -89,8 +89,8 @@ class PlanDraft:
         self.num_logits += ones
         self.num_draws += ones
 
-    def enter(self, sequence: Sequence) -> None:
-        """A sequence takes its row with all its tokens so far."""
+    def enter(self, sequence: Sequence, adapter: int = -1) -> None:
+        """A sequence takes its row with all its tokens so far. adapter: the slot of its adapter."""
         request = sequence.request
         self.joining.append(sequence)
         self.new_rows.append(
@@ -105,6 +105,7 @@ class PlanDraft:
                 bad_word_ids=request.bad_word_ids,
                 grammar=request.grammar,
                 thoughts=request.thoughts,
+                adapter=adapter,
                 pools_tokens=request.pooling_params is not None and request.pooling_params.of_tokens,
                 second_text=request.second_text,
             )
@@ -132,6 +133,7 @@ class PlanDraft:
         freed_rows: list[int],
         block_changes: tuple[list[BlockWrite], list[tuple[int, int]]],
         prompt_logprobs: list[int],
+        adapters: Listlike[AdapterLoad] = (),
     ) -> StepPlan:
         block_writes, copies = block_changes
         return StepPlan(
@@ -152,6 +154,7 @@ class PlanDraft:
             beam_parents=self.beam_parents,
             beam_token_ids=self.beam_token_ids,
             candidates=self.candidates,
+            adapters=list(adapters),
         )
 
     def sampled(

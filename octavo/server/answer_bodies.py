@@ -347,7 +347,7 @@ class ModelCard(msgspec.Struct, kw_only=True):
     created: int
     owned_by: str = "octavo"
     root: str
-    parent: None = None
+    parent: str | None = None
     max_model_len: int
     has_chat_template: bool
     default_sampling_params: dict[str, Any]

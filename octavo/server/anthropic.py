@@ -31,7 +31,8 @@ async def create_message(request: Request, serving: Serving) -> Response:
     reading = serving.answers.reading(chat, prompt, continued_text(chat) if chat.continue_final_message else None)
     params = serving.answers.params(_params(asked, len(prompt), serving), reading)
     known_as = request_id(request, None)
-    generation = Generation(request_id=f"msg_{known_as}", prompts=[prompt], params=params, **from_headers(request))
+    more = {"lora_request": serving.adapter(asked.model), **from_headers(request)}
+    generation = Generation(request_id=f"msg_{known_as}", prompts=[prompt], params=params, **more)
     message = Message(generation.request_id, asked, serving.client.model_info.max_model_len, reading)
     headers = {"request-id": generation.request_id} | serving.id_headers(known_as)
     if asked.stream:

@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from octavo.engine.llm_engine import EngineClient
 from octavo.errors import ConfigError
 from octavo.server import (
+    adapters,
     anthropic,
     chat,
     chat_batch,
@@ -36,6 +37,7 @@ from octavo.server import (
     tokens,
 )
 from octavo.server.access import RequireKey
+from octavo.server.adapter_names import AdapterNames
 from octavo.server.answers import AnswerReader
 from octavo.server.api_errors import ApiError, error_response
 from octavo.server.logprob_room import LogprobRoom
@@ -68,6 +70,8 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("GET", "/v1/models", operations.list_models),
     ("GET", "/v1/models/{model:path}", operations.get_model),
     *responses.ROUTES,
+    ("POST", "/v1/load_lora_adapter", adapters.load_adapter),
+    ("POST", "/v1/unload_lora_adapter", adapters.unload_adapter),
     *sessions.ROUTES,
     ("POST", "/tokenize", tokens.tokenize),
     ("POST", "/detokenize", tokens.detokenize),
@@ -106,6 +110,7 @@ def create_app(client: EngineClient, settings: ServerSettings) -> FastAPI:
         responses=ResponseStore(settings, lanes),
         lanes=lanes,
         answers=AnswerReader(client.get_tokenizer(), settings),
+        adapters=AdapterNames(client),
     )
     routes = [*ROUTES, *OPTIONAL_ROUTES] if settings.enable_tokenizer_info_endpoint else [*ROUTES]
     if not settings.disable_fastapi_docs:

@@ -14,6 +14,11 @@ from octavo.sampling_params import SamplingParams, known_to
 MEANINGS: Mapping[str, str] = {
     # every call
     "model": "Any name that the model is served by; left out: the first of them.",
+    # adapters
+    "lora_name": "The adapter's name, which calls give as their model.",
+    "lora_path": "A folder as PEFT saves it, inside lora_root; its path in there, or from the root of the file system.",
+    "load_inplace": "Load the folder again if an adapter of that name is loaded.",
+    "lora_int_id": "The adapter's number; it need not be given.",
     # prompts and conversations
     "prompt": "A text, a list of texts, token ids, or a list of token-id lists.",
     "messages": "The conversation, oldest first. Keys beside role and content go to the chat template.",

@@ -18,6 +18,7 @@ from starlette.requests import Request
 from octavo.engine.input import Prompt
 from octavo.engine.llm_engine import EngineClient
 from octavo.errors import InvalidRequestError
+from octavo.lora_request import LoRARequest
 from octavo.observe.tracing import TRACE_HEADERS
 from octavo.outputs import RequestOutput
 from octavo.pooling_params import PoolingParams
@@ -51,6 +52,7 @@ class Generation:
     cache_salt: str | None = None
     trace_headers: Mapping[str, str] | None = None
     data_parallel_rank: int | None = None
+    lora_request: LoRARequest | None = None
     serial: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
 
     def engine_request_id(self, place: int) -> str:
@@ -151,6 +153,7 @@ async def _run(client: EngineClient, generation: Generation, kind: RequestOutput
             cache_salt=generation.cache_salt,
             trace_headers=generation.trace_headers,
             data_parallel_rank=generation.data_parallel_rank,
+            lora_request=generation.lora_request,
         )
         for place, prompt in enumerate(generation.prompts)
     ]

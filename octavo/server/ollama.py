@@ -74,9 +74,18 @@ async def generate(request: Request, serving: Serving) -> Response:
 
 async def _read(request: Request, serving: Serving, kind: type[T]) -> T:
     asked = await serving.read_body(request, kind)
-    served_name(asked.model, serving)
+    await _model(asked, serving)
     check_supported(asked)
     return asked
+
+
+async def _model(asked: OllamaRequest, serving: Serving) -> str:
+    """The served name, or the adapter, that a client means. Raises ApiError."""
+    name = (asked.model or "").removesuffix(":latest")
+    is_served = any(asked.model in (one, f"{one}:latest") for one in serving.settings.served_model_name)
+    if is_served or await serving.adapters.find(name) is None:
+        return served_name(asked.model, serving)
+    return name
 
 
 def served_name(asked: str | None, serving: Serving) -> str:
@@ -109,6 +118,7 @@ async def _answer(request: Request, serving: Serving, asked: OllamaRequest, prom
         request_id=f"ollama-{known_as}",
         prompts=[prompt],
         params=_params(asked, len(prompt), serving, field),
+        lora_request=serving.adapter(await _model(asked, serving)),
         **from_headers(request),
     )
     lines, headers = OllamaLines(asked.model or "", is_chat=field == "messages"), serving.id_headers(known_as)

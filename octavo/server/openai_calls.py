@@ -103,6 +103,7 @@ def make_call(
             params=params,
             priority=_bounded("priority", asked.priority, 0, -_MAX_PRIORITY, _MAX_PRIORITY),
             cache_salt=asked.cache_salt,
+            lora_request=serving.adapter(asked.model),
             **from_headers(request),
         ),
         num_top=num_top,

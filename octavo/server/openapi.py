@@ -47,6 +47,8 @@ _BODIES: dict[str, tuple[type[msgspec.Struct] | None, type[msgspec.Struct] | Non
     "/api/chat": (ollama_protocol.OllamaChatRequest, None, True),
     "/api/generate": (ollama_protocol.OllamaGenerateRequest, None, True),
     "/api/show": (ollama_protocol.OllamaShowRequest, None, False),
+    "/v1/load_lora_adapter": (protocol.LoadLoRARequest, None, False),
+    "/v1/unload_lora_adapter": (protocol.UnloadLoRARequest, None, False),
     "/v1/models": (None, answer_bodies.ModelList, False),
     "/v1/models/{model:path}": (None, answer_bodies.ModelCard, False),
     **responses.BODIES,

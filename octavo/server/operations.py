@@ -14,9 +14,11 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from octavo.lora_request import LoRARequest
 from octavo.observe import exposition
 from octavo.observe.machine import installed_version
 from octavo.processes.transport import pack_params
@@ -39,14 +41,18 @@ _OLLAMA_DETAILS = {
 
 
 async def list_models(request: Request, serving: Serving) -> Response:
-    """The names that the model is served by."""
-    return json_response(ModelList(data=[_card(name, serving) for name in serving.settings.served_model_name]))
+    """The names that the model is served by, and its adapters."""
+    cards = [_card(name, serving) for name in serving.settings.served_model_name]
+    adapters = [_adapter_card(one, serving) for one in await serving.adapters.listed()]
+    return json_response(ModelList(data=[*cards, *adapters]))
 
 
 async def get_model(request: Request, serving: Serving) -> Response:
-    """One served name of the model."""
+    """One served name of the model, or one of its adapters."""
     name = request.path_params["model"]
     if name not in serving.settings.served_model_name:
+        if (adapter := await serving.adapters.find(name)) is not None:
+            return json_response(_adapter_card(adapter, serving))
         raise ApiError(
             404, f"the model {shown(name)} is not served here; see /v1/models", param="model", code="model_not_found"
         )
@@ -63,6 +69,13 @@ def _card(name: str, serving: Serving) -> ModelCard:
         has_chat_template=tokenizer is not None and tokenizer.chat_template is not None,
         default_sampling_params=pack_params(serving.client.model_info.default_sampling_params),
     )
+
+
+def _adapter_card(adapter: LoRARequest, serving: Serving) -> ModelCard:
+    """Its parent is the model, or what lora_modules names as that."""
+    base = serving.settings.served_model_name[0]
+    parent = adapter.base_model_name or base
+    return msgspec.structs.replace(_card(base, serving), id=adapter.lora_name, root=adapter.lora_path, parent=parent)
 
 
 async def health(request: Request, serving: Serving) -> Response:

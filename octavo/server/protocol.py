@@ -142,6 +142,17 @@ class AnthropicMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     content: Content
 
 
+class LoadLoRARequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    lora_name: str
+    lora_path: str
+    load_inplace: bool = False
+
+
+class UnloadLoRARequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    lora_name: str
+    lora_int_id: int | None = None
+
+
 class CountTokensRequest(ModelRequest, kw_only=True, forbid_unknown_fields=True):
     """POST /v1/messages/count_tokens."""
 

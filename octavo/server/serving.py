@@ -25,6 +25,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from octavo.engine.llm_engine import EngineClient
+from octavo.lora_request import LoRARequest
+from octavo.server.adapter_names import AdapterNames
 from octavo.server.answers import AnswerReader
 from octavo.server.api_errors import JSON, ApiError, as_api_error, bad_field, error_response, speaks_ollama
 from octavo.server.bodies import explain
@@ -50,9 +52,10 @@ O = TypeVar("O")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
-    """created: when the server started, in seconds since 1970. lanes: threads for long work. logprob_room: limits the
-    log-probabilities held by all answers together. sessions: those of this front end. responses: those that are kept.
-    answers: how the model writes thoughts and calls. body_turn: held while a large body is decoded."""
+    """created: when the server started, in seconds since 1970. adapters: their names are models, too. lanes: threads
+    for long work. logprob_room: limits the log-probabilities held by all answers together. sessions: those of this
+    front end. responses: those that are kept. answers: how the model writes thoughts and calls. body_turn: held while a
+    large body is decoded."""
 
     client: EngineClient
     settings: ServerSettings
@@ -61,6 +64,7 @@ class Serving:
     sessions: SessionStore
     responses: ResponseStore
     answers: AnswerReader
+    adapters: AdapterNames
     lanes: Lanes
     body_turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -70,14 +74,20 @@ class Serving:
         names = self.settings.served_model_name
         if asked.model is None:
             asked.model = names[0]
-        if asked.model not in names:
+        if asked.model not in names and await self.adapters.find(asked.model) is None:
+            more = ", or an adapter of /v1/models" if self.client.model_info.enable_lora else ""
             raise ApiError(
                 404,
-                f"the model {shown(asked.model)} is not served here; allowed is {' or '.join(map(repr, names))}",
+                f"the model {shown(asked.model)} is not served here; allowed is {' or '.join(map(repr, names))}{more}",
                 param="model",
                 code="model_not_found",
             )
         return asked
+
+    def adapter(self, model: str | None) -> LoRARequest | None:
+        """The adapter that a name stands for, which `read` has found; None: it names the model itself."""
+        is_base = model is None or model in self.settings.served_model_name
+        return None if is_base or model is None else LoRARequest(model, 1)
 
     async def read_body(self, request: Request, kind: type[S]) -> S:
         """The request's body, checked for shape alone. Each turn of the event loop decodes one large body at most.

@@ -151,6 +151,7 @@ class SessionCall:
             trace_headers=generation.trace_headers,
             data_parallel_rank=generation.data_parallel_rank,
             forks=forks,
+            lora_request=self._serving.adapter(self._session.model),
         )
 
     def _note(self, output: RequestOutput) -> bool:

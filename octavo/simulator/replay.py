@@ -21,6 +21,7 @@ from octavo.cache.blocks import CacheGroup
 from octavo.cache.kv_cache import KVCache
 from octavo.config import SchedulerConfig
 from octavo.errors import LogError, OctavoError
+from octavo.lora_config import LoRAConfig
 from octavo.messages import Candidates, LogprobRow, StepPlan, StepResult
 from octavo.observe import events
 from octavo.observe.event_log import EventLog
@@ -98,6 +99,7 @@ class _ReplayedEngine:
             events=own,
             clock=lambda: 0.0,
             num_stages=sizes.num_stages,
+            num_adapter_slots=_num_adapter_slots(header.config.get("lora", {})),
         )
         self._tokens = tokens
         self._most_tokens = sizes.max_model_len
@@ -215,6 +217,11 @@ def _essence(event: Event) -> Event:
     if type(event) is events.Sampled:
         return msgspec.structs.replace(event, token_ids=())
     return msgspec.structs.replace(event, fault="") if type(event) is events.Finished else event
+
+
+def _num_adapter_slots(options: dict[str, Any]) -> int:
+    chosen = LoRAConfig(**{name: options[name] for name in ("enable_lora", "max_loras") if name in options})
+    return chosen.max_loras if chosen.enable_lora else 0
 
 
 def _check(sizes: events.EngineStarted) -> None:

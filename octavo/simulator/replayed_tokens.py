@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from itertools import count
 
 from octavo.errors import LogError
+from octavo.lora_request import LoadedAdapter, LoRARequest
 from octavo.observe import events
 from octavo.observe.events import Event
 from octavo.request import Request, Sequence
@@ -94,6 +95,7 @@ class ReplayedTokens:
             max_output_tokens=event.max_tokens,
             priority=event.priority,
             stop_token_ids=frozenset(ends or ({END} if event.can_stop else ())),
+            adapter=_adapter(event),
         )
 
     def drawn(self, sequence: Sequence, num_tokens: int) -> list[int]:
@@ -138,6 +140,13 @@ class ReplayedTokens:
                 place -= 1
                 if chain.setdefault(place, content) != content:
                     break
+
+
+def _adapter(event: events.Arrived) -> LoadedAdapter | None:
+    """One with the same number; its blocks are its own, as its content may be."""
+    if not event.adapter_key:
+        return None
+    return LoadedAdapter(event.adapter_key, str(event.adapter_key), LoRARequest(event.adapter or "?", 1))
 
 
 def tokens_of_log(log: Iterable[Event], block_size: int) -> ReplayedTokens:

@@ -17,14 +17,15 @@ from itertools import accumulate
 from octavo.cache.blocks import NULL_BLOCK, CacheGroup
 from octavo.messages import BlockWrite, Candidates, ForkRow, LogprobRow, NewRow, StepPlan, StepResult
 from octavo.scheduler.step import num_right
-from octavo.testing.fake_tokens import EMPTY_PREFIX, best_tokens, extend_prefix, next_token
+from octavo.testing.fake_tokens import best_tokens, extend_prefix, next_token, prefix_of_adapter
 from octavo.worker.runner import DoneStep
 
 
 @dataclass(slots=True, eq=False)
 class _Row:
     """What the worker holds for one sequence. prefix_hashes[p]: the hash of tokens 0 .. p, expected in slot p.
-    is_ahead: its last draw did not give exactly one token, so the next step may be planned for tokens it lacks."""
+    is_ahead: its last draw did not give exactly one token, so the next step may be planned for tokens it lacks.
+    adapter: the slot of its adapter and what that held as it entered; None: it has none."""
 
     seed: int
     sample_index: int
@@ -34,9 +35,11 @@ class _Row:
     prefix_hashes: list[int] = field(default_factory=list)
     num_computed: int | None = None  # None: has not run yet
     is_ahead: bool = False
+    adapter: tuple[int, int] | None = None
 
     def append(self, token_id: int) -> None:
-        before = self.prefix_hashes[-1] if self.prefix_hashes else EMPTY_PREFIX
+        root = prefix_of_adapter(None if self.adapter is None else self.adapter[1])
+        before = self.prefix_hashes[-1] if self.prefix_hashes else root
         self.token_ids.append(token_id)
         self.prefix_hashes.append(extend_prefix(before, token_id))
 
@@ -67,6 +70,7 @@ class FakeExecutor:
         self._run_len = run_len
         self.slots: list[list[int | None]] = [[None] * block_size for _ in range(num_blocks)]
         self.rows: dict[int, _Row] = {}
+        self.adapters: dict[int, int] = {}  # slot -> the key of the adapter in it
 
     def submit(self, plan: StepPlan) -> DoneStep:
         return DoneStep(self.execute(plan))
@@ -74,6 +78,7 @@ class FakeExecutor:
     def execute(self, plan: StepPlan) -> StepResult:
         for row in plan.freed_rows:
             assert self.rows.pop(row, None) is not None, f"row {row} was freed but is empty"
+        self.adapters |= {load.slot: load.key for load in plan.adapters}
         for new in plan.new_rows:
             self._enter(new)
         self._continue_beams(plan)
@@ -105,6 +110,7 @@ class FakeExecutor:
         assert new.row not in self.rows, f"row {new.row} is taken"
         wants_logprobs = new.sampling_params.logprobs is not None
         row = _Row(new.seed, new.sample_index, wants_logprobs, [[] for _ in self._groups])
+        row.adapter = None if new.adapter < 0 else (new.adapter, self.adapters[new.adapter])
         for token_id in new.token_ids:
             row.append(token_id)
         self.rows[new.row] = row
@@ -128,6 +134,7 @@ class FakeExecutor:
             [list(table) for table in parent.tables],
             list(parent.token_ids),
             list(parent.prefix_hashes),
+            adapter=parent.adapter,
         )
 
     def _continue_beams(self, plan: StepPlan) -> None:
@@ -137,7 +144,9 @@ class FakeExecutor:
             parent = before[parent_id]
             assert parent.num_computed == len(parent.token_ids), f"row {parent_id} has tokens that were not computed"
             tables, own = [list(table) for table in parent.tables], (list(parent.token_ids), list(parent.prefix_hashes))
-            self.rows[row_id] = _Row(parent.seed, 0, parent.wants_logprobs, tables, *own, parent.num_computed)
+            made = _Row(parent.seed, 0, parent.wants_logprobs, tables, *own, parent.num_computed)
+            made.adapter = parent.adapter
+            self.rows[row_id] = made
         for row_id, token_id in zip(plan.beam_rows, plan.beam_token_ids, strict=True):
             self.rows[row_id].append(token_id)
 
@@ -165,6 +174,9 @@ class FakeExecutor:
         for entry, (row_id, start, count) in entries:
             row = self.rows[row_id]
             assert count > 0, f"row {row_id} was granted no token"
+            if row.adapter is not None:
+                slot, key = row.adapter
+                assert self.adapters[slot] == key, f"row {row_id} computes with another adapter than it entered with"
             if entry not in outdated:
                 assert row.num_computed in (None, start), f"row {row_id} goes on at {start}, not at {row.num_computed}"
                 assert start + count <= len(row.token_ids), f"row {row_id} computes tokens that are not known"

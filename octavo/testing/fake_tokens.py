@@ -25,9 +25,16 @@ def best_tokens(prefix_hash: int, count: int) -> tuple[list[int], list[float]]:
     return [token_id for _, token_id in best], [logprob for logprob, _ in best]
 
 
-def generate_alone(prompt: Listlike[int], num_tokens: int, seed: int, sample_index: int) -> list[int]:
-    """The tokens of a sequence that runs without batching. Under any plan it must get the same."""
-    prefix_hash = EMPTY_PREFIX
+def prefix_of_adapter(key: int | None) -> int:
+    """What the first token of a sequence follows; None: it has no adapter."""
+    return EMPTY_PREFIX if key is None else extend_prefix(EMPTY_PREFIX, key)
+
+
+def generate_alone(
+    prompt: Listlike[int], num_tokens: int, seed: int, sample_index: int, prefix_hash: int = EMPTY_PREFIX
+) -> list[int]:
+    """The tokens of a sequence that runs without batching. Under any plan it must get the same. prefix_hash: what its
+    first token follows."""
     for token_id in prompt:
         prefix_hash = extend_prefix(prefix_hash, token_id)
     drawn = []

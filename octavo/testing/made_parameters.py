@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from octavo.kernels.adapters import AdaptedModule, AdaptedPart, AdapterSizes, ModuleWeights
 from octavo.kernels.mixture import SILU, ExpertStack, Gate, Mixture, Routing
 from octavo.kernels.parameters import Linear, Parameter
 from octavo.kernels.tensor import HostTensor, at_hand, from_array
@@ -43,3 +45,26 @@ def mixture(routing: Routing, hidden: int, inner: int, *, gate: Gate = SILU, see
 
     router = linear(rng.standard_normal((routing.num_experts, hidden), np.float32) / np.float32(hidden**0.5))
     return Mixture(name, routing, router, None, stack(inner, hidden, 2), stack(hidden, inner), gate)
+
+
+def adapted(sizes: AdapterSizes, inputs: int, *outputs: int, is_table: bool = False) -> AdaptedModule:
+    """A module of parts with so many outputs."""
+    parts = tuple(AdaptedPart(f"made.{next(_numbers)}", (each, inputs)) for each in outputs)
+    return AdaptedModule(parts, sizes, is_table)
+
+
+@dataclass(frozen=True, slots=True)
+class MadeAdapter:
+    """Implements `octavo.kernels.adapters.AdapterSource` with random numbers, the same ones each time."""
+
+    seed: int
+    rank: int
+
+    def weights(self, module: AdaptedModule) -> ModuleWeights:
+        rng, most = np.random.default_rng(self.seed), module.sizes.max_rank
+        a = np.zeros((len(module.parts), most, module.in_features), np.float32)
+        b = np.zeros((module.out_features, most), np.float32)
+        shape = len(module.parts), self.rank, module.in_features
+        a[:, : self.rank] = rng.standard_normal(shape, np.float32) / np.float32(module.in_features**0.5)
+        b[:, : self.rank] = rng.standard_normal((module.out_features, self.rank), np.float32)
+        return ModuleWeights(self.rank, a.reshape(-1, module.in_features), b)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -106,7 +106,12 @@ def _load(device: Device, case: Case, sizes: Sizes, model: _Layers) -> tuple[Any
         rows=np.arange(num_seqs, dtype=np.int32),
         block_tables=(rng.permutation(np.arange(1, num_blocks, dtype=np.int32)).reshape(num_seqs, table_len),),
     )
-    return device.load(model, kv, limits, sizes.dtype).bind(num_blocks), batch
+    bound = device.load(model, kv, limits, sizes.dtype).bind(num_blocks)
+    if case.adapters and model.call is case.call:
+        for slot, adapter in enumerate(case.adapters):
+            bound.place_adapter(slot, adapter)
+        batch = replace(batch, adapters=np.arange(num_seqs * new, dtype=np.int32) % np.int32(len(case.adapters)))
+    return bound, batch
 
 
 def _tables(case: Case) -> tuple[Parameter, ...]:

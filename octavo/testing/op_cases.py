@@ -9,16 +9,18 @@ from typing import Any
 
 import numpy as np
 
+from octavo.kernels.adapters import AdapterSizes
 from octavo.kernels.kv_layout import KVDType
 from octavo.kernels.latent import Latent
 from octavo.kernels.mixture import Routing
 from octavo.kernels.ops import OPS, AttentionLayer, Ops, RotaryTable, Tensor
-from octavo.testing.made_parameters import linear, mixture, parameter
+from octavo.testing.made_parameters import MadeAdapter, adapted, linear, mixture, parameter
 from octavo.testing.op_trials import elementwise_arguments
 
 LAYERS = 8
 TABLE_ROWS = 64  # of the tables that inputs are looked up in
 _ROUTING = Routing(num_experts=8, num_chosen=2)
+_ADAPTED, _NUM_ADAPTERS, _RANK = ("add_adapters", "add_table_adapters"), 8, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,8 @@ Call = Callable[[Ops, Sequence[Tensor], int], Any]  # (ops, inputs, layer)
 @dataclass(frozen=True, slots=True)
 class Case:
     """A shape of an op. step: as in `Sizes`. inputs: widths. num_bytes: read and written, num_flops: of one call.
-    beside: what a call does beside it. latent_dim: of the keys in the pool, if they are latents."""
+    beside: what a call does beside it. latent_dim: of the keys in the pool, if they are latents. adapters: of the
+    tokens in turn."""
 
     label: str
     step: tuple[int, int, int]
@@ -62,6 +65,7 @@ class Case:
     num_flops: float = 0.0
     beside: Call | None = None
     latent_dim: int = 0
+    adapters: tuple[MadeAdapter, ...] = ()
 
 
 def cases(name: str, sizes: Sizes) -> Iterator[Case]:
@@ -79,13 +83,20 @@ def cases(name: str, sizes: Sizes) -> Iterator[Case]:
         flops, weights = _work(name, tokens, width)
         read = width if name == "embedding" else sum(in_widths)
         num_bytes = element * (tokens * (read + out_width) + weights)
-        yield Case(f"{tokens} x {width}", (1, 0, tokens), in_widths, partial(_call, name, given), num_bytes, flops)
+        label, adapters = f"{tokens} x {width}", tuple[MadeAdapter, ...]()
+        if name in _ADAPTED:
+            label += f", {_NUM_ADAPTERS} adapters of rank {_RANK}"
+            adapters = tuple(MadeAdapter(slot, _RANK) for slot in range(_NUM_ADAPTERS))
+        call = partial(_call, name, given)
+        yield Case(label, (1, 0, tokens), in_widths, call, num_bytes, flops, adapters=adapters)
 
 
 def _work(name: str, tokens: int, width: int) -> tuple[float, int]:
     """FLOP and weights read. An expert is read once, if any token chooses it."""
     if name == "linear":
         return 2.0 * tokens * width * width, width * width
+    if name in _ADAPTED:
+        return 4.0 * tokens * width * _RANK, 2 * min(tokens, _NUM_ADAPTERS) * width * _RANK
     if name == "mixture":
         each, chosen = 3 * width * _inner(width), tokens * _ROUTING.num_chosen
         return 2.0 * chosen * each, min(chosen, _ROUTING.num_experts) * each
@@ -103,6 +114,9 @@ def _arguments(name: str, sizes: Sizes) -> Sequence[tuple[Any, ...]]:
     width = sizes.width
     if OPS[name].is_elementwise:
         return [tuple(next(elementwise_arguments(OPS[name])).values())] * LAYERS
+    if name in _ADAPTED:
+        slots, is_table = AdapterSizes(_NUM_ADAPTERS, _RANK), name == "add_table_adapters"
+        return [(adapted(slots, width, width, is_table=is_table), *([0] if is_table else [])) for _ in range(LAYERS)]
     if name in ("all_reduce", "gate_rows"):
         return [()] * LAYERS
     if name == "mixture":

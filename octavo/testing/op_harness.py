@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from octavo.kernels.adapters import AdapterSource
 from octavo.kernels.device import Device, StepBatch, StepLimits
 from octavo.kernels.kv_layout import KVDType, KVGroup, KVLayout
 from octavo.kernels.ops import TOKEN_IDS, FloatArray, Head, IntArray, Ops, Tensor
@@ -76,7 +77,9 @@ class Harness:
         window: int | None = None,
         dtype: KVDType = "float32",
         ranks: Collectives | None = None,
+        adapters: Sequence[AdapterSource] = (),
     ) -> None:
+        """adapters: of the slots; row 0 has none, and the rows after it those of the slots in turn."""
         pool = pool or Pool()
         table_len = -(-pool.max_len // pool.block_size)
         groups = (KVGroup(pool.num_layers, pool.num_kv_heads, pool.head_dim, pool.is_latent), *pool.beside)
@@ -84,6 +87,9 @@ class Harness:
         limits = StepLimits(MAX_TOKENS, MAX_SEQS, pool.max_len, width)
         num_blocks = 1 + MAX_SEQS * len(groups) * table_len
         self.compiled = device.load(FunctionModel(function), layout, limits, dtype, ranks).bind(num_blocks)
+        for slot, source in enumerate(adapters):
+            self.compiled.place_adapter(slot, source)
+        self._num_adapters = len(adapters)
         if not device.is_asynchronous:
             self.pool = self.compiled.pool
             self.pool.fill(0xFF)
@@ -109,6 +115,7 @@ class Harness:
                 seq_lens=computed + lens,
                 rows=np.array(rows, np.int32),
                 block_tables=self._tables(rows, computed, lens),
+                adapters=self._slots(rows, lens),
             )
         )
         for row, tokens in work:
@@ -117,6 +124,12 @@ class Harness:
         parts = [indices[first : first + MAX_SEQS] for first in range(0, len(indices), MAX_SEQS)]
         out = np.concatenate([_on_host(self.compiled.logits(part)) for part in parts])
         return [out[a:b] for a, b in pairwise(starts)]
+
+    def _slots(self, rows: Sequence[int], lens: IntArray) -> IntArray | None:
+        if not self._num_adapters:
+            return None
+        slots = np.array([row % (self._num_adapters + 1) - 1 for row in rows], np.int32)
+        return np.repeat(slots, lens)
 
     def fork(self, row: int, target: int) -> None:
         """Copy a row and its blocks to another row."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from octavo.kernels.adapters import AdapterSizes
 from octavo.kernels.device import Device
 from octavo.kernels.kv_layout import KVDType
 from octavo.kernels.latent import Latent
@@ -20,7 +21,7 @@ from octavo.kernels.mixture import Gate, GateKind, Routing
 from octavo.kernels.ops import OPS, WORDS, AttentionLayer, FloatArray, Op, Ops, RotaryTable, Tensor
 from octavo.kernels.parameters import Parameter
 from octavo.kernels.reference.device import ReferenceDevice
-from octavo.testing.made_parameters import linear, mixture, parameter
+from octavo.testing.made_parameters import MadeAdapter, adapted, linear, mixture, parameter
 from octavo.testing.op_harness import NUM_ROWS, Harness, Pool, random_table
 
 WIDTHS = (64, 1024)
@@ -32,13 +33,14 @@ Function = Callable[[Ops], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One call of an op. function: it, on random tensors. width: its result's."""
+    """One call of an op. function: it, on random tensors. width: its result's. adapters: of the slots."""
 
     label: str
     function: Function
     width: int
     pool: Pool | None = None
     window: int | None = None
+    adapters: tuple[MadeAdapter, ...] = ()
 
     def error(self, device: Device, dtype: KVDType = "float32") -> float:
         """The largest difference from the reference in any element, relative to it and to the typical element."""
@@ -52,7 +54,8 @@ class Trial:
 
     def _harness(self, device: Device, dtype: KVDType) -> Harness:
         pool = self.pool or Pool(head_dim=64)
-        return Harness(device, self.function, self.width, replace(pool, dtype=dtype), self.window, dtype)
+        given = device, self.function, self.width, replace(pool, dtype=dtype), self.window, dtype
+        return Harness(*given, adapters=self.adapters)
 
 
 def relative_error(ours: FloatArray, theirs: FloatArray) -> float:
@@ -170,6 +173,23 @@ def _mixture() -> Iterator[Trial]:
         yield Trial(f"{count} experts, {gate}, 64 -> 96 -> 64", _call("mixture", (random_table(64),), layer), 64)
 
 
+def _add_adapters() -> Iterator[Trial]:
+    """Of a module of one part, and of three. One adapter has a smaller rank."""
+    sizes, adapters = AdapterSizes(num_slots=2, max_rank=20), (MadeAdapter(1, 20), MadeAdapter(2, 3))
+    for outputs in ((96,), (64, 32, 40)):
+        module, tables = adapted(sizes, 72, *outputs), (random_table(sum(outputs)), random_table(72, seed=2))
+        call = _call("add_adapters", tables, module)
+        yield Trial(f"72 -> {' + '.join(map(str, outputs))}, rank 20", call, sum(outputs), adapters=adapters)
+
+
+def _add_table_adapters() -> Iterator[Trial]:
+    """Some tokens have no column."""
+    for width in WIDTHS:
+        module = adapted(AdapterSizes(num_slots=2, max_rank=5), NUM_ROWS - 20, width, is_table=True)
+        call = _call("add_table_adapters", (random_table(width),), module, -10)
+        yield Trial(f"{width} columns, rank 5", call, width, adapters=(MadeAdapter(1, 5), MadeAdapter(2, 3)))
+
+
 def _rotary_kv_write() -> Iterator[Trial]:
     for heads, kv_heads, dim in _HEADS:
         for has_norms in (False, True):
@@ -267,6 +287,8 @@ _TRIALS: dict[str, Callable[[], Iterator[Trial]]] = {
     "gated_activation": _gated_activation,
     "gate_rows": _gate_rows,
     "mixture": _mixture,
+    "add_adapters": _add_adapters,
+    "add_table_adapters": _add_table_adapters,
     "rotary_kv_write": _rotary_kv_write,
     "latent_kv_write": _latents,
     "latent_values": _latents,

@@ -19,6 +19,7 @@ from octavo.cache.blocks import make_groups
 from octavo.cache.invariants import check
 from octavo.cache.kv_cache import KVCache
 from octavo.config import SchedulerConfig
+from octavo.lora_request import LoadedAdapter, LoRARequest
 from octavo.messages import StepPlan, StepResult
 from octavo.observe.event_log import EventLog
 from octavo.request import Request
@@ -55,6 +56,7 @@ class Simulator:
         checks: bool = False,
         run_len: Callable[[], int] | None = None,
         num_stages: int = 1,
+        num_adapter_slots: int = 0,
     ) -> None:
         config = config or SchedulerConfig()
         groups = make_groups(windows)
@@ -77,6 +79,7 @@ class Simulator:
             events=self.events,
             clock=self._clock,
             num_stages=num_stages,
+            num_adapter_slots=num_adapter_slots,
         )
         self.executor = FakeExecutor(
             num_blocks=num_blocks,
@@ -160,9 +163,11 @@ def make_request(
     cache_salt: str | None = None,
     eos_token_ids: Iterable[int] = (),
     max_tokens: int = 16,
+    adapter: int | None = None,
     **params: int | list[int] | bool,
 ) -> Request:
-    """A request as the engine's input side builds it; `params` are those of SamplingParams."""
+    """A request as the engine's input side builds it; `params` are those of SamplingParams. adapter: the key of its
+    adapter."""
     sampling_params = SamplingParams(max_tokens=max_tokens, **params)  # type: ignore[arg-type]
     end_ids = frozenset() if sampling_params.ignore_eos else frozenset(eos_token_ids)
     return Request(
@@ -176,4 +181,5 @@ def make_request(
         cache_salt=cache_salt,
         eos_token_ids=frozenset(eos_token_ids),
         stop_token_ids=end_ids | frozenset(sampling_params.stop_token_ids or ()),
+        adapter=None if adapter is None else LoadedAdapter(adapter, str(adapter), LoRARequest(str(adapter), adapter)),
     )

@@ -20,7 +20,7 @@ import torch
 
 from octavo.kernels.cuda.model import TritonModel
 from octavo.kernels.cuda.sizes import chunk_inputs
-from octavo.kernels.cuda.step import DECODES, DeviceStep, GraphMemory, StepKind
+from octavo.kernels.cuda.step import DECODES, DeviceStep, GraphMemory, StepKind, slots_of
 from octavo.kernels.device import StepBatch
 from octavo.kernels.ops import IntArray
 from octavo.kernels.triton.linear.row_counts import padded_tokens
@@ -93,7 +93,8 @@ class ChunkSteps:
         self._model, self._rows, self._memory = model, rows, memory
         self._max_num_seqs = max_num_seqs
         self._max_num_tokens = model.row_counts[-1]  # a larger one takes the GPU longer than its launches
-        shape = chunk_inputs(self._max_num_tokens, max_num_seqs)
+        self._has_adapters = model.row_adapters is not None
+        shape = chunk_inputs(self._max_num_tokens, max_num_seqs, has_adapters=self._has_adapters)
         self._inputs = torch.zeros(shape, dtype=torch.int32, device=model.device)
         #: each graph with the logits that it writes; None: the key has been seen once
         self._graphs: dict[_ChunkKey, tuple[torch.cuda.CUDAGraph, torch.Tensor | None] | None] = {}
@@ -117,6 +118,10 @@ class ChunkSteps:
         self._rows.flush_blocks()
         step, indices = self._step(key)
         flat = _flat_inputs(batch, wanted, num_tokens, num_seqs)
+        if self._has_adapters:
+            padded = np.full(num_tokens, -1, np.int32)
+            padded[: len(batch.input_ids)] = slots_of(batch)
+            flat = np.concatenate([flat, padded])
         (uploaded,) = self._model.staging.upload([flat])
         self._inputs[: len(flat)].copy_(uploaded)
         if complete is not None:
@@ -141,8 +146,11 @@ class ChunkSteps:
         """Views of the input buffer, as `_flat_inputs` lays it out: the step, and the indices of its wanted tokens."""
         num_tokens, num_seqs = key.num_tokens, key.num_seqs
         sizes = [num_tokens, num_tokens, num_seqs + 1, num_seqs, num_seqs, num_seqs]
-        input_ids, positions, query_start_loc, seq_lens, rows, wanted = torch.split(self._inputs[: sum(sizes)], sizes)
+        sizes += [num_tokens] if self._has_adapters else []
+        parts = torch.split(self._inputs[: sum(sizes)], sizes)
+        input_ids, positions, query_start_loc, seq_lens, rows, wanted, *slots = parts
         step = DeviceStep(*(input_ids, positions, query_start_loc, seq_lens, rows, self._rows.block_tables), key.kind)
+        step = replace(step, adapters=slots[0]) if slots else step
         return step, wanted if key.has_wanted else None
 
 

@@ -29,7 +29,16 @@ from octavo.worker.rows import RequestStates
 class DeviceRows:
     """records and block_tables are the device's; `step_rows` holds the rows of the step, -1 where it is padded."""
 
-    def __init__(self, states: RequestStates, sampler: Sampler, staging: Staging, device: torch.device) -> None:
+    def __init__(
+        self,
+        states: RequestStates,
+        sampler: Sampler,
+        staging: Staging,
+        device: torch.device,
+        adapters: torch.Tensor | None = None,
+    ) -> None:
+        """adapters: the device's copy of the rows' adapters; None: there are none."""
+        self._adapters, self._are_adapters_stale = adapters, True
         self._states, self._sampler, self._staging = states, sampler, staging
         self._num_rows, self._num_blocks = states.block_tables[0].shape
         shapes = device_rows(len(states.block_tables), self._num_rows, self._num_blocks)
@@ -46,19 +55,19 @@ class DeviceRows:
 
     def touch(self, rows: list[int]) -> None:
         """Mark rows that the host changed."""
-        self._is_stale[rows] = True
+        self._is_stale[rows] = self._are_adapters_stale = True
 
     def write_blocks(self, write: BlockWrite) -> None:
         self._writes.append((write.group, write.row, write.start, write.start + len(write.block_ids)))
 
     def fork(self, fork: ForkRow) -> None:
         """The child's whole block table is new."""
-        self._is_stale[fork.row] = True
+        self._is_stale[fork.row] = self._are_adapters_stale = True
         self._writes += [(group, fork.row, 0, self._num_blocks) for group in range(len(self.block_tables))]
 
     def continue_beams(self, rows: list[int], parents: list[int]) -> None:
         """Beams have a new last token; those that go on from another's row, its block table as well."""
-        self._is_stale[rows] = True
+        self._is_stale[rows] = self._are_adapters_stale = True
         for row, parent in zip(rows, parents, strict=True):
             if row != parent:
                 end = int(self._states.num_tokens[row]) // self._states.block_size + 1
@@ -77,6 +86,9 @@ class DeviceRows:
             padded = np.full(size, -1, np.int32)
             padded[: len(rows)] = rows
             arrays.append(padded)
+        is_adapted = self._are_adapters_stale and self._adapters is not None
+        if is_adapted and self._states.adapters is not None:
+            arrays.append(self._states.adapters)
         if not arrays:
             return
         uploaded = iter(self._staging.upload(arrays))
@@ -87,6 +99,9 @@ class DeviceRows:
         if is_new_step:
             self.step_rows[:size].copy_(next(uploaded))
             self._step = (rows, size)
+        if is_adapted and self._adapters is not None:
+            self._adapters.copy_(next(uploaded))
+            self._are_adapters_stale = False
 
     def flush_blocks(self) -> None:
         """Upload block-table changes, for a step whose batch the host gathered."""

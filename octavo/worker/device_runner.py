@@ -66,7 +66,7 @@ class DeviceRunner:
         self._live, self._states, self._sampler = rows, rows.states, rows.sampler
         self._logprobs_mode, self._ranks = logprobs_mode, ranks
         self._logprobs = LogprobReporter(model, rows, max_num_seqs, logprobs_mode)
-        self._rows = DeviceRows(rows.states, rows.sampler, model.staging, model.device)
+        self._rows = DeviceRows(rows.states, rows.sampler, model.staging, model.device, model.row_adapters)
         memory = GraphMemory(model.device) if captures_graphs and model.device.type == "cuda" else None
         self._decodes = DecodeSteps(model, self._rows, max_num_seqs, memory)
         self._chunks = ChunkSteps(model, self._rows, max_num_seqs, memory)
@@ -138,6 +138,8 @@ class DeviceRunner:
             self._rows.touch(entered)
             self._launched.enter(entered)
             self._last_rows = []  # the same rows may have other sampling parameters now
+        if plan.adapters:
+            self._live.place_adapters(plan, self._model)
 
     # Steps of decodes alone
 

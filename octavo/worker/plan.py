@@ -20,13 +20,14 @@ from octavo.kernels.device import Device
 from octavo.kernels.ledger import COMPONENTS, Ledger, size
 from octavo.kernels.program.model_recording import ModelRecording
 from octavo.kernels.registry import select
+from octavo.lora_config import LoRAConfig
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.loader import has_weights, open_checkpoint
 from octavo.models.registry import build_model
 from octavo.models.splits import head_splits
 from octavo.observe.machine import memory
 from octavo.vllm_options import ENGINE_OPTIONS
-from octavo.worker.sizes import WorkerSizes
+from octavo.worker.sizes import WorkerSizes, with_adapters
 from octavo.worker.task import WorkerTask
 
 #: whether an engine takes the option, or refuses it
@@ -78,7 +79,7 @@ class Planner:
 
     def __init__(self, checkpoint: Checkpoint, device: Device, memory: int | None = None) -> None:
         self._checkpoint, self._device, self._memory = checkpoint, device, memory
-        self._recordings: dict[tuple[range, int], ModelRecording] = {}
+        self._recordings: dict[tuple[range, int, LoRAConfig], ModelRecording] = {}
 
     @classmethod
     def of(cls, task: WorkerTask, device: Device, memory: int | None = None) -> Planner:
@@ -105,7 +106,7 @@ class Planner:
         device, utilization = self._device, task.cache.gpu_memory_utilization
         stage = task.world.stage, task.world.pipeline_parallel_size
         sizes = WorkerSizes.of(self._checkpoint, task, device)
-        model = self._recording(sizes, num_ranks)
+        model = self._recording(sizes, num_ranks, task.lora)
         sizes = sizes.shared(model.body.layers)
         ledger = device.ledger(model, sizes.layout, sizes.limits, sizes.dtypes.compute)
         try:
@@ -132,16 +133,17 @@ class Planner:
         except ConfigError:  # blocks of numbers that do not divide
             return False
 
-    def _recording(self, sizes: WorkerSizes, num_ranks: int) -> ModelRecording:
+    def _recording(self, sizes: WorkerSizes, num_ranks: int, lora: LoRAConfig) -> ModelRecording:
         """The share of the last rank, which has most where a size does not divide. Rotary tables are made for one
         position: the ledger counts those of the whole context."""
-        own = (sizes.layers, num_ranks)
+        own = (sizes.layers, num_ranks, lora)
         if own not in self._recordings:
             checkpoint, last = self._checkpoint, num_ranks - 1
             model = build_model(
                 checkpoint.architecture, checkpoint, sizes.layer_slots, 1, last, num_ranks, sizes.layers
             )
-            self._recordings[own] = ModelRecording.of(model)
+            adapted, _ = with_adapters(model, checkpoint.architecture, lora, last, num_ranks)
+            self._recordings[own] = ModelRecording.of(adapted)
         return self._recordings[own]
 
 

@@ -11,6 +11,8 @@ arrays, so that a step's batch is a few gathers. The sampling parameters of the 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from octavo.kernels.device import DECODE_THRESHOLDS, CompiledModel, StepBatch, row_shapes
@@ -19,17 +21,28 @@ from octavo.messages import BlockWrite, ForkRow, NewRow, StepPlan
 from octavo.sampling.sampler import Sampler
 from octavo.structured.rows import ConstrainedRows
 
+if TYPE_CHECKING:
+    from octavo.worker.adapters import AdapterStore
+
 
 class RequestStates:
-    """Rows 0 .. max_num_seqs - 1. Shapes: token_ids [rows, max_model_len + 1], tables [rows, max_blocks]."""
+    """Rows 0 .. max_num_seqs - 1. Shapes: token_ids [rows, max_model_len + 1], tables [rows, max_blocks]. adapters: the
+    slot of each row's adapter, or -1; None: no row has one."""
 
-    def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int, num_groups: int) -> None:
+    def __init__(
+        self, max_num_seqs: int, max_model_len: int, block_size: int, num_groups: int, *, has_adapters: bool = False
+    ) -> None:
         self.block_size = block_size
         shapes = row_shapes(max_num_seqs, max_model_len, block_size, num_groups)
         self.token_ids: IntArray = np.zeros(shapes["token_ids"], np.int32)
         self.num_tokens: IntArray = np.zeros(max_num_seqs, np.int32)
         self.num_prompt_tokens: IntArray = np.zeros(max_num_seqs, np.int32)
         self.block_tables: tuple[IntArray, ...] = tuple(np.zeros(shapes["block_tables"], np.int32))
+        self.adapters: IntArray | None = np.full(max_num_seqs, -1, np.int32) if has_adapters else None
+        #: what a fork has as its parent
+        self._inherited = [self.num_tokens, self.num_prompt_tokens, *self.block_tables]
+        if self.adapters is not None:
+            self._inherited.append(self.adapters)
 
     @property
     def num_bytes(self) -> int:
@@ -39,12 +52,14 @@ class RequestStates:
         self.token_ids[new.row, : len(new.token_ids)] = new.token_ids
         self.num_tokens[new.row] = len(new.token_ids)
         self.num_prompt_tokens[new.row] = new.num_prompt_tokens
+        if self.adapters is not None:
+            self.adapters[new.row] = new.adapter
 
     def fork(self, fork: ForkRow) -> None:
         """The child starts as its parent: same tokens, same blocks."""
         num_tokens = self.num_tokens[fork.parent_row]
         self.token_ids[fork.row, :num_tokens] = self.token_ids[fork.parent_row, :num_tokens]
-        for column in (self.num_tokens, self.num_prompt_tokens, *self.block_tables):
+        for column in self._inherited:
             column[fork.row] = column[fork.parent_row]
 
     def continue_beams(self, rows: IntArray, parents: IntArray, token_ids: IntArray) -> None:
@@ -54,7 +69,7 @@ class RequestStates:
         if len(children):
             longest = self.num_tokens[copied].max()
             self.token_ids[children, :longest] = self.token_ids[copied, :longest]
-            for column in (self.num_tokens, self.num_prompt_tokens, *self.block_tables):
+            for column in self._inherited:
                 column[children] = column[copied]
         self.token_ids[rows, self.num_tokens[rows]] = token_ids
         self.num_tokens[rows] += 1
@@ -104,15 +119,23 @@ class RequestStates:
             rows=rows,
             block_tables=self.block_tables,
             decode_threshold=_threshold(plan) if plan.spec_token_ids else 1,
+            adapters=None if self.adapters is None else self._adapters_of(token_rows),
         )
+
+    def _adapters_of(self, token_rows: IntArray) -> IntArray | None:
+        assert self.adapters is not None, "the rows have adapters"
+        slots = self.adapters[token_rows]
+        return slots if slots.max(initial=-1) >= 0 else None
 
 
 class LiveRows:
     """All parts of the rows: tokens and blocks, sampling parameters, and grammars. num_prompt_logprobs: row -> the
     number that its request asks for, if it asks."""
 
-    def __init__(self, states: RequestStates, max_num_seqs: int) -> None:
+    def __init__(self, states: RequestStates, max_num_seqs: int, adapters: AdapterStore | None = None) -> None:
+        """adapters: None if no row may have one."""
         self.states = states
+        self.adapters = adapters
         self.grammars = ConstrainedRows()
         self.sampler = Sampler(max_num_seqs, self.grammars)
         self.num_prompt_logprobs: dict[int, int] = {}
@@ -145,6 +168,12 @@ class LiveRows:
         if plan.copies:
             pairs = np.array(plan.copies, np.int32)
             model.copy_blocks(np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1]))
+
+    def place_adapters(self, plan: StepPlan, model: CompiledModel) -> None:
+        """Load a plan's adapters into their slots. It comes after `apply`, as it may fail: a file may be gone."""
+        for load in plan.adapters:
+            assert self.adapters is not None, "a plan has adapters where the model takes them"
+            self.adapters.place(load, model)
 
 
 def _threshold(plan: StepPlan) -> int:

@@ -90,6 +90,8 @@ class HostRunner:
     def submit(self, plan: StepPlan) -> PendingStep:
         try:
             self._rows.apply(plan, self._model)
+            if plan.adapters:
+                self._rows.place_adapters(plan, self._model)
             return DoneStep(self._compute(plan) if plan.rows else StepResult(plan.step_id, []))
         except MemoryError as fault:
             return FailedStep(fault if self._explain is None else self._explain(plan, fault))

@@ -8,12 +8,15 @@ from dataclasses import dataclass, replace
 from octavo.cache.blocks import CacheGroup, make_groups
 from octavo.config import KVCacheDType
 from octavo.errors import ConfigError
+from octavo.kernels.adapters import AdapterSizes, AdapterTarget
 from octavo.kernels.device import Device, DTypes, StepLimits, StepSizes
 from octavo.kernels.kv_layout import LARGEST_CODE, KVGroup, KVLayout
-from octavo.kernels.ops import AttentionLayer
+from octavo.kernels.ops import AttentionLayer, Model
+from octavo.lora_config import LoRAConfig
 from octavo.models.architecture import Architecture, allowed_model_len
 from octavo.models.checkpoint import Checkpoint
-from octavo.models.decoder import LayerSlot
+from octavo.models.decoder import Decoder, LayerSlot
+from octavo.models.registry import parameters_of
 from octavo.models.splits import layers_of, own_kv_heads
 from octavo.worker.memory import plan_kv_cache
 from octavo.worker.task import WorkerTask
@@ -94,6 +97,19 @@ class WorkerSizes:
         """The most blocks that one sequence of this many tokens holds."""
         given = (num_tokens, self.limits.max_num_tokens, self.layout.block_size)
         return sum(group.max_blocks(*given) for group in self.groups)
+
+
+def with_adapters(
+    model: Decoder, architecture: Architecture, options: LoRAConfig, rank: int = 0, num_ranks: int = 1
+) -> tuple[Model, tuple[AdapterTarget, ...]]:
+    """A rank's model with slots for adapters, if the options ask for them, and what these may change."""
+    if not options.enable_lora:
+        return model, ()
+    from octavo.lora.adapted_model import adapt, targets  # models without adapters run without its code
+
+    sizes = AdapterSizes(options.max_loras, options.max_lora_rank)
+    adapted = adapt(model, parameters_of(architecture), sizes, rank, num_ranks)
+    return adapted, targets(adapted)
 
 
 def _kv_dtype(task: WorkerTask, architecture: Architecture) -> KVCacheDType:

@@ -9,9 +9,11 @@ from typing import Any
 from octavo.cache.blocks import CacheGroup
 from octavo.config import BackendConfig, CacheConfig, EngineConfig, LogprobsMode, ModelConfig, SchedulerConfig
 from octavo.distributed.world import Meeting, World
+from octavo.kernels.adapters import AdapterTarget
 from octavo.kernels.device import StepLimits
 from octavo.kernels.kv_layout import KVLayout
 from octavo.kernels.ledger import Measured
+from octavo.lora_config import LoRAConfig
 from octavo.models.architecture import Architecture
 from octavo.models.checkpoint import TokenizerSource
 
@@ -31,6 +33,7 @@ class WorkerTask:
     world: World = field(default_factory=World)
     meeting: Meeting | None = None
     serves: bool = False
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
 
     @property
     def warms_up(self) -> bool:
@@ -50,6 +53,7 @@ class WorkerTask:
                 pipeline_parallel_size=config.backend.pipeline_parallel_size,
             ),
             serves=serves,
+            lora=config.lora,
         )
 
 
@@ -63,7 +67,8 @@ class WorkerShape:
     place: where this worker computes. link: what its rank exchanges results by, if there are others. ranks: the places
     of all ranks, if there are several. num_stages: of the pipeline that they are. quantised: how the device multiplies
     the quantised matrices, if there are any. kv_scales: where those of KV blocks come from, if their type has any.
-    planned: bytes of each component but the KV blocks, with the largest steps.
+    adapter_targets: what adapters may change; empty: there are none. planned: bytes of each component but the KV
+    blocks, with the largest steps.
     """
 
     groups: tuple[CacheGroup, ...]
@@ -85,4 +90,5 @@ class WorkerShape:
     num_stages: int = 1
     quantised: str = ""
     kv_scales: str = ""
+    adapter_targets: tuple[AdapterTarget, ...] = ()
     planned: Measured = field(default_factory=dict)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from octavo.distributed.world import check_alike
 from octavo.errors import ConfigError
+from octavo.kernels.adapters import AdapterTarget
 from octavo.kernels.block_mover import BlockMover
 from octavo.kernels.device import Device, KernelCompiler
 from octavo.kernels.ledger import COMPONENTS, Component, Ledger, Measured
@@ -30,12 +31,13 @@ from octavo.worker.kv_codes import TO_CALIBRATE, calibrate, source_of_scales
 from octavo.worker.plan import explained
 from octavo.worker.rows import LiveRows, RequestStates
 from octavo.worker.runner import HostRunner, Runner
-from octavo.worker.sizes import WorkerSizes
+from octavo.worker.sizes import WorkerSizes, with_adapters
 from octavo.worker.step_faults import StepFaults
 from octavo.worker.task import WorkerShape, WorkerTask
 
 if TYPE_CHECKING:
     from octavo.distributed.collectives import Collectives
+    from octavo.worker.adapters import AdapterStore
 
 
 class Worker:
@@ -95,11 +97,12 @@ class Worker:
         sizes = WorkerSizes.of(checkpoint, task, device)
         ranks = self._ranks = _meet(task, device)
         with explained(task, checkpoint, device):
-            model, sizes, notes, ledger = self._load(task, device, checkpoint, sizes, ranks)
+            model, sizes, notes, ledger, found = self._load(task, device, checkpoint, sizes, ranks)
             classifier = read_classifier(checkpoint.architecture, checkpoint)
         stages = task.world.pipeline_parallel_size
         label, planned = device.label(sizes.dtypes.compute), {name: ledger.of(name) for name in COMPONENTS}
-        self.shape = _shape(checkpoint, selection, sizes, label, ranks, stages, notes, planned)
+        shape = _shape(checkpoint, selection, sizes, label, ranks, stages, notes, planned)
+        self.shape = replace(shape, adapter_targets=found)
         self._runner = _runner(task, device, model, self.shape, ranks, classifier)
         self.submit, self.mover = self._runner.submit, model.mover
         self.measured()
@@ -108,15 +111,17 @@ class Worker:
 
     def _load(
         self, task: WorkerTask, device: Device, checkpoint: Checkpoint, sizes: WorkerSizes, ranks: Collectives | None
-    ) -> tuple[Any, WorkerSizes, dict[str, str], Ledger]:
-        """The model, bound to its KV pool, and what the shape says of its quantised matrices, KV blocks and memory."""
+    ) -> tuple[Any, WorkerSizes, dict[str, str], Ledger, tuple[AdapterTarget, ...]]:
+        """The model, bound to its KV pool; what the shape says of its quantised matrices, KV blocks and memory; and
+        what adapters may change."""
         utilization, world = task.cache.gpu_memory_utilization, task.world
         if not device.sizes_cache_last:
             sizes = _fitted(task, sizes, device.free_bytes(Ledger(()), utilization), device, ranks)
         rank = world.tensor_rank, world.tensor_parallel_size
         given = (checkpoint.architecture, checkpoint, sizes.layer_slots, sizes.limits.max_model_len)
-        model = build_model(*given, *rank, sizes.layers, read_kv_scales(checkpoint, *rank))
-        scales = source_of_scales(task, sizes, model)
+        decoder = build_model(*given, *rank, sizes.layers, read_kv_scales(checkpoint, *rank))
+        scales = source_of_scales(task, sizes, decoder)
+        model, targets = with_adapters(decoder, checkpoint.architecture, task.lora, *rank)
         loaded = device.load(model, sizes.layout, sizes.limits, sizes.dtypes.compute, ranks)
         quantised = held_as(model, loaded.parameters)
         recording = ModelRecording.of(model)
@@ -131,7 +136,7 @@ class Worker:
         has_parts = ranks is not None and ranks.size > 1 and not device.is_asynchronous and world.is_last_stage
         if ranks is not None and has_parts and checkpoint.architecture.pooling is None:
             bound = VocabularyPart(bound, sizes.limits.vocab_size, ranks)
-        return bound, sizes, {"quantised": quantised, "kv_scales": scales}, ledger
+        return bound, sizes, {"quantised": quantised, "kv_scales": scales}, ledger, targets
 
 
 def _fitted(
@@ -203,8 +208,9 @@ def _runner(
 ) -> Runner:
     """model: bound to its KV pool."""
     limits = shape.limits
-    states = RequestStates(limits.max_num_seqs, limits.max_model_len, shape.layout.block_size, len(shape.groups))
-    rows = LiveRows(states, limits.max_num_seqs)
+    sizes = limits.max_num_seqs, limits.max_model_len, shape.layout.block_size, len(shape.groups)
+    states = RequestStates(*sizes, has_adapters=task.lora.enable_lora)
+    rows = LiveRows(states, limits.max_num_seqs, _adapters(task, shape))
     explain = StepFaults(task, device, shape.layout.num_blocks * shape.layout.block_bytes).explain
     given, link = (model, rows, limits.max_num_seqs, task.logprobs_mode), None if ranks is None else ranks.stages
     if shape.architecture.pooling is not None:
@@ -231,6 +237,14 @@ def _runner(
     return (LastStageRunner if task.world.is_last_stage else PassingRunner)(*given, ranks, link=link, **options)
 
 
+def _adapters(task: WorkerTask, shape: WorkerShape) -> AdapterStore | None:
+    if not task.lora.enable_lora:
+        return None
+    from octavo.worker.adapters import AdapterStore  # models without adapters run without its code
+
+    return AdapterStore(task.lora, shape.adapter_targets, shape.architecture.family)
+
+
 def _check_embeds(checkpoint: Checkpoint, task: WorkerTask, device: Device) -> None:
     """Raise ConfigError if a model that embeds cannot do so here."""
     label, family = checkpoint.label, checkpoint.architecture.family
@@ -239,6 +253,8 @@ def _check_embeds(checkpoint: Checkpoint, task: WorkerTask, device: Device) -> N
             f"{label} is of the family mpnet, whose biases of scores no GPU kernel adds yet: set backend to 'cpu' or "
             "'reference'"
         )
+    if task.lora.enable_lora:
+        raise ConfigError(f"enable_lora is set, but {label} embeds texts, which no adapter changes yet: leave it out")
     if (num_stages := task.world.pipeline_parallel_size) > 1:
         raise ConfigError(
             f"pipeline_parallel_size is {num_stages}, but {label} embeds texts, which no pipeline does: set it to 1"

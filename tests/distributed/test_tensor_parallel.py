@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from octavo import LLM, SamplingParams
+from octavo import LLM, LoRARequest, SamplingParams
 from octavo.errors import ConfigError
 from octavo.observe.events import EngineStarted, Preempted
 from tests.distributed.conftest import ModelFor, engine
 from tests.engine.test_overlap import PROMPTS, params
+from tests.lora.written_adapters import LINEARS, write_adapter
 
 #: every family, and each of its features that ranks share in a way of its own
 FAMILIES = (
@@ -58,6 +60,21 @@ def test_a_layout_that_does_not_work_names_those_that_do(
 def test_norms_over_all_heads_are_not_shared(model_for: ModelFor) -> None:
     with pytest.raises(ConfigError, match=r"tensor_parallel_size is 2, but olmoe norms .* allowed is 1; .* pipeline_"):
         engine(model_for("olmoe", 2), 2)
+
+
+@pytest.mark.parametrize("name", ["llama", "phi3"])
+def test_ranks_share_an_adapter_as_they_share_the_matrices(name: str, model_for: ModelFor, tmp_path: Path) -> None:
+    """Of every product, the embedding and the head; beside requests without one."""
+    folder = model_for(name, 2)
+    targets = ("qkv_proj", "gate_up_proj", *LINEARS, "embed_tokens", "lm_head")
+    adapter = LoRARequest("all", 1, str(write_adapter(tmp_path / "all", folder, targets, rank=3)))
+    asked = [adapter if place % 2 else None for place in range(len(PROMPTS))]
+    found = []
+    for num_ranks in (1, 2):
+        with engine(folder, num_ranks, enable_lora=True) as llm:
+            outputs = llm.generate(PROMPTS, GREEDY, use_tqdm=False, lora_request=asked)
+            found.append([output.outputs[0].token_ids for output in outputs])
+    assert found[0] == found[1]
 
 
 def answers(llm: LLM) -> list[Any]:

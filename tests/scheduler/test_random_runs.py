@@ -21,7 +21,7 @@ from octavo.config import SchedulerConfig
 from octavo.errors import InvalidRequestError
 from octavo.observe.events import Preempted, Scheduled, Started
 from octavo.request import Request, Sequence, SequenceState
-from octavo.testing.fake_tokens import EMPTY_PREFIX, VOCAB_SIZE, extend_prefix, generate_alone
+from octavo.testing.fake_tokens import VOCAB_SIZE, extend_prefix, generate_alone, prefix_of_adapter
 from octavo.testing.simulate import Simulator, make_request
 
 MAX_MODEL_LEN = 300
@@ -50,6 +50,7 @@ class RandomRun(RuleBasedStateMachine):
         has_prefix_cache=st.booleans(),
         conservativeness=st.sampled_from([0, 0, 0.5, 1]),
         run_lens=st.sampled_from([[1], [1], [0, 1, 1, 3], [1, 2, 9], [0, 1]]),
+        num_adapter_slots=st.integers(0, 2),
     )
     def build(
         self,
@@ -65,6 +66,7 @@ class RandomRun(RuleBasedStateMachine):
         has_prefix_cache,
         conservativeness,
         run_lens,
+        num_adapter_slots,
     ):
         dice = random.Random(0)
         self.run_lens = run_lens
@@ -86,7 +88,9 @@ class RandomRun(RuleBasedStateMachine):
             enable_prefix_caching=has_prefix_cache,
             checks=True,
             run_len=None if run_lens == [1] else lambda: dice.choice(run_lens),
+            num_adapter_slots=num_adapter_slots,
         )
+        self.has_adapters = num_adapter_slots > 0
         self.requests: list[Request] = []
         self.cut_short: set[Sequence] = set()
         self.has_failed = False
@@ -101,8 +105,9 @@ class RandomRun(RuleBasedStateMachine):
         salt=st.sampled_from([None, None, "tenant"]),
         prompt_logprobs=st.sampled_from([None, None, None, 1]),
         stops=st.sampled_from([[], [], list(range(0, VOCAB_SIZE, 20))]),
+        adapter=st.sampled_from([None, 1, 2, 3]),
     )
-    def arrive(self, shared_len, own_len, variant, max_tokens, n, priority, salt, prompt_logprobs, stops):
+    def arrive(self, shared_len, own_len, variant, max_tokens, n, priority, salt, prompt_logprobs, stops, adapter):
         number = len(self.requests)
         own = [(variant * 101 + i * 7) % VOCAB_SIZE for i in range(own_len)]
         params = {} if prompt_logprobs is None else {"prompt_logprobs": prompt_logprobs}
@@ -116,6 +121,7 @@ class RandomRun(RuleBasedStateMachine):
             seed=number % 2,
             stop_token_ids=stops,
             min_tokens=min(2, max_tokens),
+            adapter=adapter if self.has_adapters else None,
             **params,
         )
         try:
@@ -141,7 +147,8 @@ class RandomRun(RuleBasedStateMachine):
                 num_drawn, request = sequence.num_output_tokens, sequence.request
                 if sequence.state is SequenceState.RUNNING and num_drawn:
                     num_tokens = num_drawn + num_guesses
-                    truth = generate_alone(request.prompt_token_ids, num_tokens, request.seed, sequence.index)
+                    given = request.prompt_token_ids, num_tokens, request.seed, sequence.index
+                    truth = generate_alone(*given, first_prefix(request))
                     wrong = [(token_id + 1) % VOCAB_SIZE for token_id in truth[num_drawn + num_right :]]
                     sequence.spec_token_ids = truth[num_drawn : num_drawn + num_right] + wrong
             if ahead:
@@ -237,7 +244,7 @@ class RandomRun(RuleBasedStateMachine):
         contents = {}
         for request in self.requests:
             for sequence in request.sequences:
-                content, prefix = Root.of(request).hash(), EMPTY_PREFIX
+                content, prefix = Root.of(request).hash(), first_prefix(request)
                 for start in range(0, sequence.num_tokens - size + 1, size):
                     tokens, prefixes = sequence.token_ids[start : start + size], []
                     for token_id in tokens:
@@ -281,9 +288,14 @@ class RandomRun(RuleBasedStateMachine):
             assert sum(1 for earlier in order[:index] if earlier > place) <= self.max_bypasses
 
 
+def first_prefix(request: Request) -> int:
+    return prefix_of_adapter(None if request.adapter is None else request.adapter.key)
+
+
 def alone(request: Request, index: int) -> list[int]:
     """One sample's tokens without batching, under the same stop rules."""
-    drawn = generate_alone(request.prompt_token_ids, request.max_output_tokens, request.seed, index)
+    given = request.prompt_token_ids, request.max_output_tokens, request.seed, index
+    drawn = generate_alone(*given, first_prefix(request))
     for num_tokens, token_id in enumerate(drawn, start=1):
         is_full = request.num_prompt_tokens + num_tokens >= MAX_MODEL_LEN
         if is_full or (token_id in request.stop_token_ids and num_tokens >= request.sampling_params.min_tokens):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from octavo.kernels.adapters import AdapterSource
 from octavo.kernels.block_mover import HostMover
 from octavo.kernels.cpu import library
 from octavo.kernels.cpu.all_reduce import AllReduce
@@ -65,6 +66,7 @@ class CpuModel:
         self._kv = kv
         self.pool: NDArray[np.uint8] = np.empty(0, np.uint8)
         self._weights = CpuWeights()
+        self._adapters: IntArray | None = None
         self._logits = np.empty(0, np.float32)
         layout = library.KVPool(
             *(None, 0, kv.block_size, kv.block_bytes),
@@ -137,6 +139,9 @@ class CpuModel:
         )
         if batch.token_types is not None:
             step.token_types = int32_address(batch.token_types)
+        if batch.adapters is not None:
+            step.adapters = int32_address(batch.adapters)
+            self._adapters = batch.adapters  # the head reads them, too
         if self._hidden_width:
             hidden_states = batch.hidden_states
             assert hidden_states is not None, "each step of a later stage brings hidden states"
@@ -190,6 +195,9 @@ class CpuModel:
         for block_id in (*source.tolist(), *target.tolist()):
             assert 0 <= block_id <= last_block, f"block {block_id} of a pool whose last is {last_block}"
         self._library.octavo_model_copy_blocks(self._handle, int32_address(source), int32_address(target), len(source))
+
+    def place_adapter(self, slot: int, source: AdapterSource) -> None:
+        self._weights.adapters.place(slot, source)
 
     def mover(self) -> HostMover:
         return HostMover("cpu", self.pool.reshape(self._kv.num_blocks, self._kv.block_bytes))

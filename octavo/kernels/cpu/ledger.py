@@ -49,6 +49,7 @@ class CpuLedger:
                 Entry("weights", sum(packed), f"{len(packed):,} packed matrices"),
                 Entry("weights", sum(held), "embeddings as in the file"),
                 Entry("weights", small, "norms and angles in float32"),
+                *contents.adapter_entries(4),
                 Entry("activations", row_bytes(model.body) * tokens, f"a step of {tokens:,} tokens in float32"),
                 Entry("activations", row_bytes(model.head) * seqs, f"logits of {seqs:,} sequences"),
                 *self._latents(contents),

@@ -42,6 +42,7 @@ class StepView(Structure):
         ("token_seqs", c_void_p),
         ("hidden_states", c_void_p),
         ("token_types", c_void_p),
+        ("adapters", c_void_p),
     )
 
 
@@ -77,6 +78,13 @@ class MixtureSpec(Structure):
         ("alpha", c_float),
         ("limit", c_float),
         *((name, c_int64) for name in ("hidden_size", "inner_size", "first_expert", "num_own")),
+    )
+
+
+class AdapterSpec(Structure):
+    _fields_ = (
+        *((name, c_int64) for name in ("num_slots", "num_parts", "max_rank", "in_features", "out_features")),
+        *((name, c_void_p) for name in ("ends", "ranks", "a", "b")),
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from octavo.kernels.adapters import AdaptedModule
 from octavo.kernels.cpu.latent import head_matrices
 from octavo.kernels.cpu.library import Argument, Arguments, LayerSpec, Slot, ThreadPool, address, check
 from octavo.kernels.cpu.mixture import pack_mixture
@@ -161,6 +162,8 @@ class _Emitter:
             return [Argument(whole=value)]
         if kind in WORDS:
             return [Argument(whole=WORDS[kind].index(value))]
+        if isinstance(value, AdaptedModule):
+            return [Argument(address=addressof(self._weights.adapters.spec(value)))]
         if isinstance(value, AttentionLayer):
             return [Argument(address=addressof(self._spec(value)))]
         if value is not None and len(value.shape) == 2:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from octavo.kernels.cpu.adapters import CpuAdapters
 from octavo.kernels.cpu.blocks import in_blocks
 from octavo.kernels.cpu.library import LayerSpec, ThreadPool, address, check, load
 from octavo.kernels.ops import AttentionLayer, ScoreBias
@@ -40,20 +41,23 @@ class PackedRows:
 
 
 class CpuWeights:
-    """Reads parameters one by one as a program is built, and keeps alive what C++ borrows. specs: of each layer."""
+    """Reads parameters one by one as a program is built, and keeps alive what C++ borrows. specs: of each layer.
+    adapters: the slots for them."""
 
     def __init__(self) -> None:
         self.parameters: dict[str, HostTensor | PackedRows] = {}
         self.specs: dict[AttentionLayer, LayerSpec] = {}
+        self.adapters = CpuAdapters()
         self._biases: dict[ScoreBias, int] = {}
         self._borrowed: list[NDArray[Any]] = []
 
     @property
     def num_bytes(self) -> int:
-        """Of what C++ borrows, each array once."""
+        """Of what C++ borrows, each array once, and of the slots of adapters."""
         held = (each for each in self.parameters.values() if isinstance(each, HostTensor))
         tables = (table.data for table in held if len(table.shape) > 1)
-        return sum({address(array): array.nbytes for array in (*tables, *self._borrowed)}.values())
+        borrowed = sum({address(array): array.nbytes for array in (*tables, *self._borrowed)}.values())
+        return borrowed + self.adapters.num_bytes
 
     def table(self, parameter: Parameter) -> HostTensor:
         """The parameter in its own format, kept here."""

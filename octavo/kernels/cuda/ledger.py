@@ -46,6 +46,7 @@ def device_ledger(
             *_activations(model, limits, element_bytes, dtype, is_fused=not (traced or is_fixed)),
             *_workspace(model, limits, gpu, dtype, has_parts=not is_fixed),
             *_experts(model, limits, element_bytes, dtype, gpu),
+            *_adapters(model, limits, element_bytes),
             *_attention(layers, kv, limits, dtype, gpu, attention),
             *_rows(kv, limits),
             *([_graphs(model)] if captures else []),
@@ -151,6 +152,15 @@ def _experts(
         pairs = element_bytes * sum(sizes.mixture_pairs(layers, rows).values())
         codes, scales = sizes.mixture_codes(layers, rows, dtype, gpu).values()
         yield Entry("workspace", lists + pairs + codes + 4 * scales, f"experts of {rows:,} tokens")
+
+
+def _adapters(model: ModelRecording, limits: StepLimits, element_bytes: int) -> Iterator[Entry]:
+    contents = Contents.of((model.body, model.head))
+    if modules := list(contents.adapted.values()):
+        tokens, seqs = limits.max_num_tokens, limits.max_num_seqs
+        yield from contents.adapter_entries(element_bytes)
+        shapes = [*sizes.adapter_lists(modules, tokens, seqs).values(), sizes.shrunk_rows(modules, max(tokens, seqs))]
+        yield _entry("rows of adapters", shapes)
 
 
 def _attention(

@@ -17,12 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from octavo.distributed.collectives import Collectives
 from octavo.errors import OutOfMemoryError
+from octavo.kernels.adapters import AdapterSource
 from octavo.kernels.attention import AttentionChoice, ModelAttention
 from octavo.kernels.cuda import sizes
 from octavo.kernels.cuda.block_mover import DeviceMover
@@ -32,7 +34,7 @@ from octavo.kernels.cuda.quantized_product import QuantizedProducts
 from octavo.kernels.cuda.rank_sums import RankSums
 from octavo.kernels.cuda.row_programs import first_for, programs_by_rows
 from octavo.kernels.cuda.sizes import MAX_EDITED_ROWS
-from octavo.kernels.cuda.step import DeviceStep, Staging, StepKind
+from octavo.kernels.cuda.step import DeviceStep, Staging, StepKind, slots_of
 from octavo.kernels.cuda.weights import DeviceWeights
 from octavo.kernels.cuda.whole_logits import WholeLogits
 from octavo.kernels.device import StepBatch, StepLimits
@@ -53,6 +55,9 @@ from octavo.kernels.triton.sampling.entries import DeviceSamplingBatch
 from octavo.kernels.triton.sampling.logprobs import processed_logits
 from octavo.kernels.triton.sampling.parted_draw import PartedDraw
 from octavo.sampling.columns import SamplingBatch
+
+if TYPE_CHECKING:
+    from octavo.kernels.cuda.adapters import DeviceAdapters
 
 
 class TritonModel:
@@ -94,7 +99,13 @@ class TritonModel:
             self._sums = RankSums(ranks, TORCH_DTYPE[dtype], gpu, device, peer_memory=peer_memory, is_fixed=is_fixed)
         products = list(contents.products.values())
         self._quantized = QuantizedProducts.of(products, dtype, most_rows, device, gpu, is_fixed=is_fixed)
-        rest = self._sums, is_fixed, self._room, self._quantized
+        self._adapters: DeviceAdapters | None = None
+        if contents.adapted:
+            from octavo.kernels.cuda.adapters import DeviceAdapters  # models without adapters run without its code
+
+            given = (contents.adapted.values(), limits, TORCH_DTYPE[dtype], device)
+            self._adapters = DeviceAdapters(*given, is_fixed=is_fixed, chained=self.chained)
+        rest = self._sums, is_fixed, self._room, self._quantized, self._adapters
         self._shared = Shared(self._weights, gpu, self._memory, self._attention, see, *rest)
         tiled = has_hopper_kernels(gpu.capability) and dtype != "float32" and not is_fixed
         seqs = limits.max_num_seqs
@@ -138,8 +149,11 @@ class TritonModel:
         rest += sum(each.num_bytes for each in (self._sums, self._room, self._quantized) if each is not None)
         activations = [*self._activations, *self._whole_logits.tensors, self.outgoing]
         workspace = [self._parts, *self._sampling.tensors, *self._editing.tensors, *self._memory.tensors]
+        weights = self._weights.num_bytes
+        if self._adapters is not None:
+            weights, rest = weights + self._adapters.weight_bytes, rest + self._adapters.work_bytes
         return {
-            "weights": self._weights.num_bytes,
+            "weights": weights,
             "activations": sum(each.nbytes for each in activations),
             "workspace": rest + sum(each.nbytes for each in workspace),
         }
@@ -167,15 +181,18 @@ class TritonModel:
         tables = [np.ascontiguousarray(table[batch.rows, :num_blocks]) for table in batch.block_tables]
         rows = [batch.query_start_loc, batch.seq_lens, np.arange(len(batch.rows), dtype=np.int32)]
         types = [] if batch.token_types is None else [batch.token_types]
-        uploaded = self.staging.upload([batch.input_ids, batch.positions, *rows, *types, *tables])
+        slots = [] if self._adapters is None else [slots_of(batch)]
+        uploaded = self.staging.upload([batch.input_ids, batch.positions, *rows, *types, *slots, *tables])
         input_ids, positions, query_start_loc, seq_lens, table_rows, *rest = uploaded
-        token_types, device_tables = (rest[0], rest[1:]) if types else (None, rest)
+        token_types = rest.pop(0) if types else None
+        token_slots = rest.pop(0) if slots else None
         step = DeviceStep(
-            *(input_ids, positions, query_start_loc, seq_lens, table_rows, tuple(device_tables)),
+            *(input_ids, positions, query_start_loc, seq_lens, table_rows, tuple(rest)),
             StepKind.of(batch, self.short_chunk),
             max_chunk=int(counts.max()),
             max_seq_len=int(batch.seq_lens.max()),
             token_types=token_types,
+            adapters=token_slots,
         )
         if complete is not None:
             complete(input_ids)
@@ -194,6 +211,8 @@ class TritonModel:
         """Run a step of any kind whose tensors are already on the device; `logits` then reads its hidden states. Tokens
         beyond the last sequence's are padding, and so are sequences of length 0."""
         self._attention.plan(step, is_fused=False)
+        if self._adapters is not None:
+            self._adapters.begin(step)
         self._hidden = self._chunks.run(step, len(step.input_ids))
 
     def take_hidden(self, num_tokens: int) -> None:
@@ -214,6 +233,8 @@ class TritonModel:
         head = first_for(padded, self._heads)
         for hidden, given in zip(self._hidden, head.given(num_rows), strict=True):
             torch.index_select(hidden, 0, indices, out=given)
+        if self._adapters is not None:
+            self._adapters.begin_head(indices)
         (logits,) = head.run(None, padded)
         return self._whole_logits.of(logits)[:num_rows]
 
@@ -260,6 +281,15 @@ class TritonModel:
         for sources, targets in zip(ids[::2], ids[1::2], strict=True):
             copy_blocks(blocks, sources, targets, chained=self.chained)
 
+    def place_adapter(self, slot: int, source: AdapterSource) -> None:
+        assert self._adapters is not None, "a model without slots gets no adapters"
+        self._adapters.place(slot, source)
+
+    @property
+    def row_adapters(self) -> torch.Tensor | None:
+        """The slot of each permanent row's adapter, for steps of decodes; None: the model has no slots."""
+        return None if self._adapters is None else self._adapters.rows
+
     def mover(self) -> DeviceMover:
         return DeviceMover("triton", self._pool.view(-1, self._kv.block_bytes))
 
@@ -284,6 +314,8 @@ class TritonModel:
         """Logits [S, V] of S sequences with one new token each. A sequence of length 0 is padding. is_part: only those
         of this rank's tokens, for `parted_draw`."""
         self._attention.plan(step, is_fused=self._shared.see is None)
+        if self._adapters is not None:
+            self._adapters.begin(step)
         num_rows = len(step.seq_lens)
         (logits,) = first_for(num_rows, self._decodes).run(step, num_rows)
         return logits if is_part else self._whole_logits.of(logits)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from octavo.kernels.adapters import AdaptedModule
 from octavo.kernels.attention import ModelAttention
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda.kv_calibration import with_calibration
@@ -30,6 +31,7 @@ from octavo.kernels.triton.linear.head_linear import head_linear
 from octavo.kernels.triton.linear.skinny_linear import choose_tiling, library_linear, skinny_linear
 
 if TYPE_CHECKING:
+    from octavo.kernels.cuda.adapters import DeviceAdapters
     from octavo.kernels.cuda.quantized_product import Product, QuantizedProducts
     from octavo.kernels.cuda.rank_sums import RankSums
     from octavo.kernels.triton.linear.tile_linear import TileLinear
@@ -48,6 +50,7 @@ class Shared:
     is_fixed: bool = False  # all programs launch the same kernels, whose sums do not depend on the number of rows
     room: Room | None = None  # None: no layer has experts
     quantized: QuantizedProducts | None = None  # None: all matrices are dense
+    adapters: DeviceAdapters | None = None  # None: the model has no slots for any
 
     def quantized_product(self, weight: Linear) -> Product | None:
         return None if self.quantized is None else self.quantized.product(weight, self.weights)
@@ -190,6 +193,20 @@ class Program:
                 )  # fmt: skip
 
         return launch
+
+    def _add_adapters(self, module: AdaptedModule) -> Launch:
+        """In a head, which has no step, the rows are those whose logits are wanted."""
+        own = self._adapters
+        return lambda step, y, x, out: own.add(module, own.head if step is None else own.body, x, out)
+
+    def _add_table_adapters(self, module: AdaptedModule, offset: int) -> Launch:
+        own = self._adapters
+        return lambda step, y, out: own.add_table(module, step, out, offset)
+
+    @property
+    def _adapters(self) -> DeviceAdapters:
+        assert self._shared.adapters is not None, "a model with adapters has slots for them"
+        return self._shared.adapters
 
     def _linear_add_rms_norm(self, weight: Linear, norm_weight: Parameter, eps: float) -> Launch:
         """Outputs the normed sum, and the sum in the residual's memory."""

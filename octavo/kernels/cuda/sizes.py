@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 
+from octavo.kernels.adapters import AdaptedModule
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.kv_layout import KVDType
 from octavo.kernels.mixture import Mixture
@@ -34,6 +35,8 @@ TILED_ROWS = (16, 64, 128, 256)  # row counts above 1 at which products are tile
 MAX_SPLIT = 2  # parts of a product's inputs, each with its own sum
 FEW_QUANTIZED_ROWS = 8  # rows of a program in which what surrounds quantised products is fused
 FEW_MIXTURE_ROWS = 32  # rows whose router products are split over programs
+#: most rows -> over how many programs their products with an adapter's A are split; with more rows it is one
+SHRINK_SPLITS = {64: 8, 512: 4}
 STAGING_BYTES = 8 << 20
 MAX_PEERS = 8  # ranks that exchange over peer memory
 PEER_BYTES = 2 << 20  # the largest message that they exchange so
@@ -117,6 +120,21 @@ def multiplies_fp8(form: ScaledFormat, dtype: str, gpu: GPU) -> bool:
     return is_of_outputs and dtype == "bfloat16" and gpu.capability >= (8, 9)
 
 
+def adapter_lists(modules: Sequence[AdaptedModule], max_num_tokens: int, max_num_seqs: int) -> dict[str, Shape]:
+    """The slots of rows, and the rows of slots: of a step's tokens, and of those whose logits are wanted."""
+    num_slots = max((module.sizes.num_slots for module in modules), default=0)
+    found: dict[str, Shape] = {"rows": (max_num_seqs,)}
+    for name, rows in (("body", max(max_num_tokens, max_num_seqs)), ("head", max_num_seqs)):
+        found |= {f"{name}_slots": (rows,), f"{name}_counts": (num_slots,), f"{name}_order": (num_slots, rows)}
+    return found
+
+
+def shrunk_rows(modules: Sequence[AdaptedModule], max_rows: int) -> Shape:
+    """What the rows of a step are shrunk to, in float32, by the module that shrinks them least."""
+    width = max((module.width for module in modules), default=0)
+    return (max(max_rows, *(rows * split for rows, split in SHRINK_SPLITS.items())) * width,)
+
+
 def attention_plan(max_num_seqs: int, max_num_tokens: int) -> Shapes:
     return {
         "totals": (2,),
@@ -195,5 +213,5 @@ def device_rows(num_groups: int, max_num_seqs: int, num_blocks: int) -> Shapes:
     }
 
 
-def chunk_inputs(max_num_tokens: int, max_num_seqs: int) -> Shape:
-    return (2 * max_num_tokens + 4 * max_num_seqs + 1,)
+def chunk_inputs(max_num_tokens: int, max_num_seqs: int, *, has_adapters: bool = False) -> Shape:
+    return ((2 + has_adapters) * max_num_tokens + 4 * max_num_seqs + 1,)

@@ -59,7 +59,8 @@ DECODES = StepKind(has_decodes=True, has_chunks=False)
 @dataclass(frozen=True, slots=True, eq=False)
 class DeviceStep:
     """One step's batch tensors on the device, int32; see `StepBatch`. `rows` index the block tables. max_chunk and
-    max_seq_len are for launches that are not captured; they are 0 in a captured step."""
+    max_seq_len are for launches that are not captured; they are 0 in a captured step. adapters: -1 where a token has
+    none; None in a step of decodes, which finds those of its rows."""
 
     input_ids: torch.Tensor
     positions: torch.Tensor
@@ -71,6 +72,12 @@ class DeviceStep:
     max_chunk: int = 0
     max_seq_len: int = 0
     token_types: torch.Tensor | None = None
+    adapters: torch.Tensor | None = None
+
+
+def slots_of(batch: StepBatch) -> NDArray[np.int32]:
+    """The slot of each token's adapter, or -1."""
+    return np.full(len(batch.input_ids), -1, np.int32) if batch.adapters is None else batch.adapters
 
 
 #: (step, q, out): one phase of a layer's attention; it writes that phase's rows of `out` [T, Q * D]

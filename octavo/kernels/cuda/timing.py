@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache, partial
 
 import torch
 
 from octavo.kernels.cuda.model import TritonModel
-from octavo.kernels.cuda.step import DeviceStep, StepKind
+from octavo.kernels.cuda.step import DeviceStep, StepKind, slots_of
 from octavo.kernels.device import StepBatch
 from octavo.kernels.triton.packed_blocks import gather_blocks, scatter_blocks
 
@@ -39,6 +40,8 @@ def step_time_us(model: TritonModel, batch: StepBatch, repeats: int = 7) -> floa
     input_ids, positions, starts, seq_lens, rows, *tables = (torch.from_numpy(one).to(model.device) for one in arrays)
     kind = StepKind.of(batch, model.short_chunk)
     step = DeviceStep(input_ids, positions, starts, seq_lens, rows, tuple(tables), kind)
+    if model.row_adapters is not None:
+        step = replace(step, adapters=torch.from_numpy(slots_of(batch)).to(model.device))
     return graph_time_us([lambda: model.run_chunks(step)], repeats)
 
 

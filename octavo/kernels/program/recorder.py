@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from octavo.kernels.adapters import AdaptedModule
 from octavo.kernels.mixture import Mixture
 from octavo.kernels.ops import AttentionLayer, Model, Op, Ops, Result, Tensor
 from octavo.kernels.parameters import Linear, Parameter
@@ -209,7 +210,7 @@ def printer(norm: Callable[[Tensor], float]) -> See:
 
 def _name(argument: object) -> str:
     """The argument's name, or an empty string."""
-    if isinstance(argument, Linear | Parameter | Mixture):
+    if isinstance(argument, Linear | Parameter | Mixture | AdaptedModule):
         return argument.name
     if isinstance(argument, AttentionLayer):
         return f"group {argument.group} layer {argument.index_in_group}"

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import torch
 
     from octavo.distributed.collectives import Collectives
+    from octavo.kernels.reference.adapters import ReferenceAdapters
     from octavo.kernels.reference.compiled import ReferenceModel
     from octavo.kernels.reference.weights import ReferenceWeights
 
@@ -82,6 +83,7 @@ class ReferenceDevice:
         return Ledger(
             (
                 Entry("weights", weights, f"{len(held):,} tensors in float32"),
+                *contents.adapter_entries(4),
                 Entry("activations", activations, "an estimate"),
                 host_rows(kv, limits),
             )
@@ -90,6 +92,7 @@ class ReferenceDevice:
     def load(
         self, model: Model, kv: KVLayout, limits: StepLimits, dtype: KVDType, ranks: Collectives | None = None
     ) -> ReferenceLoaded:
+        from octavo.kernels.reference.adapters import ReferenceAdapters
         from octavo.kernels.reference.weights import ReferenceWeights
 
         if self.num_sharing > 1:
@@ -98,7 +101,8 @@ class ReferenceDevice:
             torch.set_num_threads(max(1, num_cores() // self.num_sharing))
         body, heads = record_model(model)
         read = (parameter for recording in (body, *heads.values()) for parameter in recording.parameters())
-        return ReferenceLoaded(model, kv, limits, ReferenceWeights(read), self._see, ranks)
+        adapters = ReferenceAdapters(Contents.of((body, *heads.values())).adapted.values())
+        return ReferenceLoaded(model, kv, limits, ReferenceWeights(read), adapters, self._see, ranks)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,6 +113,7 @@ class ReferenceLoaded:
     kv: KVLayout
     limits: StepLimits
     weights: ReferenceWeights
+    adapters: ReferenceAdapters
     see: See | None = None
     ranks: Collectives | None = None
 
@@ -117,10 +122,11 @@ class ReferenceLoaded:
         return MappingProxyType(self.weights.parameters)
 
     def held(self) -> Measured:
-        return {"weights": self.weights.num_bytes}
+        return {"weights": self.weights.num_bytes + self.adapters.num_bytes}
 
     def bind(self, num_blocks: int) -> ReferenceModel:
         from octavo.kernels.reference.compiled import ReferenceModel
 
         kv = replace(self.kv, num_blocks=num_blocks)
-        return ReferenceModel(self.model, kv, allocate_pool(kv), self.limits, self.weights, self.see, self.ranks)
+        given = (self.model, kv, allocate_pool(kv), self.limits, self.weights)
+        return ReferenceModel(*given, self.see, self.ranks, self.adapters)

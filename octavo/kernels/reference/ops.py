@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from octavo.distributed.collectives import Collectives
+from octavo.kernels.adapters import AdaptedModule
 from octavo.kernels.latent import Latent
 from octavo.kernels.mixture import Mixture
 from octavo.kernels.ops import Activation, AttentionLayer, Index, Op, Ops, Outside
@@ -20,6 +21,7 @@ from octavo.kernels.parameters import Linear, Parameter
 from octavo.kernels.program.recorder import See
 from octavo.kernels.reference import attention
 from octavo.kernels.reference.activations import ACTIVATIONS, gated
+from octavo.kernels.reference.adapters import ReferenceAdapters
 from octavo.kernels.reference.routing import choose
 from octavo.kernels.reference.weights import ReferenceWeights
 
@@ -42,12 +44,14 @@ class ReferenceOps(Ops):
         weights: ReferenceWeights,
         see: See | None = None,
         ranks: Collectives | None = None,
+        adapters: ReferenceAdapters | None = None,
     ) -> None:
         self.step: attention.StepIndex
         self._cache = cache
         self._weights = weights
         self._see = see
         self._ranks = ranks
+        self.adapters = adapters or ReferenceAdapters(())
 
     def apply(self, op: Op, inputs: tuple[torch.Tensor, ...], arguments: dict[str, Any]) -> Any:
         compute = PLAIN.get(op.name) or getattr(self, f"_{op.name}")
@@ -72,6 +76,12 @@ class ReferenceOps(Ops):
     def _linear(self, x: torch.Tensor, weight: Linear) -> torch.Tensor:
         y = torch.cat([x @ self._weights.tensor(part).T for part in weight.parts], dim=-1)
         return y + torch.cat([self._weights.tensor(bias) for bias in weight.biases]) if weight.biases else y
+
+    def _add_adapters(self, y: torch.Tensor, x: torch.Tensor, module: AdaptedModule) -> torch.Tensor:
+        return self.adapters.add(y, x, module)
+
+    def _add_table_adapters(self, y: torch.Tensor, module: AdaptedModule, offset: int) -> torch.Tensor:
+        return self.adapters.add_table(y, self.step.input_ids + offset, module)
 
     def _rms_norm(self, x: torch.Tensor, weight: Parameter, eps: float) -> torch.Tensor:
         return rms_norm(x, self._weights.tensor(weight), eps)
