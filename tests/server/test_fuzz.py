@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from octavo.lora_request import LoRARequest
 from octavo.pooling_params import PooledForm
+from octavo.request import ModelInfo
 from octavo.server.bodies import NEUTRAL
 from octavo.server.ollama_protocol import (
     OllamaChatRequest,
@@ -30,6 +34,7 @@ from octavo.server.protocol import (
     DetokenizeRequest,
     EmbeddingRequest,
     GenerationRequest,
+    LoadLoRARequest,
     MessagesRequest,
     NumbersRequest,
     PoolingRequest,
@@ -37,6 +42,7 @@ from octavo.server.protocol import (
     ScoreRequest,
     StreamOptions,
     TokenizeRequest,
+    UnloadLoRARequest,
 )
 from octavo.server.responses.protocol import ReasoningOptions, ResponsesRequest, ResponseStreamOptions, TextOptions
 from octavo.server.session_protocol import (
@@ -67,6 +73,8 @@ PLACES: tuple[tuple[str, dict[str, Any], tuple[str | int, ...], type, type | Non
     ("/classify", {"input": "Hi"}, (), ClassifyRequest, PoolingRequest),
     ("/v1/score", {"text_1": "Hi", "text_2": ["a", "b"]}, (), ScoreRequest, PoolingRequest),
     ("/v1/rerank", {"query": "Hi", "documents": ["a", "b"]}, (), RerankRequest, PoolingRequest),
+    ("/v1/load_lora_adapter", {"lora_name": "a", "lora_path": "data"}, (), LoadLoRARequest, None),
+    ("/v1/unload_lora_adapter", {"lora_name": "sql"}, (), UnloadLoRARequest, None),
     ("/tokenize", {"prompt": "Hi"}, (), TokenizeRequest, None),
     ("/detokenize", {"tokens": [5]}, (), DetokenizeRequest, None),
     ("/api/chat", OLLAMA | {"messages": HI}, (), OllamaChatRequest, None),
@@ -111,7 +119,19 @@ def with_value(body: dict[str, Any], place: tuple[str | int, ...], field: str, v
     return json.dumps(made).replace('"@@"', value).encode()
 
 
+class AdaptableEngine(ScriptedEngine):
+    """Has an adapter, and a folder from which it might load others."""
+
+    @property
+    def model_info(self) -> ModelInfo:
+        return replace(super().model_info, enable_lora=True, lora_root=str(Path(__file__).parents[1]))
+
+    async def adapters(self) -> list[LoRARequest]:
+        return [LoRARequest("sql", 1, "sql")]
+
+
 ENGINES = {
+    **dict.fromkeys(("/v1/load_lora_adapter", "/v1/unload_lora_adapter"), AdaptableEngine),
     **dict.fromkeys(("/v1/embeddings", "/pooling", "/v1/rerank"), ScriptedEmbedder),
     "/classify": partial(ScriptedEmbedder, form=PooledForm(size=3, tasks=("classify",), labels=("a", "b", "c"))),
     "/v1/score": partial(ScriptedEmbedder, form=PooledForm(size=1, tasks=("classify",), labels=("a",))),
