@@ -47,8 +47,8 @@ SLOW = {
     "cli": "bench debugging plan doctor hostile_flags interrupts kernels kernels_new run run_batch",
     "engine": "overlap",
     "executor": "processes ray ranks",
-    "kernels": "all_reduce attention attention_plan blocks build dequantize extremes matmul processed_logits random "
-    "recorder reference registry sampling token_ops top_logprobs vocabulary_parts",
+    "kernels": "adapters all_reduce attention attention_plan blocks build dequantize extremes matmul processed_logits "
+    "random recorder reference registry sampling token_ops top_logprobs vocabulary_parts",
     "layers": "rotary",
     "lora": "engine peft",
     "models": "architecture families gguf gguf_checkpoint gguf_names gguf_parts hostile_files loader packaged "
