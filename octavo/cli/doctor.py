@@ -151,6 +151,40 @@ def attention_findings() -> Iterator[Finding]:
         )
 
 
+def family_findings() -> Iterator[Finding]:
+    """The families and methods of storing weights that the best backend here runs."""
+    from octavo.models.supported import METHODS, families_as
+
+    backend = _best_backend()
+    known = families_as("dense", backend)
+    yield Finding("dense", f"on {backend} all of {', '.join(known)}")
+    for method in METHODS[1:]:
+        families = families_as(method, backend)
+        missing = [each for each in known if each not in families]
+        all_but = f"all but {', '.join(missing)}" if missing else "all"
+        yield Finding(method, all_but if len(missing) < len(families) else ", ".join(families))
+
+
+def code_findings() -> Iterator[Finding]:
+    """How that backend multiplies the codes of quantised matrices."""
+    from octavo.kernels import inventory
+    from octavo.kernels.tensor import BLOCK_DTYPES
+
+    backend = _best_backend()
+    held = {label: inventory.multiplies(backend, form) for label, form in inventory.CODES.items()}
+    held |= {dtype: inventory.multiplies_blocks(backend, dtype) for dtype in sorted(BLOCK_DTYPES)}
+    for is_kept, value in ((True, "multiplied as they are"), (False, "made dense while loading")):
+        if labels := [label for label, is_so in held.items() if is_so is is_kept]:
+            yield Finding(value, ", ".join(labels))
+
+
+def _best_backend() -> str:
+    """The first that works; the specification if none does."""
+    from octavo.kernels.inventory import backends
+
+    return next((name for name, why_not in backends().items() if why_not is None), "reference")
+
+
 def model_findings() -> Iterator[Finding]:
     from octavo.models.packaged import PACKAGED_MODELS
 
@@ -175,6 +209,8 @@ SECTIONS: dict[str, Callable[[], Iterator[Finding]]] = {
     "backends": backend_findings,
     "ranks": rank_findings,
     "attention": attention_findings,
+    "families": family_findings,
+    "codes": code_findings,
     "compiler": compiler_findings,
     "models": model_findings,
 }

@@ -13,10 +13,14 @@ from pathlib import Path
 from octavo.errors import BackendUnavailableError
 from octavo.kernels import attention, registry
 from octavo.kernels.build.build import find_sources
+from octavo.kernels.cpu.blocks import block_dtype
 from octavo.kernels.cuda.device import CudaDevice
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.kv_layout import KVDType, KVGroup, KVLayout
 from octavo.kernels.ops import OPS, AttentionLayer
+from octavo.kernels.scaled import ScaledFormat
+from octavo.kernels.tensor import DENSE_DTYPES, DType
+from octavo.kernels.triton.coded import coded_format
 
 _KERNELS = Path(__file__).parent
 #: where a backend names its kernels -> how a line names the one of an op; the folder is csrc/ or octavo/kernels/
@@ -46,6 +50,20 @@ BLOCK_MOVES = {
 _HOST_MOVES = {"gather_blocks": r"def read\(.*\n        _wait", "scatter_blocks": r"def write\(.*\n        _wait"}
 
 
+#: how matrices are stored, for people -> the format of their codes
+CODES: dict[str, ScaledFormat] = {
+    form.label: form
+    for form in (
+        *(ScaledFormat("F8_E4M3", block) for block in ((0, 0), (1, 0), (128, 128))),
+        *(ScaledFormat("I8", (1, 0)), ScaledFormat("I8", (1, 0), has_zeros=True), ScaledFormat("I8", (1, 128))),
+        *(ScaledFormat("U4", (1, 0)), ScaledFormat("U4", (1, 128)), ScaledFormat("U4", (1, 128), has_zeros=True)),
+        ScaledFormat("U4", (1, 128), is_sorted=True),
+        *(ScaledFormat("E2M1", (1, 32)), ScaledFormat("NF4", (1, 64))),
+    )
+}
+_MATRIX = (4096, 4096)
+
+
 @dataclass(frozen=True, slots=True)
 class Kernel:
     """One way to run something. runs: it is the one that this machine takes. why_not: None if it could run, else the
@@ -66,6 +84,18 @@ def backends() -> dict[str, str | None]:
 def kernels_of(op: str) -> list[Kernel]:
     """An op's kernels, best backend first."""
     return _choices([(name, _missing(name, op) or why_not, _place(name, op)) for name, why_not in backends().items()])
+
+
+def multiplies(backend: str, form: ScaledFormat) -> bool:
+    """Whether a backend multiplies a large matrix's codes; else it makes them dense while loading."""
+    if backend == "cpu":
+        return block_dtype(form, _MATRIX) not in DENSE_DTYPES
+    return backend == "triton" and coded_format.why_not(form, _MATRIX[1]) is None
+
+
+def multiplies_blocks(backend: str, dtype: DType) -> bool:
+    """The same of GGUF's blocks."""
+    return backend == "cpu" or (backend == "triton" and dtype in coded_format.BLOCKS)
 
 
 def attention_kernels(

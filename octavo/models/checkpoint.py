@@ -97,8 +97,10 @@ class Checkpoint:
         missing = [name for name in required if name not in self.stored and name not in self.unreadable]
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            a = self.architecture
+            kind = f" for {a.family} in {a.quantization.method}" if a.quantization is not None else ""
             raise ModelLoadError(
-                f"{self.label}: tensor {missing[0]!r}{more} of {len(required)} needed are missing; "
+                f"{self.label}: tensor {missing[0]!r}{more} of {len(required)} needed{kind} are missing; "
                 "download or convert the model again"
             )
         for name, shape in required.items():

@@ -21,6 +21,7 @@ from octavo.models.llama_json import MOST_LAYERS, granite, llama, llama_like, mi
 from octavo.models.mixture_json import glm4_moe, gpt_oss, granitemoe, mixtral, olmoe, qwen2_moe, qwen3_moe
 from octavo.models.pooling import Pooling
 from octavo.models.rope_json import local_rope_config, rope_config
+from octavo.models.supported import check_as
 from octavo.quantization.described import Quantization
 from octavo.quantization.registry import SCHEMES
 from octavo.shown import shown
@@ -30,16 +31,17 @@ def architecture_from_config(path: Path, values: dict[str, Any], generation: Con
     """values: the file's content. generation: generation_config.json, whose token ids take precedence."""
     config = ConfigFile(path, values)
     name, read = _family(config)
-    found: dict[str, Any] = {"quantization": _quantization(config), **read(config)}
+    found: dict[str, Any] = {"quantization": _quantization(config, name), **read(config)}
     return checked(path, Architecture(family=name, **_ends(config, generation, found["vocab_size"]), **found))
 
 
-def _quantization(config: ConfigFile) -> Quantization | None:
+def _quantization(config: ConfigFile, family: str) -> Quantization | None:
     """None if the file names no method: each tensor's own type then says how it is stored."""
     for key in ("quantization_config", "compression_config"):
         described = config.values.get(key)
         method = described.get("quant_method", described) if isinstance(described, dict) else described
         if isinstance(method, str) and isinstance(described, dict) and method in SCHEMES:
+            check_as(family, method, str(config.path))
             try:
                 return SCHEMES[method](described)
             except ModelLoadError as error:
@@ -109,12 +111,12 @@ def _gemma2(config: ConfigFile) -> dict[str, Any]:
 
 def _gemma3(config: ConfigFile) -> dict[str, Any]:
     """A model that also takes images has its text part in a nested object, which omits the class's defaults."""
-    quantization = _quantization(config)
+    quantization = _quantization(config, "gemma3")
     if config.has("text_config"):
         part = config.inside("text_config")
         ties = {key: config.values[key] for key in ("tie_word_embeddings",) if config.has(key)}
         config = ConfigFile(config.path, {**_GEMMA3_TEXT, **ties, **part.values}, part.within)
-        quantization = _quantization(config) or quantization
+        quantization = _quantization(config, "gemma3") or quantization
     config.refuse("use_bidirectional_attention", False)
     pattern = config.size("sliding_window_pattern", 6)
     return _gemma(config) | {

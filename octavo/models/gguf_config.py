@@ -212,6 +212,10 @@ FAMILIES: dict[str, Callable[[GGUFMetadata], dict[str, Any]]] = {
     "gpt2": _gpt2,
 }
 _WITH_EXPERTS = frozenset({"llama", "qwen2moe", "qwen3moe", "olmoe", "granitemoe"})
+#: names of families that differ from GGUF's
+_OWN_NAMES = {"qwen2moe": ("qwen2_moe",), "qwen3moe": ("qwen3_moe",), "llama": ("llama", "mistral", "mixtral")}
+#: the families whose models GGUF files hold; Mistral's are Llama's there
+FAMILIES_READ = frozenset(family for name in FAMILIES for family in _OWN_NAMES.get(name, (name,)))
 
 
 def _same_windows(config: GGUFMetadata) -> tuple[int | None, ...]:

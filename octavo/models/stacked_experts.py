@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from octavo.errors import UnsupportedModelError
 from octavo.kernels.parameters import Shape
 from octavo.kernels.tensor import BLOCK_FORMATS, HostTensor, StoredTensor
 from octavo.models.architecture import Architecture
@@ -92,11 +93,25 @@ def taken_apart(checkpoint: Checkpoint, required: TensorTable) -> Checkpoint:
         if first not in required or (first in stored and name not in stored):
             continue
         count = _count(checkpoint) if stack.is_of_all else 1
+        _check_is_dense(checkpoint, name, first, required[first])
         source = checkpoint.take(name, stack.shape(count, required[first]))
         names = [[_named(prefix, each, expert) for each in stack.parts] for expert in range(count)]
         stored |= _parts(stack, source, names, required[first])
         del stored[name]
     return replace(checkpoint, stored=stored)
+
+
+def _check_is_dense(checkpoint: Checkpoint, name: str, first: str, one: Shape) -> None:
+    """Methods but MXFP4 have a matrix of codes for each expert, or leave experts out. first: the stack's first part."""
+    family, method = checkpoint.architecture.family, checkpoint.architecture.quantization
+    if method is None or name not in checkpoint.stored or not first.endswith(".weight"):
+        return
+    if method.scheme_of(first, one) is not None:
+        raise UnsupportedModelError(
+            f"{checkpoint.label}: tensor {name!r} is a stack of experts in {method.method}; Octavo reads stacks of "
+            f"{family} that are dense{' or in mxfp4' if family == 'gpt_oss' else ''}, and in {method.method} a matrix "
+            f"for each expert, such as {first!r}"
+        )
 
 
 def _stacks(architecture: Architecture) -> Iterator[tuple[str, Stack]]:

@@ -25,6 +25,7 @@ from octavo.models.classifier import Classifier, read_classifier
 from octavo.models.kv_scales import read_kv_scales
 from octavo.models.loader import open_checkpoint
 from octavo.models.registry import build_model
+from octavo.models.supported import check_on
 from octavo.structured.compiler import GrammarCompiler
 from octavo.worker.held_as import held_as
 from octavo.worker.kv_codes import TO_CALIBRATE, calibrate, source_of_scales
@@ -92,8 +93,9 @@ class Worker:
         device = selection.device
         convert = converter(task.backend)
         checkpoint = open_checkpoint(task.model, convert, draws_on_device=device.draws_weights)
+        check_on(checkpoint.architecture.family, device.name, checkpoint.label)
         if checkpoint.architecture.pooling is not None:
-            _check_embeds(checkpoint, task, device)
+            _check_embeds(checkpoint, task)
         sizes = WorkerSizes.of(checkpoint, task, device)
         ranks = self._ranks = _meet(task, device)
         with explained(task, checkpoint, device):
@@ -245,14 +247,9 @@ def _adapters(task: WorkerTask, shape: WorkerShape) -> AdapterStore | None:
     return AdapterStore(task.lora, shape.adapter_targets, shape.architecture.family)
 
 
-def _check_embeds(checkpoint: Checkpoint, task: WorkerTask, device: Device) -> None:
+def _check_embeds(checkpoint: Checkpoint, task: WorkerTask) -> None:
     """Raise ConfigError if a model that embeds cannot do so here."""
-    label, family = checkpoint.label, checkpoint.architecture.family
-    if device.is_asynchronous and family == "mpnet":
-        raise ConfigError(
-            f"{label} is of the family mpnet, whose biases of scores no GPU kernel adds yet: set backend to 'cpu' or "
-            "'reference'"
-        )
+    label = checkpoint.label
     if task.lora.enable_lora:
         raise ConfigError(f"enable_lora is set, but {label} embeds texts, which no adapter changes yet: leave it out")
     if (num_stages := task.world.pipeline_parallel_size) > 1:

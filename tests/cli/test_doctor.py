@@ -24,6 +24,19 @@ def test_the_doctor_finds_a_backend_here(capsys: pytest.CaptureFixture[str]) -> 
     assert any("cores usable" in finding["value"] for finding in found["machine"])
 
 
+def test_the_doctor_lists_what_the_best_backend_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inventory, "backends", lambda: {"triton": None, "cpu": None})
+    by_name = {finding.name: finding.value for finding in doctor.family_findings()}
+    assert by_name["dense"].startswith("on triton all of bert, deepseek_v2, ")
+    assert "mpnet" not in by_name["dense"]
+    assert (by_name["awq"], by_name["fp8"], by_name["mxfp4"]) == ("all", "all but gpt2", "gpt_oss")
+    assert [finding.name for finding in doctor.code_findings()] == ["multiplied as they are"]
+    monkeypatch.setattr(inventory, "backends", lambda: {"triton": "there is no GPU", "cpu": None})
+    kept, dense = doctor.code_findings()
+    assert "Q4_K" in kept.value
+    assert dense.value == "U4 in groups of 128, sorted, NF4 in groups of 64"
+
+
 def test_no_backend_is_exit_code_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     broken = Finding("cpu", "does not work", "no C++ compiler; install g++")
     monkeypatch.setattr(doctor, "SECTIONS", {"backends": lambda: iter([broken])})

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from octavo.config import ModelConfig
-from octavo.errors import ModelLoadError
+from octavo.errors import ModelLoadError, UnsupportedModelError
 from octavo.kernels.cpu.device import CpuDevice
 from octavo.kernels.parameters import Parameter
 from octavo.kernels.program.recorder import record_model
@@ -21,6 +21,7 @@ from octavo.kernels.reference.device import ReferenceDevice
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.loader import open_checkpoint
 from octavo.models.registry import build_model
+from tests.conftest import TinyFolder
 from tests.models.drive import Driver, DriverSetting, greedy
 from tests.models.test_families import assert_same_as_transformers, random_prompts
 from tests.tiny_models import make_tiny_model
@@ -40,6 +41,23 @@ def test_a_stack_of_experts_that_does_not_fit_is_named(tmp_path: Path) -> None:
     save_file({each: saved[each] for each in saved if each != name}, folder / "model.safetensors")
     with pytest.raises(ModelLoadError, match=f"'{name}' is missing"):
         open_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "read"), [("granite-moe", "dense, and in fp8"), ("gpt-oss", "dense or in mxfp4, and")]
+)
+def test_a_stack_in_a_method_that_has_none_is_refused_by_name(
+    name: str, read: str, tiny_folder: TinyFolder, tmp_path: Path
+) -> None:
+    shutil.copy(tiny_folder(name) / "model.safetensors", tmp_path)
+    config = json.loads((tiny_folder(name) / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "fp8"}}))
+    with pytest.raises(UnsupportedModelError, match=f"is a stack of experts in fp8; Octavo reads stacks of .* {read}"):
+        open_model(tmp_path)
+    method = {"quant_method": "gptq", "bits": 4, "group_size": 8}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": method}))
+    with pytest.raises(ModelLoadError, match=r"qweight' and \d+ more of \d+ needed for g\w+ in gptq are missing"):
+        open_model(tmp_path)
 
 
 #: of hidden and inner sizes in whole blocks of MXFP4

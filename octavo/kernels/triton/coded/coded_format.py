@@ -32,7 +32,7 @@ class BlockFormat(ScaledFormat):
         return self.dtype
 
 
-_BLOCKS: dict[DType, BlockFormat] = {
+BLOCKS: dict[DType, BlockFormat] = {
     "Q4_0": BlockFormat("U4", (1, 32), dtype="Q4_0", has_halves=True),
     "Q4_1": BlockFormat("U4", (1, 32), dtype="Q4_1", has_minimums=True, has_halves=True),
     "Q5_0": BlockFormat("I8", (1, 32), dtype="Q5_0", has_halves=True),
@@ -47,7 +47,7 @@ Piece = tuple[tuple[Parameter, ...], ScaledFormat]
 
 
 def form_of(part: Parameter) -> ScaledFormat | None:
-    return part.scheme.format or _BLOCKS.get(part.sources[0].dtype)
+    return part.scheme.format or BLOCKS.get(part.sources[0].dtype)
 
 
 def format_of(parts: Sequence[Parameter]) -> ScaledFormat | None:
