@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from octavo.outputs import ScoringOutput as ScoringOutput
     from octavo.outputs import ScoringRequestOutput as ScoringRequestOutput
     from octavo.pooling_params import PoolingParams as PoolingParams
+    from octavo.repetition import RepetitionDetectionParams as RepetitionDetectionParams
     from octavo.sampling_params import RequestOutputKind as RequestOutputKind
     from octavo.sampling_params import SamplingParams as SamplingParams
     from octavo.session import Session as Session
@@ -55,6 +56,7 @@ _NAMES_IN = {
     "octavo.sampling_params": ("SamplingParams", "RequestOutputKind"),
     "octavo.pooling_params": ("PoolingParams",),
     "octavo.session": ("Session",),
+    "octavo.repetition": ("RepetitionDetectionParams",),
     "octavo.lora_request": ("LoRARequest",),
     "octavo.structured_outputs": ("StructuredOutputsParams",),
     "octavo.outputs": (

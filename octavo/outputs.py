@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 from octavo.lora_request import LoRARequest
 
-FinishReason = Literal["stop", "length", "abort", "error"]
+FinishReason = Literal["stop", "length", "repetition", "abort", "error"]
 
 
 @dataclass(slots=True)
@@ -103,7 +103,8 @@ class CompletionOutput:
     """One sequence of a request.
 
     finish_reason: None while running; "stop" (end token, stop token or stop string: stop_reason says which,
-    None meaning the model's end token), "length", "abort", or "error" (stop_reason says what went wrong).
+    None meaning the model's end token), "length", "repetition" (as repetition_detection asks), "abort", or "error"
+    (stop_reason says what went wrong).
     """
 
     index: int

@@ -18,6 +18,7 @@ from typing import NewType
 from octavo.lora_request import LoadedAdapter, LoRARequest
 from octavo.outputs import FinishReason
 from octavo.pooling_params import PooledForm, PoolingParams
+from octavo.repetition import RepeatCounts
 from octavo.sampling_params import SamplingParams
 from octavo.structured_outputs import Thoughts
 
@@ -46,6 +47,7 @@ class Sequence:
     max_len: the most tokens, prompt and output, that it may have.
     expected_len: how many it was expected to end with when it last started.
     row: its permanent row in the worker while running, else -1.
+    repeats: of its output, once it has any, if its request has repetition_detection.
     """
 
     sequence_id: SequenceId
@@ -61,6 +63,7 @@ class Sequence:
     row: int = -1
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
+    repeats: RepeatCounts | None = None
 
     @property
     def num_tokens(self) -> int:

@@ -21,6 +21,7 @@ from octavo.checked_parameters import (
     parameter,
 )
 from octavo.errors import InvalidRequestError
+from octavo.repetition import RepetitionDetectionParams
 from octavo.shown import shown
 from octavo.structured_outputs import StructuredOutputsParams
 from octavo.vllm_options import SAMPLING_FIELDS
@@ -145,6 +146,10 @@ class SamplingParams:
         None, "Most tokens of a model's thoughts, which then are ended.", low=1
     )
     structured_outputs: StructuredOutputsParams | None = parameter(None, "The form of the answer, as {form: value}.")
+    repetition_detection: RepetitionDetectionParams | None = parameter(
+        None, "End an answer that repeats itself: {max_pattern_size, min_pattern_size, min_count}, in tokens.",
+        differs="patterns of up to 1024 tokens",
+    )  # fmt: skip
     use_beam_search: bool = parameter(
         False, "Search for the likeliest answers in place of drawing tokens.", differs="beams run inside the engine"
     )
@@ -199,6 +204,8 @@ class SamplingParams:
             self._set("logit_bias", checked_bias(self.logit_bias))
         if self.structured_outputs is not None:
             self._set("structured_outputs", StructuredOutputsParams.of(self.structured_outputs))
+        if self.repetition_detection is not None:
+            self._set("repetition_detection", RepetitionDetectionParams.of(self.repetition_detection))
 
     def _check_combinations(self) -> None:
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
@@ -241,7 +248,7 @@ class SamplingParams:
                 f"best_of is {self.best_of}, allowed is n={self.n} or more: the n best of best_of beams are returned"
             )
         others = {"stop": "stop_token_ids", "logprob_token_ids": "logprobs", "structured_outputs": "n"}
-        others["thinking_token_budget"] = "max_tokens"
+        others |= {"thinking_token_budget": "max_tokens", "repetition_detection": "max_tokens"}
         if (name := next((one for one in others if getattr(self, one)), None)) is not None:
             raise InvalidRequestError(
                 f"{name} is set and use_beam_search is True, allowed is one of the two: use {others[name]}"

@@ -233,7 +233,6 @@ SAMPLING_FIELDS: dict[str, NotHere] = {
     "extra_args": NotHere("there are no plugins to read them"),
     "spaces_between_special_tokens": NotHere("special tokens are written as the tokenizer writes them", (True,)),
     "stream_interval": NotHere("every token is returned as it is generated", (1,)),
-    "repetition_detection": NotHere("use repetition_penalty or frequency_penalty"),
     "watermarking": NotHere("output is not marked"),
     "prompt_logprob_token_ids": NotHere("prompt_logprobs gives the most likely tokens"),
     "prompt_logprob_start": NotHere("prompt_logprobs cover the whole prompt", (0,)),

@@ -125,6 +125,18 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"logit_bias": {3: 101}}, "logit_bias[3] is 101, allowed is from -100 to 100"),
     ({"temperature": 10**400}, "temperature is a number of 1329 bits, allowed is from 0 to 1e+06"),
     ({"logit_bias": {3: None}}, "logit_bias[3] is None, allowed is a number"),
+    ({"repetition_detection": 2}, "repetition_detection is 2, allowed are a RepetitionDetectionParams and a dict"),
+    ({"repetition_detection": {"min": 2}}, "repetition_detection holds the field 'min'"),
+    ({"repetition_detection": {"max_pattern_size": 3}}, "repetition_detection.min_count is 0, allowed is 2 or more"),
+    (
+        {"repetition_detection": {"max_pattern_size": 1025}},
+        "repetition_detection.max_pattern_size is 1025",
+    ),
+    (
+        {"repetition_detection": {"min_pattern_size": 1}},
+        "repetition_detection.min_pattern_size is 1, allowed is 0 to",
+    ),
+    ({"repetition_detection": {"min_count": "3"}}, "repetition_detection.min_count is '3', allowed is a whole number"),
 ]
 
 
@@ -141,8 +153,8 @@ def test_refusals_are_value_errors() -> None:
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(InvalidRequestError, match="repetition_detection=2 is not supported yet: use"):
-        SamplingParams(repetition_detection=2)  # type: ignore[call-arg]
+    with pytest.raises(InvalidRequestError, match="prompt_logprob_token_ids=2 is not supported yet: "):
+        SamplingParams(prompt_logprob_token_ids=2)  # type: ignore[call-arg]
     with pytest.raises(InvalidRequestError, match="no field 'temprature'; did you mean 'temperature'"):
         SamplingParams(temprature=0)  # type: ignore[call-arg]
     with pytest.raises(InvalidRequestError, match="takes fields by name"):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TextIO
 
 from octavo.cli.run_requests import RunRequest
+from octavo.cli.sampling_flags import REPEATED
 from octavo.outputs import RequestOutput
 from octavo.shown import cut
 
@@ -172,7 +173,9 @@ class Cuts:
 
     def note(self, index: int, answer: Answer) -> None:
         for number, sample in enumerate(answer.samples):
-            if sample.finish_reason == "length":
+            if sample.finish_reason == "repetition":
+                self._found[index, number] = REPEATED
+            elif sample.finish_reason == "length":
                 most = answer.request.sampling_params.max_tokens
                 self._found[index, number] = cut_at(len(sample.token_ids), most)
 

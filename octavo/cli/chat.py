@@ -22,7 +22,15 @@ from octavo import env
 from octavo.cli.conversation import Conversation
 from octavo.cli.parser import CommandParser
 from octavo.cli.run_requests import Message
-from octavo.cli.sampling_flags import FOR_PEOPLE, RECOMMENDED, add_sampling_flags, fresh_seed, sampling_options, seed_of
+from octavo.cli.sampling_flags import (
+    FOR_PEOPLE,
+    RECOMMENDED,
+    REPEATED,
+    add_sampling_flags,
+    fresh_seed,
+    sampling_options,
+    seed_of,
+)
 from octavo.cli.server_api import ServerApi
 from octavo.cli.standard_input import with_piped_text
 from octavo.cli.terminal_text import TerminalText
@@ -147,8 +155,9 @@ class _Timing:
             if chunk.get("usage"):
                 self._num_tokens = chunk["usage"].get("completion_tokens")
             for choice in chunk.get("choices") or ():
-                if choice.get("finish_reason") == "length":
-                    self.ending = "cut at the token limit; --max-tokens may raise it"
+                if (reason := choice.get("finish_reason")) in ("length", "repetition"):
+                    limit = "cut at the token limit; --max-tokens may raise it"
+                    self.ending = limit if reason == "length" else REPEATED
                 if text := text_of(choice):
                     if self._first is None:
                         self._first = time.perf_counter()

@@ -30,6 +30,7 @@ _KINDS: dict[str, dict[str, Any]] = {
     "Iterable[int] | None": {"type": whole_number, "metavar": "ID", "action": "append"},
     "Mapping[int, float] | None": {"type": json_value, "metavar": "JSON"},
     "StructuredOutputsParams | None": {"type": json_value, "metavar": "JSON"},
+    "RepetitionDetectionParams | None": {"type": json_value, "metavar": "JSON"},
 }
 
 #: parameters that `run` sets itself or cannot show
@@ -40,6 +41,9 @@ NOT_FLAGS = frozenset(
 _DECLARED = {one.name: one for one in fields(SamplingParams)}
 FLAGS = tuple(name for name in _DECLARED if name not in NOT_FLAGS)
 
+
+#: what is said of an answer that ended so
+REPEATED = "ended where it repeated itself, as --repetition-detection asks"
 
 #: defaults for answers that people read, if the model's makers recommend none: likely words, with some variety
 FOR_PEOPLE = defaults_for("people")

@@ -23,7 +23,7 @@ from octavo.observe.lives import RequestLife, RequestLives, SizeCounts, TokenGap
 #: labels that exist from the start, so that their rates are 0 instead of missing
 _FIRST_LABELS: dict[str, tuple[str, ...]] = {
     "prompt_tokens_by_source": ("local_compute", "local_cache_hit"),
-    "request_success": ("stop", "length", "abort", "error"),
+    "request_success": ("stop", "length", "abort", "error", "repetition"),
     "admission_rejections": ("invalid", "queue_full"),
     "kv_transfer_requests": ("came", "failed", "not_asked"),
     "step_seconds": ("schedule", "execute", "update"),

@@ -25,14 +25,18 @@ from octavo.scheduler.step import NO_TOKEN_ENDING
 
 PreemptReason = Literal["blocks", "priority", "fault", "alone", "rewound"]
 
-_WHY_FREED: dict[FinishReason, str] = {"stop": "finished", "length": "finished", "abort": "aborted", "error": "error"}
+_WHY_FREED: dict[FinishReason, str] = {
+    **dict.fromkeys(("stop", "length", "repetition"), "finished"),
+    "abort": "aborted",
+    "error": "error",
+}
 
 
 class Places:
     """Owner of the queue, the seats and the roster. running: best rank first. forking: those of the running whose
-    samples are still to come. searching: requests whose beams have forked. awaiting_first: those that have started and
-    will draw their request's first token. held: sequences that wait, but not for their turn: something that they will
-    start with is on its way."""
+    samples are still to come. searching: requests whose beams have forked. watched: those with repetition_detection.
+    awaiting_first: those that have started and will draw their request's first token. held: sequences that wait, but
+    not for their turn: something that they will start with is on its way."""
 
     def __init__(
         self,
@@ -53,12 +57,15 @@ class Places:
         self.running: list[Sequence] = []
         self.forking: list[Sequence] = []
         self.searching: set[RequestId] = set()
+        self.watched: set[RequestId] = set()
         self.held: dict[SequenceId, Sequence] = {}
         self.awaiting_first: set[Sequence] = set()
 
     def enter(self, request: Request, max_len: int, *, is_held: bool = False) -> None:
         """A request waits for its turn, or is held."""
         sequence = self.roster.enter(request, max_len)
+        if request.sampling_params.repetition_detection is not None:
+            self.watched.add(request.request_id)
         if is_held:
             self.held[sequence.sequence_id] = sequence
         else:
@@ -191,6 +198,7 @@ class Places:
         has_request_ended = self.roster.leave(sequence)
         if has_request_ended:
             self.searching.discard(sequence.request.request_id)
+            self.watched.discard(sequence.request.request_id)
         return has_request_ended
 
     def drop_ended(self) -> None:

@@ -178,7 +178,7 @@ class Scheduler:
         """Add what a step drew, and end the sequences that are done."""
         draft = self._in_flight.pop(plan.step_id)
         has_more = result.logprobs or result.prompt_logprobs or result.candidates or plan.spec_token_ids
-        if not (result.offsets or has_more):
+        if not (result.offsets or has_more or self._places.watched):
             return self._update_plain(draft, result)
         prompt_rows = self._prompt_logprobs.take_fresh(draft, result) if result.prompt_logprobs else {}
         outdated, logprobs, awaiting = draft.outdated, result.logprobs, self._places.awaiting_first
@@ -211,7 +211,8 @@ class Scheduler:
         return self._updated(draft, result, updates, has_left=has_left)
 
     def _update_plain(self, draft: PlanDraft, result: StepResult) -> list[SequenceUpdate]:
-        """The same for a step that drew one token for each sequence, which is most of them, and nothing else."""
+        """The same for a step that drew one token for each sequence, which is most of them, and nothing else, while no
+        request has repetition_detection."""
         outdated, awaiting, running = draft.outdated, self._places.awaiting_first, SequenceState.RUNNING
         updates, has_left = list[SequenceUpdate](), False
         for sequence, token_id in zip(draft.drawing, result.sampled_token_ids, strict=True):

@@ -3,8 +3,8 @@
 A plan carries rows, never sequences; so its draft is kept until the result comes, to say whose rows they were.
 
 A sequence ends, in this order, with a token that could not be drawn (an error), with a stop token once min_tokens are
-out, at its length, or where its grammar ends. Stop strings need text: the output side finds them, and calls
-`Scheduler.finish_sequence`.
+out, at its length, where it has repeated itself too often, or where its grammar ends. Stop strings need text: the
+output side finds them, and calls `Scheduler.finish_sequence`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import NamedTuple
 from octavo.messages import END_OF_GRAMMAR, AdapterLoad, BlockWrite, ForkRow, LogprobRow, NewRow, StepPlan, StepResult
 from octavo.observe.events import Sampled, Scheduled
 from octavo.outputs import FinishReason
+from octavo.repetition import RepeatCounts
 from octavo.request import Sequence
 
 NO_TOKEN = -1  # what a step returns where the logits were NaN or every token was banned
@@ -267,4 +268,17 @@ def find_ending(sequence: Sequence) -> Ending | None:
         return "stop", None if is_end else token_id
     if len(sequence.token_ids) >= sequence.max_len:
         return "length", None
+    if request.sampling_params.repetition_detection is not None and repeats_itself(sequence):
+        return "repetition", "repetition_detected"
     return None
+
+
+def repeats_itself(sequence: Sequence) -> bool:
+    """Whether a sequence whose request has repetition_detection does, once min_tokens are out."""
+    request = sequence.request
+    asked = request.sampling_params.repetition_detection
+    assert asked is not None, f"request {request.request_id!r} has no repetition_detection"
+    if sequence.repeats is None:
+        sequence.repeats = RepeatCounts(asked, request.first_len)
+    found = sequence.repeats.ends_with(sequence.token_ids)
+    return found and sequence.num_output_tokens >= request.sampling_params.min_tokens

@@ -75,6 +75,7 @@ INSTEAD: dict[str, str] = {
     "prompt_embeds": "prompts are text or token ids",
     "store": "/v1/responses stores, this route does not",
     "service_tier": "there is one tier; use priority",
+    "repetition_detection": "/v1/chat/completions and /v1/responses have it",
     "conversation": "/v1/responses continues a response by previous_response_id",
     "reasoning_effort": _CHATS,
     "vllm_xargs": "there are no plugins",

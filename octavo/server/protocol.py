@@ -44,6 +44,7 @@ _IN_JSON: Mapping[str, Any] = {
     "str | Iterable[str] | None": str | list[str],
     "Iterable[str] | None": list[str],
     "Iterable[int] | None": list[int],
+    "RepetitionDetectionParams | None": dict[str, Any],
 }
 _IN_ITS_OWN_WAY = ("max_tokens", "logprobs", "prompt_logprobs", "logprob_token_ids", "truncate_prompt_tokens")
 _OF_PYTHON = ("detokenize", "flat_logprobs")

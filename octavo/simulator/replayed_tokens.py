@@ -67,7 +67,7 @@ class ReplayedTokens:
         elif type(event) is events.Finished:
             if event.is_corrupted:
                 self.corrupted.add(event.sequence_id)
-            elif event.reason == "stop" and event.sequence_id not in self._asked:
+            elif event.reason in ("stop", "repetition") and event.sequence_id not in self._asked:
                 self._stops[event.sequence_id] = event.num_output_tokens
 
     # Making what was recorded

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Listlike
 from dataclasses import dataclass, replace
+from typing import Any
 
 from octavo.cache.blocks import make_groups
 from octavo.cache.invariants import check
@@ -164,11 +165,11 @@ def make_request(
     eos_token_ids: Iterable[int] = (),
     max_tokens: int = 16,
     adapter: int | None = None,
-    **params: int | list[int] | bool,
+    **params: Any,
 ) -> Request:
     """A request as the engine's input side builds it; `params` are those of SamplingParams. adapter: the key of its
     adapter."""
-    sampling_params = SamplingParams(max_tokens=max_tokens, **params)  # type: ignore[arg-type]
+    sampling_params = SamplingParams(max_tokens=max_tokens, **params)
     end_ids = frozenset() if sampling_params.ignore_eos else frozenset(eos_token_ids)
     return Request(
         request_id=request_id,

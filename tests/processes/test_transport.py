@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from octavo import PoolingParams, SamplingParams
+from octavo import PoolingParams, RepetitionDetectionParams, SamplingParams
 from octavo.engine.lazy_logprobs import pack_rows
 from octavo.messages import LogprobRow
 from octavo.processes.transport import (
@@ -45,6 +45,7 @@ FIELDS: dict[str, Any] = {
     "bad_words": ("a", "bé"),
     "truncate_prompt_tokens": 11,
     "skip_reading_prefix_cache": True,
+    "repetition_detection": RepetitionDetectionParams(max_pattern_size=9, min_pattern_size=2, min_count=3),
 }
 BEAMS = {
     "use_beam_search": True,

@@ -43,9 +43,7 @@ USERS = {
         "octavo/worker/warm_up.py": "warms up with one that filters",
     },
     "top_k": {"octavo/kernels/vocabulary_parts.py": "ranks exchange as many tokens as it keeps"},
-    "frequency_penalty": {"octavo/vllm_options.py": "advice: what to use in place of another parameter"},
     "repetition_penalty": {
-        "octavo/vllm_options.py": "the same",
         "octavo/server/ollama.py": "an option of Ollama's turns it off",
     },
 }

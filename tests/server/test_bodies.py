@@ -20,6 +20,11 @@ REFUSED_CHATS = {
     ),
     "form": ({"response_format": {"type": "xml"}}, "response_format", "json_schema"),
     "guided": ({"guided_json": {}}, "guided_json", "use structured_outputs"),
+    "loops": (
+        {"repetition_detection": {"max_pattern_size": 2}},
+        "repetition_detection",
+        "min_count is 0, allowed is 2",
+    ),
     "beam": ({"use_beam_search": True, "n": 3, "best_of": 2}, None, "best_of is 2, allowed is n=3 or more"),
     "beams": ({"use_beam_search": True, "best_of": 5}, None, "best_of is 5, allowed is up to max_num_seqs = 4"),
     "beam-stop": ({"use_beam_search": True, "stop": "x"}, None, "stop is set and use_beam_search is True"),

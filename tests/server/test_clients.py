@@ -374,6 +374,21 @@ def _until_idle(engine: AsyncLLM) -> None:
     raise AssertionError(f"the engine never came to rest: {stats}")
 
 
+def test_an_answer_that_repeats_itself_ends(client: openai.OpenAI) -> None:
+    """Of one token, as no other is allowed."""
+    loops: dict[str, object] = {"max_pattern_size": 3, "min_count": 4}
+    asked: dict[str, Any] = {"model": MODEL, "extra_body": {"allowed_token_ids": [28], "repetition_detection": loops}}
+    whole = client.completions.create(prompt=PROMPTS[0], max_tokens=9, **asked)
+    assert (whole.choices[0].finish_reason, whole.choices[0].text) == ("repetition", ",,,,")
+    assert whole.choices[0].stop_reason == "repetition_detected"
+    *_, last = client.chat.completions.create(messages=CHAT, max_tokens=9, stream=True, **asked)
+    assert last.choices[0].finish_reason == "repetition"
+    response = client.responses.create(input="Hi", max_output_tokens=9, store=False, **asked)
+    assert response.incomplete_details is not None
+    assert (response.status, response.incomplete_details.reason) == ("incomplete", "repetition")
+    assert response.output_text == ",,,,"
+
+
 def test_openais_client_searches(client: openai.OpenAI) -> None:
     """A stream has the same beams as a whole answer, and they are those of the engine itself."""
     beams: dict[str, object] = {"use_beam_search": True, "best_of": 3, "length_penalty": 0.5}

@@ -169,15 +169,17 @@ class ResponseEvents:
         self.response.status = status
 
     def _finish(self, completion: CompletionOutput) -> None:
-        if completion.finish_reason not in ("stop", "length"):
+        if completion.finish_reason not in ("stop", "length", "repetition"):
             raise ended_by_server()
-        is_cut = completion.finish_reason == "length"
+        is_cut = completion.finish_reason != "stop"
         if all(isinstance(one, ReasoningItem) for one in self.response.output) and not (is_cut and self._open):
             self._in("message")
         self._end("incomplete" if is_cut else "completed")
         self.response.completed_at = int(time.time())
         if is_cut:
-            self.response.incomplete_details = IncompleteDetails(reason="max_output_tokens")
+            self.response.incomplete_details = IncompleteDetails(
+                reason="max_output_tokens" if completion.finish_reason == "length" else "repetition"
+            )
 
     @property
     def num_logprobs(self) -> int:
