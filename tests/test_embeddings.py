@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from octavo import LLM, ConfigError, EmbeddingRequestOutput, InvalidRequestError, PoolingParams, SamplingParams
+from octavo.cli.main import main
 from octavo.kernels.device import Device
 from tests.conftest import TinyFolder
 from tests.tiny_embedders import expected, make_tiny_embedder, write_modules, write_tokenizer
@@ -68,6 +69,16 @@ def test_positions_begin_behind_the_padding_token_s(embedder: Embedder, name: st
         check(folder, "MEAN", llm, texts_of(6))
         with pytest.raises(InvalidRequestError, match="201 tokens, allowed are 200"):
             llm.embed([[5] * 201])
+
+
+def test_a_gpu_computes_an_encoder_in_16_bits_unless_asked(
+    embedder: Embedder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Planned, and an encoder that no GPU runs is refused by name."""
+    for dtype in ("auto", "float32"):
+        assert main(["plan", str(embedder("bert", "MEAN")), "--gpu", "h100", "--dtype", dtype]) == 0
+    assert main(["plan", str(embedder("mpnet", "MEAN")), "--gpu", "h100"]) == 2
+    assert "of the family mpnet, and backend is 'triton'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["mpnet", "modernbert"])

@@ -25,6 +25,7 @@ from octavo.models.checkpoint import Checkpoint
 from octavo.models.loader import has_weights, open_checkpoint
 from octavo.models.registry import build_model
 from octavo.models.splits import head_splits
+from octavo.models.supported import check_on
 from octavo.observe.machine import memory
 from octavo.vllm_options import ENGINE_OPTIONS
 from octavo.worker.sizes import WorkerSizes, with_adapters
@@ -87,7 +88,9 @@ class Planner:
         model = task.model
         if model.load_format == "auto" and not has_weights(model):
             model = replace(model, load_format="dummy")
-        return cls(open_checkpoint(model, draws_on_device=True), device, memory)
+        checkpoint = open_checkpoint(model, draws_on_device=True)
+        check_on(checkpoint.architecture.family, device.name, checkpoint.label)
+        return cls(checkpoint, device, memory)
 
     @property
     def label(self) -> str:

@@ -40,7 +40,7 @@ class WorkerSizes:
     @classmethod
     def of(cls, checkpoint: Checkpoint, task: WorkerTask, device: Device) -> WorkerSizes:
         architecture = checkpoint.architecture
-        dtypes = device.dtypes(task.model.dtype, _kv_dtype(task, architecture), checkpoint.number_dtype)
+        dtypes = device.dtypes(task.model.dtype, _kv_dtype(task, architecture, device), checkpoint.number_dtype)
         windows = architecture.windows or (None,) * architecture.num_layers
         groups = make_groups(windows if architecture.is_causal else (None,))
         num_heads = own_kv_heads(architecture.num_heads, architecture.num_kv_heads, task.world.tensor_parallel_size)
@@ -112,8 +112,9 @@ def with_adapters(
     return adapted, targets(adapted)
 
 
-def _kv_dtype(task: WorkerTask, architecture: Architecture) -> KVCacheDType:
-    """As asked, else as the checkpoint's kv_cache_scheme says. An encoder's is float32: it lasts for a step only."""
+def _kv_dtype(task: WorkerTask, architecture: Architecture, device: Device) -> KVCacheDType:
+    """As asked, else as the checkpoint's kv_cache_scheme says. An encoder's lasts for a step only: on a host it is
+    float32, as all that is computed there, and elsewhere what the device computes in."""
     asked, stated = task.cache.kv_cache_dtype, architecture.quantization
     if not architecture.is_causal:
         if asked not in ("auto", "float32"):
@@ -121,7 +122,7 @@ def _kv_dtype(task: WorkerTask, architecture: Architecture) -> KVCacheDType:
                 f"kv_cache_dtype is {asked!r}, but a {architecture.family} model keeps no keys and values from step to "
                 "step: leave it at 'auto'"
             )
-        return "float32"
+        return asked if device.is_asynchronous else "float32"
     chosen = asked if asked != "auto" or stated is None else stated.kv_cache or "auto"
     if architecture.latent is not None and chosen in LARGEST_CODE:
         raise ConfigError(
