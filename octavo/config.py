@@ -13,6 +13,7 @@ from typing import Any, Literal
 from octavo.checked_fields import checked, knob
 from octavo.errors import ConfigError
 from octavo.lora_config import LoRAConfig
+from octavo.pooler_options import read_pooler_options
 from octavo.vllm_options import NotHere
 
 DTypeOption = Literal["auto", "float32", "bfloat16", "float16"]
@@ -104,6 +105,10 @@ class ModelConfig:
         spellings={"auto": None, -1: None, "-1": None},
     )
     seed: int = knob(0, "seed of dummy weights and of requests without their own seed")
+
+    def __post_init__(self) -> None:
+        if self.pooler_config is not None:
+            read_pooler_options(self.pooler_config)
 
 
 @checked

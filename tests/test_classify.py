@@ -209,7 +209,7 @@ def test_pooler_config_and_convert_choose(classifier: Classifier, tmp_path: Path
         ({"pooler_config": {"pooling_type": "MAX"}}, r"pooling type is \['MAX'\], allowed is one of CLS, LAST, MEAN"),
         ({"pooler_config": {"pooling_type": 5}}, "pooler_config's pooling_type is 5, allowed: a text"),
         ({"pooler_config": {"normalize": "yes"}}, "normalize is 'yes', allowed: true and false"),
-        ({"pooler_config": {"pool_type": "CLS"}}, "pooler_config has no 'pool_type'; did you mean"),
+        ({"pooler_config": {"pool_type": "CLS"}}, "it has 'pool_type'; did you mean"),
         ({"pooler_config": {"normalize": True, "softmax": False}}, "says both yes and no"),
         ({"pooler_config": 5}, "pooler_config is 5"),
         ({"convert": "reward"}, "convert is 'reward', allowed are 'auto', 'none', 'embed' and 'classify'"),

@@ -2,9 +2,11 @@
 
     python -m benchmarks.kernels.gpu_block_transfer [MiB of a prompt ...]
 
-The link is what one copy of a GiB between the two GPUs reaches. Blocks are those of an 8B model, 2 MiB, at random
-places of both pools. `direct` is what engines behind one supervisor do, `host` what servers do but for their network:
-gathered and copied to pinned memory, then from there and scattered. The engine copies on 3 streams.
+The link is what one copy of a GiB between the two GPUs reaches. Blocks are those of an 8B model, 2 MiB.
+
+    direct      what engines behind one supervisor do, with blocks at random places of both pools
+    in a row    the same with blocks that follow each other
+    host        what servers do but for their network: gathered and copied to pinned memory, from there and scattered
 """
 
 from __future__ import annotations
@@ -21,7 +23,6 @@ import numpy as np
 import torch
 
 from octavo.kernels.cuda.block_mover import DeviceMover
-from octavo.kernels.cuda.peer_pool import PeerPool
 from octavo.kernels.cuda.timing import print_machine
 
 BLOCK_BYTES = 2 << 20
@@ -65,7 +66,7 @@ def _through_host(mover: DeviceMover, ids: list[int], memory: np.ndarray) -> Non
 
 def _tell(way: str, size: int, link: float, milliseconds: float) -> None:
     speed = (size << 20) / milliseconds / 1e6
-    print(f"{way:>18} {size:5} MiB: {milliseconds:7.3f} ms, {speed:5.0f} GB/s, {speed / link:.0%} of the link")
+    print(f"{way:>8} {size:5} MiB: {milliseconds:7.3f} ms, {speed:5.0f} GB/s, {speed / link:.0%} of the link")
 
 
 def main() -> None:
@@ -84,12 +85,12 @@ def main() -> None:
     mover.pin(memory)
     for size, (here, _) in zip(sizes, prompts, strict=True):
         _tell("host", size, link, _milliseconds(partial(_through_host, mover, here, memory[: len(here)])))
-    for num_streams in (1, 2, 3, 4):
-        pool = PeerPool(exported, blocks, mover._on_stream, num_streams)
-        for size, (here, there) in zip(sizes, prompts, strict=True):
-            took = _milliseconds(lambda pool=pool, there=there, here=here: pool.copy(mover.fence(), there, here))
-            _tell(f"direct, {num_streams} streams", size, link, took)
-        pool.close()
+    pool = mover.open(exported)
+    for size, (here, there) in zip(sizes, prompts, strict=True):
+        _tell("direct", size, link, _milliseconds(lambda there=there, here=here: pool.copy(mover.fence(), there, here)))
+        in_a_row = list(range(size // 2))
+        _tell("in a row", size, link, _milliseconds(lambda ids=in_a_row: pool.copy(mover.fence(), ids, ids)))
+    pool.close()
     ours.send("done")
     lender.join()
 

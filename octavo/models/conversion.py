@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, get_args
@@ -11,11 +10,8 @@ from octavo.config import ModelConfig
 from octavo.errors import ConfigError
 from octavo.models.architecture import Architecture
 from octavo.models.pooling import Pooling, PoolingKind
-from octavo.shown import shown, suggestion
-
-_KIND_KEYS = ("pooling_type", "seq_pooling_type")
-#: vLLM's present and former names of the same switch
-_ACTIVATION_KEYS = ("use_activation", "normalize", "activation", "softmax")
+from octavo.pooler_options import ACTIVATION_KEYS, KIND_KEYS, read_pooler_options
+from octavo.shown import shown
 
 
 def as_embedder(architecture: Architecture, pooling: Pooling) -> Architecture:
@@ -63,35 +59,18 @@ def _pooled_as(architecture: Architecture, given: str | Mapping[str, Any] | None
     """With the pooling that pooler_config asks for."""
     if given is None:
         return architecture
-    asked, pooling = _read(given), architecture.pooling
+    asked, pooling = read_pooler_options(given), architecture.pooling
     if pooling is None:
         raise ConfigError(f"pooler_config is given, but {label} generates: set runner to 'pooling', too")
-    kinds = {asked[key] for key in _KIND_KEYS if asked.get(key) is not None}
+    kinds = {asked[key] for key in KIND_KEYS if asked.get(key) is not None}
     if len(kinds) > 1 or not kinds <= {*get_args(PoolingKind)}:
         raise ConfigError(
             f"pooler_config's pooling type is {shown(sorted(map(str, kinds)))}, allowed is one of "
             f"{', '.join(get_args(PoolingKind))}"
         )
-    flags = {asked[key] for key in _ACTIVATION_KEYS if asked.get(key) is not None}
+    flags = {asked[key] for key in ACTIVATION_KEYS if asked.get(key) is not None}
     if len(flags) > 1:
         raise ConfigError(f"pooler_config is {shown(asked)}, which says both yes and no of the activation: say one")
     kind: PoolingKind = kinds.pop() if kinds else pooling.kind
     normalizes = flags.pop() if flags else pooling.normalizes
     return replace(architecture, pooling=replace(pooling, kind=kind, normalizes=normalizes))
-
-
-def _read(given: str | Mapping[str, Any]) -> Mapping[str, Any]:
-    try:
-        asked = json.loads(given) if isinstance(given, str) else given
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"pooler_config is {shown(given)}, which is not JSON: {error}") from None
-    if not isinstance(asked, Mapping):
-        raise ConfigError(f"pooler_config is {shown(given)}, allowed is an object with {_KIND_KEYS[0]} and the like")
-    known = (*_KIND_KEYS, *_ACTIVATION_KEYS)
-    for key, value in asked.items():
-        if key not in known:
-            raise ConfigError(f"pooler_config has no {shown(key)}; {suggestion(str(key), known)}")
-        if value is not None and not isinstance(value, str if key in _KIND_KEYS else bool):
-            allowed = "a text" if key in _KIND_KEYS else "true and false"
-            raise ConfigError(f"pooler_config's {key} is {shown(value)}, allowed: {allowed}")
-    return asked

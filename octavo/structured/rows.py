@@ -10,6 +10,8 @@ wrong). So nothing needs to be told of preemption, forks or steps that were drop
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -24,8 +26,11 @@ from octavo.structured.thinking import Thinking
 if TYPE_CHECKING:
     from llguidance import LLExecutor, LLMatcher
 
-#: rows from which on their masks are computed by several threads
+#: masks that tell how long the others of a step will take
 MANY = 4
+#: seconds from which on several threads save more than it takes to wake them
+THREADS_PAY_S = 0.002
+MOST_THREADS = 8
 #: tokens that are forced at once; the rest follows with the next step
 MAX_FORCED = 256
 _ANY = -1  # a mask's word with all bits
@@ -64,7 +69,7 @@ class ConstrainedRows:
         times, with longer outputs."""
         assert self.compiler is not None, "rows have grammars"
         made = np.zeros((len(rows), self.compiler.vocabulary.num_words), np.int32)
-        if len(rows) < MANY or len(set(rows)) < len(rows):
+        if len(set(rows)) < len(rows):
             for i, row in enumerate(rows):
                 self._fill(made, [row], [outputs[i]], [i])
         else:
@@ -87,23 +92,27 @@ class ConstrainedRows:
                 made[place] = _ANY
             elif row.matcher is not None and row.follow(output):
                 able.append((row, row.matcher, place))
-        width = made.shape[1] * made.itemsize
-        if len(able) == 1:
-            _, matcher, place = able[0]
-            matcher.unsafe_compute_mask_ptr(made[place].ctypes.data, width)
-        elif able:
-            matchers = [(matcher, place) for _, matcher, place in able]
-            self._executor().unsafe_compute_mask_ptr(matchers, made.ctypes.data, width, len(made))
+        self._compute(made, [(matcher, place) for _, matcher, place in able])
         for row, _, place in able:
             row.correct(made[place])
         for row, output, place in zip(found, outputs, places, strict=True):
             row.let_thoughts_begin(output, made[place])
 
+    def _compute(self, made: IntArray, matchers: Sequence[tuple[LLMatcher, int]]) -> None:
+        """The first ones here; the others by several threads if the first took long."""
+        first, width = made.ctypes.data, made.shape[1] * made.itemsize
+        begin = time.perf_counter()
+        for done, (matcher, place) in enumerate(matchers):
+            if done == MANY and (time.perf_counter() - begin) / MANY * (len(matchers) - MANY) > THREADS_PAY_S:
+                self._executor().unsafe_compute_mask_ptr(list(matchers[done:]), first, width, len(made))
+                return
+            matcher.unsafe_compute_mask_ptr(first + place * width, width)
+
     def _executor(self) -> LLExecutor:
         if self._threads is None:
             from llguidance import LLExecutor
 
-            self._threads = LLExecutor()
+            self._threads = LLExecutor(num_threads=min(MOST_THREADS, os.cpu_count() or 1))
         return self._threads
 
 
@@ -160,7 +169,8 @@ class _Row:
             self.matcher.rollback(len(self._read) - num_kept)
         num_new = len(output) - num_kept
         num_taken = self.matcher.try_consume_tokens(output[num_kept:].tolist()) if num_new else 0
-        self._read = output[: num_kept + num_taken].copy()
+        if num_new or num_kept < len(self._read):
+            self._read = output[: num_kept + num_taken].copy()
         return num_taken == num_new
 
     def _forced(self, matcher: LLMatcher, output: IntArray, room: int) -> list[int]:
@@ -179,11 +189,13 @@ class _Row:
         if self.has_failed():
             mask[:] = 0
         elif self._ignored_ends:
-            whole = mask.copy()
+            words = mask.view(np.uint32)
+            before = [words[token_id // 32] for token_id in self._ignored_ends]
             for token_id in self._ignored_ends:
-                mask.view(np.uint32)[token_id // 32] &= ~np.uint32(1 << token_id % 32)
+                words[token_id // 32] &= ~np.uint32(1 << token_id % 32)
             if not mask.any():
-                mask[:] = whole
+                for token_id, word in zip(self._ignored_ends, before, strict=True):
+                    words[token_id // 32] |= word
 
     def has_failed(self) -> bool:
         """Whether the grammar has become too complex to follow."""

@@ -222,7 +222,8 @@ def test_a_worker_tells_its_memory_from_its_process(tiny_folder: TinyFolder) -> 
             held, line = llm.memory(), dict(llm.card)["memory"]
             plan = planned(engine_config(model=str(tiny_folder("llama")), **sizes, **options))
             now, all_planned = sum(held.values()), sum(plan[part] for part in held)
-            assert line.endswith(f" measured now, {(now - all_planned) / all_planned:+.1%}")
+            told = float(line.rpartition(" measured now, ")[2].rstrip("%")) / 100
+            assert abs(told - (now - all_planned) / all_planned) < 0.03, "threads that attend since then have room to"
             llm.generate([[3, 4, 5]], SamplingParams(max_tokens=3, detokenize=False), use_tqdm=False)
             found.append(llm.memory())
         assert found[-1].pop("workspace") > 0

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
 pytest.importorskip("triton")
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
@@ -64,6 +65,8 @@ def test_guesses_change_no_answer(name: str, tiny_folder: TinyFolder, monkeypatc
 
 @pytest.mark.parametrize("name", TINY)
 def test_float32_tokens_equal_transformers(name: str, tiny_folder: TinyFolder) -> None:
+    if name == "gpt-oss" and tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 23):
+        pytest.skip("transformers 5.17 gives other tokens than 5.23, which the CPU's are compared with")
     folder = tiny_folder(name)
     with engine(folder, block_size=BLOCK_SIZE, max_num_batched_tokens=50) as llm:
         outputs = llm.generate(prompts_of(BLOCK_SIZE), GREEDY, use_tqdm=False)

@@ -122,8 +122,10 @@ class TritonModel:
         products = [*Contents.of((recording.body,)).products.values()]
         dense = [each for each in products if not is_fixed and self._shared.quantized_product(each) is None]
         matrices = [self._weights.stacked(*each.parts) for each in dense]
-        #: row counts to which a step's tokens are padded where products are cuBLAS's
-        self.row_counts = cheap_row_counts(matrices, limits.max_num_tokens, self._activations[0])
+        #: row counts to which a step's tokens are padded where products are cuBLAS's; ops that are printed have theirs
+        self.row_counts = tuple(range(1, limits.max_num_tokens + 1))
+        if see is None:
+            self.row_counts = cheap_row_counts(matrices, limits.max_num_tokens, self._activations[0])
         if ranks is not None:  # they were measured, and all ranks must pad a step alike
             self.row_counts = tuple(ranks.of_first(self.row_counts))
         self._whole_logits = WholeLogits(ranks if draws else None, limits, TORCH_DTYPE[dtype], device)

@@ -31,8 +31,6 @@ from octavo.kernels.cuda_cpp.shared_allocation import (
 )
 
 _MARK_BYTES = 64
-#: copies follow each other with pauses on one stream
-_NUM_STREAMS = 3
 _OFFSET_BYTES = 8
 _PACKED_BYTES = 2 * HANDLE_BYTES + _OFFSET_BYTES + _MARK_BYTES
 
@@ -65,17 +63,12 @@ class PeerPool:
     work goes behind a fence, and is done at its end."""
 
     def __init__(
-        self,
-        exported: bytes,
-        blocks: torch.Tensor,
-        on_stream: Callable[[Fence], AbstractContextManager[None]],
-        num_streams: int = _NUM_STREAMS,
+        self, exported: bytes, blocks: torch.Tensor, on_stream: Callable[[Fence], AbstractContextManager[None]]
     ) -> None:
         """Raises RuntimeError if what is mapped is not what the other process has."""
         if len(exported) != _PACKED_BYTES:
             raise RuntimeError(f"what opens a pool has {_PACKED_BYTES} bytes, and not {len(exported)}")
         self._blocks, self._on_stream = blocks, on_stream
-        self._others = [torch.cuda.Stream(blocks.device) for _ in range(num_streams - 1)]
         pool, mark = exported[:HANDLE_BYTES], exported[HANDLE_BYTES + _OFFSET_BYTES :]
         _compare_mark(mark[:HANDLE_BYTES], mark[HANDLE_BYTES:])
         self._base = map_handle(pool)
@@ -87,16 +80,10 @@ class PeerPool:
         assert all(0 <= their_id < self.num_blocks for their_id in their_ids), "they are blocks of the other pool"
         own, size = self._blocks.data_ptr(), self._blocks.shape[1]
         with self._on_stream(fence):
-            first = torch.cuda.current_stream()
-            streams = [first, *self._others]
-            for other in self._others:
-                other.wait_stream(first)
-            for number, (theirs, ours, count) in enumerate(_runs(their_ids, block_ids)):
+            stream = c_uint64(torch.cuda.current_stream().cuda_stream)
+            for theirs, ours, count in _runs(their_ids, block_ids):
                 places = c_uint64(own + ours * size), c_uint64(self._address + theirs * size)
-                stream = c_uint64(streams[number % len(streams)].cuda_stream)
                 check(cuda_driver().cuMemcpyAsync(*places, c_size_t(count * size), stream), "copying from another GPU")
-            for other in self._others:
-                first.wait_stream(other)
 
     def close(self) -> None:
         """Nothing may be copied any more."""
