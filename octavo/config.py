@@ -230,6 +230,11 @@ class BackendConfig:
     pipeline_parallel_size: int = knob(
         1, "stages of consecutive layers, each of tensor_parallel_size ranks", at_least=1
     )
+    enable_expert_parallel: bool = knob(
+        False,
+        "the ranks of tensor_parallel_size divide a mixture's experts among them, each whole on one rank; otherwise "
+        "each rank has a part of every expert",
+    )
     disable_custom_all_reduce: bool = knob(
         False, "ranks on GPUs add up small messages by NCCL, too, and not over peer memory by Octavo's own kernel"
     )

@@ -71,7 +71,8 @@ _NO_COMPILER = "torch compiles nothing; graphs are captured when first needed, o
 _NO_SPECULATION = "each step generates one token per sequence"
 _NO_TRANSFER = "octavo serve has --prefill-engines, and for several machines --role, --kv-listen and --kv-peer"
 _NO_OFFLOAD = "weights and KV blocks stay on one device; a quantised GGUF file or a smaller max_model_len needs less"
-_NO_EXPERTS = "there are no models of experts yet"
+_PLACED_ONCE = "a rank has consecutive experts, which stay there, and one all-reduce adds up what they compute"
+_ROUTES = "an answer does not tell which experts its tokens used"
 _FORMER_GRAMMAR = "use structured_outputs, a field of SamplingParams"
 _ONE_GRAMMAR = "llguidance compiles every grammar, and structured_outputs has the switches"
 _NO_PLUGINS = "the formats of octavo/text/answers are all; there are no plugins"
@@ -126,10 +127,12 @@ ENGINE_OPTIONS: dict[str, NotHere] = {
     **_each(NotHere("the worker is Octavo's own", ("auto",)), "worker_cls", "worker_extension_cls"),
     "scheduler_cls": NotHere("the scheduler is Octavo's own; scheduling_policy chooses its order"),
     **_idle("engines do not wait for each other", "disable_nccl_for_dp_synchronization"),
-    **_each(NotHere(_NO_EXPERTS), "enable_expert_parallel", "enable_eplb", "enable_return_routed_experts"),
-    **_idle(_NO_EXPERTS, "all2all_backend", "eplb_config", "expert_placement_strategy"),
-    "moe_backend": NotHere(_NO_EXPERTS, ("auto",)),
-    "num_redundant_experts": NotHere(_NO_EXPERTS, (0,)),
+    "enable_eplb": NotHere(_PLACED_ONCE),
+    "num_redundant_experts": NotHere(_PLACED_ONCE, (0,)),
+    "expert_placement_strategy": NotHere(_PLACED_ONCE, ("linear",)),
+    **_idle(_PLACED_ONCE, "eplb_config", "all2all_backend"),
+    "moe_backend": NotHere("each backend has its own kernels for experts", ("auto",)),
+    "enable_return_routed_experts": NotHere(_ROUTES),
     **_idle("there is no dual batch", "dbo_decode_token_threshold", "dbo_prefill_token_threshold"),
     # memory and cache
     **_idle("a preempted sequence is computed again, not swapped", "swap_space"),
@@ -236,7 +239,7 @@ SAMPLING_FIELDS: dict[str, NotHere] = {
     "watermarking": NotHere("output is not marked"),
     "prompt_logprob_token_ids": NotHere("prompt_logprobs gives the most likely tokens"),
     "prompt_logprob_start": NotHere("prompt_logprobs cover the whole prompt", (0,)),
-    "routed_experts_prompt_start": NotHere(_NO_EXPERTS, (0,)),
+    "routed_experts_prompt_start": NotHere(_ROUTES, (0,)),
     "trace_decode_token_ids": NotHere("put the tokens into the prompt and ask for prompt_logprobs"),
     **_idle("each request always has its own parameters", "skip_clone"),
 }

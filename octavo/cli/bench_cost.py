@@ -21,7 +21,9 @@ COMMON = (
     *("--model", "--output", "--num-iters", "--max-num-seqs", "--max-num-batched-tokens", "--max-model-len"),
     *("--num-gpu-blocks-override", "--load-format", "--backend"),
 )
-_RANKS = frozenset({"distributed_executor_backend", "tensor_parallel_size", "pipeline_parallel_size"})
+_RANKS = frozenset(
+    {"distributed_executor_backend", "tensor_parallel_size", "pipeline_parallel_size", "enable_expert_parallel"}
+)
 _NOT_FLAGS = _RANKS | {"model", "trace_ops"}
 _FLAGS = {"num-iters": ("N", 4, "the fewest steps that are timed for a point, after two that warm up")}
 

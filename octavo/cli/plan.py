@@ -105,10 +105,10 @@ def _plans(
     planner: Planner, device: Device, task: WorkerTask, asked: list[int] | None, num_stages: int
 ) -> list[MemoryPlan]:
     if num_stages == 1:
-        return [planner.plan(task, ranks) for ranks in _allowed(planner, device, asked)]
+        return [planner.plan(task, ranks) for ranks in _allowed(planner, device, task, asked)]
     if not device.sizes_cache_last:
         raise ConfigError("--pipeline-parallel-size is for GPUs, and this plan is for a CPU: leave it out")
-    sizes = _allowed(planner, device, asked or [1])
+    sizes = _allowed(planner, device, task, asked or [1])
     return [plan for ranks in sizes for plan in planner.stages(task, ranks, num_stages)]
 
 
@@ -145,20 +145,19 @@ def _device(args: argparse.Namespace, backend: BackendConfig, room: int | None) 
     return found, f"{'the CPU here' if room is None else 'a CPU'} ({found.name}), {size(free)} free", free
 
 
-def _allowed(planner: Planner, device: Device, asked: list[int] | None) -> list[int]:
-    """Tensor-parallel sizes that the model's heads allow."""
+def _allowed(planner: Planner, device: Device, task: WorkerTask, asked: list[int] | None) -> list[int]:
+    """Tensor-parallel sizes that the model's heads allow, and its experts if ranks divide them."""
     if not device.sizes_cache_last:
         if asked not in (None, [1]):
             raise ConfigError("--tensor-parallel-size is for GPUs, and this plan is for a CPU: leave it out")
         return [1]
-    wrong = [ranks for ranks in asked or () if not planner.can_share(ranks)]
+    experts = task.backend.enable_expert_parallel
+    wrong = [ranks for ranks in asked or () if not planner.can_share(ranks, experts)]
     if wrong:
-        good = [str(ranks) for ranks in range(1, 65) if planner.can_share(ranks)]
-        raise ConfigError(
-            f"--tensor-parallel-size is {wrong[0]}, which does not divide the model's heads; allowed are "
-            f"{', '.join(good)}"
-        )
-    return asked or [ranks for ranks in _SIZES if planner.can_share(ranks)]
+        good = [str(ranks) for ranks in range(1, 65) if planner.can_share(ranks, experts)]
+        why = "leaves ranks without experts" if planner.can_share(wrong[0]) else "does not divide the model's heads"
+        raise ConfigError(f"--tensor-parallel-size is {wrong[0]}, which {why}; allowed are {', '.join(good)}")
+    return asked or [ranks for ranks in _SIZES if planner.can_share(ranks, experts)]
 
 
 def _ranks(text: str | None) -> list[int] | None:

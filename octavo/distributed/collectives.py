@@ -2,7 +2,6 @@
 
     all_reduce    [1 2] + [3 4]  ->  [4 6] on each rank       a layer's partial products
     gather        [1 2], [3 4]   ->  [1 2; 3 4] on each       parts of the vocabulary
-    all_to_all    rows for ranks ->  rows from ranks          tokens to the experts that they chose, and back
     smallest      5, 3           ->  3                        sizes on which ranks of all stages must agree
 
 All ranks of a stage call the same ones in the same order. One waits for the others for a limited time; after that, or
@@ -50,8 +49,7 @@ class Collectives:
         self.link = "gloo" if device is None else "NCCL"
         self._rests = False
         self._sum, self._together = distributed.AllreduceOptions(), distributed.AllgatherOptions()
-        self._exchanged = distributed.AllToAllOptions()
-        for options in (self._sum, self._together, self._exchanged):
+        for options in (self._sum, self._together):
             options.asyncOp = False  # on the caller's stream, which a graph may capture
         self._limit = timedelta(seconds=meeting.time_limit)
         store = self._met(lambda: self._store(world, meeting))
@@ -108,24 +106,6 @@ class Collectives:
         self._met(lambda: _wait(self._group._allgather_base(near_out.view(-1), near.view(-1), self._together)))
         if near_out is not out:
             out.copy_(near_out)
-
-    def all_to_all(self, rows: torch.Tensor, counts: Sequence[int]) -> tuple[torch.Tensor, list[int]]:
-        """Send rows [n, ...], contiguous: the first counts[0] to rank 0, the next counts[1] to rank 1, and so on -> the
-        rows that the ranks have sent to this one, in the order of ranks, and how many each sent. Given what a first
-        call returned, a second one sends every row back to its place."""
-        assert len(counts) == self.size, f"{len(counts)} parts for {self.size} ranks"
-        assert sum(counts) == len(rows), f"{len(rows)} rows in parts of {list(counts)}"
-        if self._rests:
-            return rows, list(counts)
-        sent = self.gather_arrays(np.array(counts, np.int64))[:, self.rank].tolist()
-        near = self._near(rows)
-        received = near.new_empty((sum(sent), *rows.shape[1:]))
-        # as bytes: gloo does not know every type
-        given, taken = (each.flatten().view(torch.uint8) for each in (near, received))
-        row_bytes = rows[:1].nbytes if len(rows) else received[:1].nbytes
-        sizes = [[count * row_bytes for count in each] for each in (sent, counts)]
-        self._met(lambda: _wait(self._group.alltoall_base(taken, given, *sizes, self._exchanged)))
-        return received.to(rows.device), sent
 
     @contextmanager
     def resting(self) -> Iterator[None]:

@@ -43,6 +43,9 @@ def start_up_card(shape: WorkerShape, measured: Mapping[str, int], seconds: floa
         part = "a part of every layer" if shape.num_stages == 1 else f"a part of one of {shape.num_stages} stages"
         text = f"{len(shape.ranks)}, each with {part}, exchanging by {shape.link}"
         lines.insert(-1, ("ranks", f"{text}: {', '.join(shape.ranks)}"))
+    if shape.experts is not None and architecture.experts is not None:
+        own, count = shape.experts, architecture.experts.routing.num_experts
+        lines.insert(-1, ("experts", f"{own[0]}..{own[-1]} of {count} on the first rank, each whole"))
     return lines
 
 

@@ -5,7 +5,6 @@
     Shard       column       each rank has some rows of [out, in], and so some of a layer's outputs
                 row          each rank has some columns, and so some of its inputs; the ranks' products are added up
                 heads        rows, as whole attention heads; a rank has the KV heads that its query heads read
-                experts      each rank has some experts of a stack
                 replicated   every rank has the whole parameter
 
 Ops take parameters as arguments, so a backend knows each weight by its name. Nothing is read until a backend asks for
@@ -21,7 +20,7 @@ from octavo.kernels.scaled import ScaledFormat, ScaledTensor
 from octavo.kernels.tensor import Cut, HostTensor, StoredTensor
 
 Shape = tuple[int, ...]
-ShardKind = Literal["column", "row", "heads", "experts", "replicated"]
+ShardKind = Literal["column", "row", "heads", "replicated"]
 
 
 class Scheme(Protocol):
@@ -56,7 +55,7 @@ class Scheme(Protocol):
 @dataclass(frozen=True, slots=True)
 class Shard:
     """The shared dimension consists of segments (two for Phi's matrix of gate and up), each of a number of units: rows,
-    columns, heads or experts. Ranks share every segment in the way they share `units`."""
+    columns or heads. Ranks share every segment in the way they share `units`."""
 
     kind: ShardKind = "replicated"
     units: int = 1

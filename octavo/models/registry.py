@@ -84,11 +84,14 @@ def build_model(
     num_ranks: int = 1,
     layers: range | None = None,
     scales: Mapping[int, KVScales] = MappingProxyType({}),
+    *,
+    divides_experts: bool = False,
 ) -> Decoder:
     """Bind a checkpoint's tensors, or a rank's parts of them, to its family's decoder.
 
     layer_slots: for each layer, the cache group and the place in it that hold its keys and values. layers: those of the
     rank's stage; None: all. Nothing is read of the others. scales: of an 8-bit KV cache, for the rank's heads.
+    divides_experts: the ranks have some of a mixture's experts each, not a part of every one.
     """
     learned = architecture.num_position_embeddings
     if learned and max_model_len > learned:
@@ -96,8 +99,12 @@ def build_model(
             f"max_model_len is {max_model_len}, but this {architecture.family} model learned positions for "
             f"{learned} tokens; allowed is {learned} or less"
         )
-    family = _family(architecture)
-    weights = Weights(source, family.tensors(architecture), architecture.quantization, rank, num_ranks)
+    if divides_experts and architecture.experts is None:
+        raise ConfigError(
+            f"enable_expert_parallel is True, but this {architecture.family} model has no experts: leave it out"
+        )
+    family, shared = _family(architecture), (rank, num_ranks, divides_experts)
+    weights = Weights(source, family.tensors(architecture), architecture.quantization, *shared)
     whole = family.build(architecture, weights, AttentionSpecs(architecture, layer_slots, max_model_len, scales))
     if architecture.pooling is not None:
         return replace(whole, head=None, embeds=True)

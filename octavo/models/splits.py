@@ -1,6 +1,7 @@
 """How many ranks may share a model, and where its matrices may be cut between them.
 
 attention    whole heads; a KV head that more ranks read than one is on each of them
+experts      whole, with enable_expert_parallel: expert e on one rank; otherwise as MLPs
 MLP          units of the down projection's inputs: its blocks of numbers, or runs of eight where it has none
 vocabulary   anywhere
 stages       consecutive layers; the earlier stages have one more where they do not divide, as the last has the LM head
@@ -33,6 +34,16 @@ def own_kv_heads(num_heads: int, num_kv_heads: int, num_ranks: int) -> int:
             f"key/value heads: allowed are {_shown(sizes)}"
         )
     return max(1, num_kv_heads // num_ranks)
+
+
+def own_experts(num_experts: int, rank: int, num_ranks: int) -> range:
+    """Those that a rank has whole. Raises ConfigError if some ranks would have none."""
+    if num_ranks > num_experts:
+        raise ConfigError(
+            f"tensor_parallel_size is {num_ranks}, but the model's layers have {num_experts} experts, and with "
+            f"enable_expert_parallel each rank needs one: allowed are up to {num_experts} ranks"
+        )
+    return range(rank * num_experts // num_ranks, (rank + 1) * num_experts // num_ranks)
 
 
 def own_heads(layer: AttentionLayer, num_ranks: int, block_len: int = 1) -> AttentionLayer:

@@ -18,7 +18,7 @@ from octavo.kernels.parameters import REPLICATED, Linear, Parameter, Scheme, Sha
 from octavo.kernels.tensor import BLOCK_FORMATS, StoredTensor, at_hand, from_array
 from octavo.layers.blocks import GatedMLP, LayerNorm, PlainMLP, RMSNorm, SelfAttention
 from octavo.models.architecture import Architecture
-from octavo.models.splits import granule, own_heads
+from octavo.models.splits import granule, own_experts, own_heads
 from octavo.quantization.described import Quantization
 from octavo.quantization.registry import DENSE, scheme_of
 
@@ -34,13 +34,14 @@ class TensorSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The parameters under one prefix, or a rank's parts of them."""
+    """The parameters under one prefix, or a rank's parts of them. divides_experts: among the ranks, each whole."""
 
     source: TensorSource
     table: Mapping[str, Shape]
     quantization: Quantization | None = None
     rank: int = 0
     num_ranks: int = 1
+    divides_experts: bool = False
     prefix: str = ""
 
     def under(self, prefix: str) -> Weights:
@@ -48,6 +49,12 @@ class Weights:
 
     def lists(self, name: str) -> bool:
         return self.prefix + name in self.table
+
+    def of_experts(self, num_experts: int) -> tuple[Weights, range]:
+        """Where the matrices of a layer's experts are, and which of these experts this rank has."""
+        if not self.divides_experts:
+            return self, range(num_experts)
+        return replace(self, rank=0, num_ranks=1), own_experts(num_experts, self.rank, self.num_ranks)
 
     def parameter(self, name: str, shard: Shard = REPLICATED) -> Parameter:
         full = self.prefix + name

@@ -80,7 +80,7 @@ class Planner:
 
     def __init__(self, checkpoint: Checkpoint, device: Device, memory: int | None = None) -> None:
         self._checkpoint, self._device, self._memory = checkpoint, device, memory
-        self._recordings: dict[tuple[range, int, LoRAConfig], ModelRecording] = {}
+        self._recordings: dict[tuple[range, int, LoRAConfig, bool], ModelRecording] = {}
 
     @classmethod
     def of(cls, task: WorkerTask, device: Device, memory: int | None = None) -> Planner:
@@ -101,15 +101,16 @@ class Planner:
         """Free bytes of a host; None for a GPU."""
         return None if self._device.sizes_cache_last else self._memory or memory()[1]
 
-    def can_share(self, num_ranks: int) -> bool:
-        architecture = self._checkpoint.architecture
-        return num_ranks in head_splits(architecture.num_heads, architecture.num_kv_heads)
+    def can_share(self, num_ranks: int, divides_experts: bool = False) -> bool:
+        a = self._checkpoint.architecture
+        has_some = not divides_experts or a.experts is None or num_ranks <= a.experts.routing.num_experts
+        return has_some and num_ranks in head_splits(a.num_heads, a.num_kv_heads)
 
     def plan(self, task: WorkerTask, num_ranks: int = 1) -> MemoryPlan:
         device, utilization = self._device, task.cache.gpu_memory_utilization
         stage = task.world.stage, task.world.pipeline_parallel_size
         sizes = WorkerSizes.of(self._checkpoint, task, device)
-        model = self._recording(sizes, num_ranks, task.lora)
+        model = self._recording(sizes, num_ranks, task.lora, task.backend.enable_expert_parallel)
         sizes = sizes.shared(model.body.layers)
         ledger = device.ledger(model, sizes.layout, sizes.limits, sizes.dtypes.compute)
         try:
@@ -129,22 +130,21 @@ class Planner:
 
     def starts(self, task: WorkerTask, num_ranks: int) -> bool:
         """Whether the engine would start on that many GPUs."""
-        if not self._device.sizes_cache_last or not self.can_share(num_ranks):
+        if not self._device.sizes_cache_last or not self.can_share(num_ranks, task.backend.enable_expert_parallel):
             return False
         try:
             return self.plan(task, num_ranks).problem is None
         except ConfigError:  # blocks of numbers that do not divide
             return False
 
-    def _recording(self, sizes: WorkerSizes, num_ranks: int, lora: LoRAConfig) -> ModelRecording:
+    def _recording(self, sizes: WorkerSizes, num_ranks: int, lora: LoRAConfig, divides_experts: bool) -> ModelRecording:
         """The share of the last rank, which has most where a size does not divide. Rotary tables are made for one
         position: the ledger counts those of the whole context."""
-        own = (sizes.layers, num_ranks, lora)
+        own = (sizes.layers, num_ranks, lora, divides_experts)
         if own not in self._recordings:
             checkpoint, last = self._checkpoint, num_ranks - 1
-            model = build_model(
-                checkpoint.architecture, checkpoint, sizes.layer_slots, 1, last, num_ranks, sizes.layers
-            )
+            given = (checkpoint.architecture, checkpoint, sizes.layer_slots, 1, last, num_ranks, sizes.layers)
+            model = build_model(*given, divides_experts=divides_experts)
             adapted, _ = with_adapters(model, checkpoint.architecture, lora, last, num_ranks)
             self._recordings[own] = ModelRecording.of(adapted)
         return self._recordings[own]

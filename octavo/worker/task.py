@@ -67,6 +67,7 @@ class WorkerShape:
     place: where this worker computes. link: what its rank exchanges results by, if there are others. ranks: the places
     of all ranks, if there are several. num_stages: of the pipeline that they are. quantised: how the device multiplies
     the quantised matrices, if there are any. kv_scales: where those of KV blocks come from, if their type has any.
+    experts: of each layer, those that this rank has whole; None: it has a part of every one, or there are none.
     adapter_targets: what adapters may change; empty: there are none. planned: bytes of each component but the KV
     blocks, with the largest steps.
     """
@@ -90,5 +91,6 @@ class WorkerShape:
     num_stages: int = 1
     quantised: str = ""
     kv_scales: str = ""
+    experts: range | None = None
     adapter_targets: tuple[AdapterTarget, ...] = ()
     planned: Measured = field(default_factory=dict)

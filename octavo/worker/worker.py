@@ -25,6 +25,7 @@ from octavo.models.classifier import Classifier, read_classifier
 from octavo.models.kv_scales import read_kv_scales
 from octavo.models.loader import open_checkpoint
 from octavo.models.registry import build_model
+from octavo.models.splits import own_experts
 from octavo.models.supported import check_on
 from octavo.structured.compiler import GrammarCompiler
 from octavo.worker.held_as import held_as
@@ -104,7 +105,7 @@ class Worker:
         stages = task.world.pipeline_parallel_size
         label, planned = device.label(sizes.dtypes.compute), {name: ledger.of(name) for name in COMPONENTS}
         shape = _shape(checkpoint, selection, sizes, label, ranks, stages, notes, planned)
-        self.shape = replace(shape, adapter_targets=found)
+        self.shape = replace(shape, adapter_targets=found, experts=_experts(checkpoint, task))
         self._runner = _runner(task, device, model, self.shape, ranks, classifier)
         self.submit, self.mover = self._runner.submit, model.mover
         self.measured()
@@ -121,7 +122,10 @@ class Worker:
             sizes = _fitted(task, sizes, device.free_bytes(Ledger(()), utilization), device, ranks)
         rank = world.tensor_rank, world.tensor_parallel_size
         given = (checkpoint.architecture, checkpoint, sizes.layer_slots, sizes.limits.max_model_len)
-        decoder = build_model(*given, *rank, sizes.layers, read_kv_scales(checkpoint, *rank))
+        decoder = build_model(
+            *(*given, *rank, sizes.layers, read_kv_scales(checkpoint, *rank)),
+            divides_experts=task.backend.enable_expert_parallel,
+        )
         scales = source_of_scales(task, sizes, decoder)
         model, targets = with_adapters(decoder, checkpoint.architecture, task.lora, *rank)
         loaded = device.load(model, sizes.layout, sizes.limits, sizes.dtypes.compute, ranks)
@@ -153,6 +157,14 @@ def _fitted(
         return sizes.fitted(task, ranks.smallest(free_bytes)[0], is_rest)
     own = sizes.fitted(task, free_bytes, is_rest)  # blocks of other stages have other sizes
     return own.agreed(*ranks.smallest(own.layout.num_blocks, own.limits.max_model_len))
+
+
+def _experts(checkpoint: Checkpoint, task: WorkerTask) -> range | None:
+    """Those that this rank has of each layer's, if ranks divide them."""
+    experts, world = checkpoint.architecture.experts, task.world
+    if experts is None or not task.backend.enable_expert_parallel or world.tensor_parallel_size == 1:
+        return None
+    return own_experts(experts.routing.num_experts, world.tensor_rank, world.tensor_parallel_size)
 
 
 def _meet(task: WorkerTask, device: Device) -> Collectives | None:

@@ -26,10 +26,10 @@ from tests.models.symbolic import DrawnTensors
 Q8_BLOCK_BYTES = 34
 
 
-def parameters(checkpoint: Checkpoint, rank: int, num_ranks: int) -> Iterator[Parameter]:
+def parameters(checkpoint: Checkpoint, rank: int, num_ranks: int, **options: bool) -> Iterator[Parameter]:
     a = checkpoint.architecture
     slots = [(0, layer) for layer in range(a.num_layers)]
-    body, heads = record_model(build_model(a, checkpoint, slots, 64, rank, num_ranks))
+    body, heads = record_model(build_model(a, checkpoint, slots, 64, rank, num_ranks, **options))
     seen: dict[str, Parameter] = {}
     for recording in (body, *heads.values()):
         seen.update((each.name, each) for each in recording.parameters())
@@ -50,6 +50,23 @@ def test_two_ranks_read_a_sharded_checkpoint_once(name: str, model_for: ModelFor
     on_each = sum(_read(each) for each in parameters(checkpoint, 0, 2) if each.name.endswith("wpe.weight"))
     assert sum(read.values()) - on_each <= 1.05 * sum(file.stat().st_size for file in files)
     assert abs(read[0] - read[1]) <= 0.05 * read[0]
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt-oss"])
+def test_ranks_read_whole_experts_of_their_own(name: str, model_for: ModelFor) -> None:
+    """Five, of a tensor each or of one for all."""
+    model = ModelConfig(model=str(model_for(name, 3)))
+    whole = {each.name: _read(each) for each in parameters(open_checkpoint(model), 0, 1) if ".experts." in each.name}
+    found: dict[str, int] = {}
+    for rank, own in enumerate([{0}, {1, 2}, {3, 4}]):
+        checkpoint = open_checkpoint(model)
+        read = {each.name: _read(each) for each in parameters(checkpoint, rank, 3, divides_experts=True)}
+        experts = {name: size for name, size in read.items() if ".experts." in name}
+        assert {int(name.split(".experts.")[1].split(".")[0]) for name in experts} == own
+        assert not found.keys() & experts.keys(), "each is read once"
+        assert rank or not checkpoint.leftovers(), "the first rank, which speaks of them, knows all experts"
+        found |= experts
+    assert found == whole
 
 
 def _read(parameter: Parameter) -> int:

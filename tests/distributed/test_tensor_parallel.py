@@ -9,6 +9,7 @@ import pytest
 
 from octavo import LLM, LoRARequest, SamplingParams
 from octavo.errors import ConfigError
+from octavo.models.splits import own_experts
 from octavo.observe.events import EngineStarted, Preempted
 from tests.distributed.conftest import ModelFor, engine
 from tests.engine.test_overlap import PROMPTS, params
@@ -38,6 +39,34 @@ def test_every_family_gives_one_ranks_tokens(name: str, num_ranks: int, model_fo
         assert tokens(several) == expected
         assert tokens(several) == expected  # now from the prefix tree
         assert several.stats().num_used_blocks == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "num_ranks", "backend", "first"),
+    [
+        ("qwen3-moe", 2, "cpu", "0..2 of 6"),
+        ("mixtral", 3, "cpu", "0..0 of 5"),
+        ("gpt-oss", 3, "reference", "0..0 of 5"),
+        ("glm4-moe", 3, "cpu", "0..1 of 8"),
+        ("deepseek-v3", 2, "cpu", "0..3 of 8"),
+    ],
+)
+def test_whole_experts_on_each_rank_give_one_ranks_tokens(
+    name: str, num_ranks: int, backend: str, first: str, model_for: ModelFor
+) -> None:
+    """Also where they do not divide, have biases or a shared expert, and where no row of a step is a rank's."""
+    folder = model_for(name, num_ranks)
+    options = {"enable_expert_parallel": True, "backend": backend, "max_num_batched_tokens": 40}
+    with engine(folder, 1) as one, engine(folder, num_ranks, **options) as several:
+        assert tokens(several) == tokens(one)
+        assert dict(several.card)["experts"] == f"{first} on the first rank, each whole"
+
+
+def test_experts_that_ranks_cannot_divide_are_told(model_for: ModelFor) -> None:
+    with pytest.raises(ConfigError, match="enable_expert_parallel is True, but this llama model has no experts"):
+        engine(model_for("llama", 2), 2, enable_expert_parallel=True)
+    with pytest.raises(ConfigError, match=r"tensor_parallel_size is 6, .* 5 experts, .*: allowed are up to 5 ranks"):
+        own_experts(5, 0, 6)
 
 
 @pytest.mark.parametrize(("num_ranks", "num_stages"), [(3, 1), (1, 2)])

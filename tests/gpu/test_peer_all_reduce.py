@@ -165,20 +165,3 @@ def run_switched_off(ranks: Collectives, device: torch.device) -> bool:
 
 def test_without_peer_memory_nccl_does_it() -> None:
     assert on_all_gpus(2, run_switched_off) == [True] * 2
-
-
-def run_rows(ranks: Collectives, device: torch.device) -> bool:
-    """Rows that say where they are from and where they go, there and back."""
-    counts = [(ranks.rank + to) % 3 * 5 for to in range(ranks.size)]
-    told = [[ranks.rank, to, nth] for to, count in enumerate(counts) for nth in range(count)]
-    rows = torch.tensor(told, dtype=torch.bfloat16, device=device).view(-1, 3)
-    received, sent = ranks.all_to_all(rows, counts)
-    expected = [[rank, ranks.rank, nth] for rank, count in enumerate(sent) for nth in range(count)]
-    assert received.tolist() == expected
-    assert sent == [(rank + ranks.rank) % 3 * 5 for rank in range(ranks.size)]
-    return torch.equal(ranks.all_to_all(received, sent)[0], rows)
-
-
-@pytest.mark.parametrize("count", COUNTS)
-def test_nccl_takes_rows_to_other_ranks_and_back(count: int) -> None:
-    assert on_all_gpus(count, run_rows) == [True] * count

@@ -45,9 +45,9 @@ def check(folder: object, **options: Any) -> str:
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 @pytest.mark.parametrize("eager", [False, True])
-@pytest.mark.parametrize("name", ["qwen3", "gemma3", "gpt2"])
+@pytest.mark.parametrize("name", ["qwen3", "gemma3", "gpt2", "qwen2-moe"])
 def test_two_gpus_give_ones_tokens(name: str, eager: bool, tiny_folder: TinyFolder) -> None:
-    card = check(tiny_folder(name), enforce_eager=eager)
+    card = check(tiny_folder(name), enforce_eager=eager, enable_expert_parallel="moe" in name)
     assert card.endswith("exchanging by peer memory, and NCCL for large messages: cuda:0, cuda:1")
 
 
@@ -73,10 +73,11 @@ def test_ranks_may_share_a_gpu(name: str, tiny_folder: TinyFolder, monkeypatch: 
 
 @pytest.mark.skipif(ON_GPU, reason="the tests above ask the same of GPUs")
 def test_interpreted_ranks_give_the_hosts_tokens(tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model whose ranks divide the experts of its layers, and cut the MLP of the second one."""
     monkeypatch.setattr(processes, "TARGET", "tests.gpu.interpreted_rank:main")
-    folder, params = tiny_folder("qwen3"), GREEDY.replace(max_tokens=2)
+    folder, params = tiny_folder("qwen2-moe"), GREEDY.replace(max_tokens=2)
     found = []
-    for options in ({"backend": "reference"}, {"tensor_parallel_size": 2}):
+    for options in ({"backend": "reference"}, {"tensor_parallel_size": 2, "enable_expert_parallel": True}):
         with engine(folder, **options) as llm:
             found.append([one.outputs[0].token_ids for one in llm.generate([[3, 4, 5], [7]], params, use_tqdm=False)])
     assert found[0] == found[1]

@@ -127,7 +127,3 @@ def test_scales_are_shared_as_their_matrix_is() -> None:
     assert columns.slices((64, 1), 1, 2) == (0, (slice(16, 32), slice(48, 64))), "a scale for a row"
     with pytest.raises(AssertionError, match="no boundary"):
         rows.slices((512, 1), 0, 2)
-
-
-def test_experts_are_shared_whole() -> None:
-    assert Shard("experts", 8, (8,)).slices((8, 32, 16), 1, 2) == (0, (slice(4, 8),))

@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from octavo import SamplingParams
 from octavo.config import ModelConfig
-from octavo.errors import ModelLoadError, UnsupportedModelError
+from octavo.errors import ConfigError, ModelLoadError, UnsupportedModelError
 from octavo.kernels.cpu.device import CpuDevice
 from octavo.kernels.parameters import Parameter
 from octavo.kernels.program.recorder import record_model
@@ -22,6 +23,7 @@ from octavo.models.checkpoint import Checkpoint
 from octavo.models.loader import open_checkpoint
 from octavo.models.registry import build_model
 from tests.conftest import TinyFolder
+from tests.distributed.conftest import engine
 from tests.models.drive import Driver, DriverSetting, greedy
 from tests.models.test_families import assert_same_as_transformers, random_prompts
 from tests.tiny_models import make_tiny_model
@@ -115,6 +117,18 @@ def test_experts_in_mxfp4_give_transformers_tokens(as_published: tuple[Path, Pat
         for device in (ReferenceDevice(), CpuDevice(2, "int16"))
     )
     assert np.abs(ours - exact).max() <= 2e-3 * np.abs(exact).max()
+
+
+def test_ranks_have_experts_whole_whose_blocks_they_cannot_divide(as_published: tuple[Path, Path]) -> None:
+    params = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True, detokenize=False)
+    with pytest.raises(ConfigError, match="which divide in runs of 32"):
+        engine(as_published[0], 2)
+    found = []
+    for num_ranks in (1, 2):
+        with engine(as_published[0], num_ranks, enable_expert_parallel=True, activation_dtype="int16") as llm:
+            outputs = llm.generate(random_prompts((5, 17)), params, use_tqdm=False)
+            found.append([output.outputs[0].token_ids for output in outputs])
+    assert found[0] == found[1]
 
 
 def parameters_by_name(checkpoint: Checkpoint) -> dict[str, Parameter]:

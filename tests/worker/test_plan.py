@@ -126,6 +126,15 @@ def test_ranks_share_the_model_by_its_rules() -> None:
     assert [ranks for ranks in (1, 2, 3, 4, 8, 16, 32) if planner.can_share(ranks)] == [1, 2, 4, 8, 16]
 
 
+def test_ranks_may_divide_experts(tiny_folder: TinyFolder) -> None:
+    """Five in each of three layers, of three matrices of 48 x 80 in float32. The plan is of the rank with most."""
+    planner, cut = planner_of(str(tiny_folder("mixtral")), known_gpu("h200"), dtype="float32")
+    whole = replace(cut, backend=replace(cut.backend, enable_expert_parallel=True))
+    own, parts = (planner.plan(task, 2).ledger.of("weights") for task in (whole, cut))
+    assert own - parts == (3 - 2.5) * 3 * 3 * 48 * 80 * 4
+    assert [planner.can_share(6, divides) for divides in (True, False)] == [False, True]
+
+
 @pytest.mark.parametrize(
     ("gpu", "options"),
     [("l4", {"max_model_len": 100_000}), ("4090", {"max_num_seqs": 8192}), ("l4", {"max_num_batched_tokens": "64k"})],
