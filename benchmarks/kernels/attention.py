@@ -13,10 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.cpu.device import CpuDevice
 from octavo.kernels.device import StepBatch, StepLimits
 from octavo.kernels.kv_layout import KVDType, KVGroup, KVLayout
-from octavo.kernels.ops import TOKEN_IDS, AttentionLayer, Head, Ops, Tensor
+from octavo.kernels.model import TOKEN_IDS, Head
+from octavo.kernels.ops import Ops, Tensor
 from octavo.observe.machine import num_cores
 from octavo.testing.made_parameters import linear, parameter
 

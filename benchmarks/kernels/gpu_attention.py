@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from octavo.kernels.attention_layer import AttentionLayer, RotaryTable
 from octavo.kernels.cuda.timing import copies_past_cache, graph_time_us, print_machine
 from octavo.kernels.cuda.weights import DeviceWeights
 from octavo.kernels.kv_layout import KVGroup, KVLayout
-from octavo.kernels.ops import AttentionLayer, RotaryTable
 from octavo.kernels.triton.attention.decode_attention import decode_attention
 from octavo.kernels.triton.attention.hopper_decode import HopperDecode
 from octavo.kernels.triton.attention.hopper_prefill import HopperPrefill

@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from octavo.kernels.attention_layer import AttentionLayer, RotaryTable
 from octavo.kernels.cpu.compiled import CpuModel
 from octavo.kernels.cpu.device import CpuDevice
 from octavo.kernels.device import StepBatch, StepLimits
 from octavo.kernels.kv_layout import KVGroup, KVLayout
-from octavo.kernels.ops import TOKEN_IDS, AttentionLayer, Head, Ops, RotaryTable, Tensor
+from octavo.kernels.model import TOKEN_IDS, Head
+from octavo.kernels.ops import Ops, Tensor
 from octavo.kernels.parameters import Linear, Parameter
 from octavo.kernels.tensor import DType, HostTensor, from_array, num_bytes
 from octavo.observe.machine import num_cores

@@ -27,7 +27,7 @@ struct KVPool {
   int64_t element_bytes() const { return type == KVType::float32 ? 4 : has_codes() ? 1 : 2; }
 };
 
-// The constants of one layer's attention; see AttentionLayer in octavo/kernels/ops.py.
+// The constants of one layer's attention; see octavo/kernels/attention_layer.py.
 struct LayerSpec {
   int64_t group, offset;  // cache group, and the layer's offset in its blocks in bytes
   int64_t num_heads, num_kv_heads, head_dim;

@@ -24,7 +24,7 @@ import numpy as np
 from octavo.bench.questions import Question
 from octavo.bench.scoring_model import ScoringModel
 from octavo.errors import ConfigError
-from octavo.kernels.ops import FloatArray
+from octavo.kernels.arrays import FloatArray
 from octavo.text.tokenizer import Tokenizer
 
 Advance = Callable[[int], None]

@@ -13,8 +13,8 @@ import numpy as np
 
 from octavo.cache.blocks import NULL_BLOCK
 from octavo.engine.assemble import engine_config
+from octavo.kernels.arrays import FloatArray
 from octavo.kernels.device import StepBatch
-from octavo.kernels.ops import FloatArray
 from octavo.kernels.registry import converter, select
 from octavo.models.loader import open_checkpoint
 from octavo.models.registry import build_model

@@ -14,7 +14,7 @@ import numpy as np
 
 from octavo.engine.input import InputProcessor, Prompt, check_id, check_priority, one_salt
 from octavo.errors import InvalidRequestError
-from octavo.kernels.ops import FloatArray
+from octavo.kernels.arrays import FloatArray
 from octavo.lora_request import LoRARequest, check_lora
 from octavo.outputs import RequestOutput
 from octavo.pooling_params import ClassActivation, PooledForm, PoolingParams

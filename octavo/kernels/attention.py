@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from octavo.config import AttentionBackendOption, BackendConfig
 from octavo.errors import ConfigError, KernelBuildError
+from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.kv_layout import KVDType, KVLayout
-from octavo.kernels.ops import AttentionLayer, Tensor
+from octavo.kernels.ops import Tensor
 
 if TYPE_CHECKING:
     from octavo.kernels.cuda.step import AttentionLaunch, DeviceStep

@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 from octavo.config import DTypeOption, KVCacheDType
 from octavo.errors import OutOfMemoryError
 from octavo.kernels.adapters import AdapterSource
+from octavo.kernels.arrays import FloatArray, IntArray
 from octavo.kernels.block_mover import BlockMover
 from octavo.kernels.kv_layout import KVDType, KVLayout
 from octavo.kernels.ledger import Entry, Ledger, Measured
-from octavo.kernels.ops import FloatArray, IntArray, Model
+from octavo.kernels.model import Model
 from octavo.kernels.program.model_recording import ModelRecording
 from octavo.observe.machine import memory
 from octavo.sampling.columns import SamplingBatch

@@ -12,12 +12,13 @@ from pathlib import Path
 
 from octavo.errors import BackendUnavailableError
 from octavo.kernels import attention, registry
+from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.build.build import find_sources
 from octavo.kernels.cpu.blocks import block_dtype
 from octavo.kernels.cuda.device import CudaDevice
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.kv_layout import KVDType, KVGroup, KVLayout
-from octavo.kernels.ops import OPS, AttentionLayer
+from octavo.kernels.ops import OPS
 from octavo.kernels.scaled import ScaledFormat
 from octavo.kernels.tensor import DENSE_DTYPES, DType
 from octavo.kernels.triton.coded import coded_format

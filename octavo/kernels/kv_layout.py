@@ -8,7 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from octavo.kernels.ops import AttentionLayer, FloatArray
+from octavo.kernels.arrays import FloatArray
+from octavo.kernels.attention_layer import AttentionLayer
 
 KVDType = Literal["float32", "bfloat16", "float16", "fp8", "int8"]
 

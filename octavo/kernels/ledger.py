@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from octavo.kernels.adapters import AdaptedModule
+from octavo.kernels.attention_layer import AttentionLayer, RotaryTable
 from octavo.kernels.latent import Latent
 from octavo.kernels.mixture import ExpertStack, Mixture
-from octavo.kernels.ops import AttentionLayer, RotaryTable
 from octavo.kernels.parameters import Linear, Parameter
 from octavo.kernels.program.recorder import Recording, share_buffers
 

@@ -24,19 +24,14 @@ per block of 32 (see `linear`).
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import wraps
-from types import MappingProxyType
-from typing import Any, Literal, Protocol, TypeVar, cast, get_args
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, Literal, TypeVar, cast, get_args
 
 from octavo.kernels.adapters import AdaptedModule
-from octavo.kernels.latent import Latent
+from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.mixture import Mixture
+from octavo.kernels.op import Op, Result, over
 from octavo.kernels.parameters import Linear, Parameter
 
 Tensor = Any  # a backend's own value: a torch tensor, or a value of a recorded program
@@ -45,123 +40,6 @@ Consumed = Any  # a Tensor that is dead after the call: results may overwrite it
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 Index = Literal["input_ids", "positions", "token_types"]
 Outside = Literal["error", "zeros"]
-
-IntArray = NDArray[np.int32]
-FloatArray = NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class RotaryTable:
-    """Rotary angles, computed once per rope setting.
-
-    cos, sin: [max_len, rotary_dim / 2] float32, including any attention scaling.
-    Pairs are (i, i + rotary_dim/2), the "neox" order; dimensions past rotary_dim pass through.
-    """
-
-    cos: FloatArray
-    sin: FloatArray
-
-    @property
-    def rotary_dim(self) -> int:
-        return 2 * int(self.cos.shape[1])
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class KVScales:
-    """What the codes of an 8-bit KV cache are multiplied by. keys, values: [K] float32, a number for each KV head."""
-
-    keys: FloatArray
-    values: FloatArray
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ScoreBias:
-    """What is added to scores, by how far apart two tokens are. table: [buckets, Q]. buckets: [2 R + 1], of distances
-    -R to R of a key from its query; farther ones have the last one's."""
-
-    table: Parameter
-    buckets: IntArray
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class AttentionLayer:
-    """The constants of one layer's attention.
-
-    group, index_in_group: the place of its keys and values (see `kv_layout.py`). scale: multiplies q·k.
-    window w: a token at position p sees positions p-w+1 .. p; None sees all. not is_causal: it also sees those after
-    it, with a window up to p+w-1; then a step has all tokens of its sequences. softcap c: scores become
-    c * tanh(score / c). q_norm, k_norm: RMSNorm weights [D], applied per head before the rotation. sinks [Q]: a
-    score of each query head, beside those of keys, that has no value: it takes weight from them. bias: added to scaled
-    scores. scales: the checkpoint's; None: codes are the numbers themselves, until scales are calibrated.
-    latent: of a layer whose blocks hold keys alone (see `latent.py`): head_dim is R + P, k_norm [R] is the latent's,
-    and the P numbers after it rotate.
-    """
-
-    group: int
-    index_in_group: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    scale: float
-    window: int | None = None
-    softcap: float | None = None
-    q_norm: Parameter | None = None
-    k_norm: Parameter | None = None
-    norm_eps: float = 1e-6
-    rotary: RotaryTable | None = None
-    scales: KVScales | None = None
-    bias: ScoreBias | None = None
-    is_causal: bool = True
-    sinks: Parameter | None = None
-    latent: Latent | None = None
-
-    @property
-    def value_dim(self) -> int:
-        """How many numbers a head gathers."""
-        return self.head_dim if self.latent is None else self.latent.rank
-
-    @property
-    def parameters(self) -> tuple[Parameter, ...]:
-        """Beside the matrix of latents."""
-        bias = None if self.bias is None else self.bias.table
-        return tuple(each for each in (self.q_norm, self.k_norm, self.sinks, bias) if each is not None)
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """A result of an op: its number of columns, and the input whose first columns it overwrites, or None."""
-
-    width: int
-    within: Tensor = None
-
-
-def over(x: Tensor) -> Result:
-    return Result(x.width, within=x)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Op:
-    """One op, as `Ops` declares it.
-
-    inputs: its tensors, in order. consumed: those that are dead afterwards. kinds: its parameters, in order, with their
-    annotations. error: the largest relative difference from the reference with float32 activations. is_elementwise:
-    each element of the result depends only on the inputs' elements at the same place. results: the shape rule.
-    """
-
-    name: str
-    inputs: tuple[str, ...]
-    consumed: frozenset[str]
-    kinds: Mapping[str, str]
-    defaults: Mapping[str, Any]
-    error: float
-    is_elementwise: bool
-    results: Callable[..., Any]
-
-    def arguments(self, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
-        """A call's tensors, and its parameters by name."""
-        values = {**self.defaults, **dict(zip((*self.inputs, *self.kinds), given, strict=False)), **named}
-        return tuple(values[name] for name in self.inputs), {name: values[name] for name in self.kinds}
-
 
 #: every op by name, in the order of `Ops`
 OPS: dict[str, Op] = {}
@@ -178,18 +56,7 @@ def op(*, error: float, elementwise: bool = False) -> Callable[[_Method], _Metho
     """Declare an op by a method: its signature, and as its body the shape rule."""
 
     def declare(rule: _Method) -> _Method:
-        parameters = list(inspect.signature(rule).parameters.values())[1:]
-        inputs = {each.name: each.annotation for each in parameters if each.annotation in ("Tensor", "Consumed")}
-        declared = OPS[rule.__name__] = Op(
-            name=rule.__name__,
-            inputs=tuple(inputs),
-            consumed=frozenset(name for name, annotation in inputs.items() if annotation == "Consumed"),
-            kinds={each.name: each.annotation for each in parameters if each.name not in inputs},
-            defaults={each.name: each.default for each in parameters if each.default is not each.empty},
-            error=error,
-            is_elementwise=elementwise,
-            results=rule,
-        )
+        declared = OPS[rule.__name__] = Op.of(rule, error, is_elementwise=elementwise)
 
         @wraps(rule)
         def call(self: Ops, *given: Any, **named: Any) -> Any:
@@ -359,28 +226,3 @@ class Ops:
     def scale(self, x: Consumed, factor: float) -> Tensor:
         """x * factor."""
         return over(x)
-
-
-#: (ops, *hidden) -> [N, columns of the head]: the rest of the pass for N of the tokens. Their hidden states, [N, width]
-#: each, are dead afterwards.
-Head = Callable[..., Tensor]
-
-
-#: the inputs of a model that begins with tokens
-TOKEN_IDS: Mapping[str, int] = MappingProxyType({"input_ids": 1})
-
-
-class Model(Protocol):
-    """What a backend needs of a model: functions over Ops, and their inputs from a step."""
-
-    @property
-    def inputs(self) -> Mapping[str, int]:
-        """The inputs beside positions, and their columns: TOKEN_IDS, or {"hidden_states": H} of a later stage."""
-
-    @property
-    def heads(self) -> Mapping[str, Head]:
-        """The output, by name: "logits" [N, V], or "hidden_states" [N, H] for the next stage."""
-
-    def body(self, ops: Ops, *hidden_states: Tensor) -> tuple[Tensor, ...]:
-        """The part in which tokens attend to each other -> hidden states, one or more [T, width]. hidden_states: [T, H]
-        from the stage before, if they are an input."""

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from octavo.kernels.adapters import AdapterSource
+from octavo.kernels.arrays import FloatArray, IntArray
 from octavo.kernels.block_mover import BlockMover
 from octavo.kernels.device import CompiledModel, StepBatch
-from octavo.kernels.ops import FloatArray, IntArray
 from octavo.sampling.columns import SamplingBatch
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from octavo.kernels.ops import Activation, AttentionLayer, Ops, Tensor
+from octavo.kernels.attention_layer import AttentionLayer
+from octavo.kernels.ops import Activation, Ops, Tensor
 from octavo.kernels.parameters import Linear, Parameter
 
 

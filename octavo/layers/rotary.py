@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from octavo.errors import ModelLoadError, UnsupportedModelError
-from octavo.kernels.ops import RotaryTable
+from octavo.kernels.attention_layer import RotaryTable
 
 Frequencies = NDArray[np.float64]
 

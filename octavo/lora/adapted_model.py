@@ -13,7 +13,9 @@ from functools import partial
 from typing import Any
 
 from octavo.kernels.adapters import AdaptedModule, AdaptedPart, AdapterSizes, AdapterTarget, Slices
-from octavo.kernels.ops import Head, Model, Op, Ops, Tensor
+from octavo.kernels.model import Head, Model
+from octavo.kernels.op import Op
+from octavo.kernels.ops import Ops, Tensor
 from octavo.kernels.parameters import Linear, Parameter, Shape
 from octavo.kernels.program.recorder import record_model
 
@@ -22,7 +24,7 @@ Modules = Mapping[Linear | Parameter, AdaptedModule]
 
 
 class AdaptedModel:
-    """Implements `octavo.kernels.ops.Model`."""
+    """Implements `octavo.kernels.model.Model`."""
 
     def __init__(self, model: Model, modules: Modules) -> None:
         self._model, self.modules = model, modules

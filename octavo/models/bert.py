@@ -19,7 +19,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from octavo.kernels.ops import AttentionLayer, IntArray, ScoreBias
+from octavo.kernels.arrays import IntArray
+from octavo.kernels.attention_layer import AttentionLayer, ScoreBias
 from octavo.kernels.parameters import Shard
 from octavo.layers.blocks import Embedding
 from octavo.models.architecture import Architecture

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from octavo.errors import ModelLoadError
+from octavo.kernels.arrays import FloatArray, IntArray
 from octavo.kernels.kv_layout import KVGroup
-from octavo.kernels.ops import FloatArray, IntArray, Ops, Tensor
+from octavo.kernels.ops import Ops, Tensor
 from octavo.kernels.reference.calibrating import LayerRuns, RunLayer
 from octavo.kernels.reference.scaled import dequantize_scaled
 from octavo.kernels.tensor import DType

@@ -14,7 +14,7 @@ from math import erf
 
 import numpy as np
 
-from octavo.kernels.ops import FloatArray
+from octavo.kernels.arrays import FloatArray
 from octavo.kernels.reference.dequantize import values
 from octavo.models.architecture import Architecture
 from octavo.models.weights import TensorSource, TensorTable, Weights

@@ -21,8 +21,10 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Protocol
 
+from octavo.kernels.attention_layer import AttentionLayer, KVScales, RotaryTable, ScoreBias
 from octavo.kernels.latent import Latent
-from octavo.kernels.ops import TOKEN_IDS, AttentionLayer, Head, KVScales, Ops, RotaryTable, ScoreBias, Tensor
+from octavo.kernels.model import TOKEN_IDS, Head
+from octavo.kernels.ops import Ops, Tensor
 from octavo.kernels.parameters import Linear, Parameter
 from octavo.layers.blocks import MLP, Attention, Embedding, Norm
 from octavo.layers.rotary import RotarySetting, rotary_table
@@ -118,9 +120,9 @@ class LayerNormedAfter:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decoder:
-    """A whole model, or a stage of one; implements `octavo.kernels.ops.Model`. embedding None: the hidden states of the
-    stage before come in. head None: the stream goes out, to the next stage, or normed, if the model embeds. projection:
-    to the LM head's width, if the stream has another."""
+    """A whole model, or a stage of one; implements `octavo.kernels.model.Model`. embedding None: the hidden states of
+    the stage before come in. head None: the stream goes out, to the next stage, or normed, if the model embeds.
+    projection: to the LM head's width, if the stream has another."""
 
     embedding: Embedding | None
     layers: tuple[Layer, ...]

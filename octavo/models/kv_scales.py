@@ -15,7 +15,8 @@ from dataclasses import replace
 import numpy as np
 
 from octavo.errors import ModelLoadError, UnsupportedModelError
-from octavo.kernels.ops import FloatArray, KVScales
+from octavo.kernels.arrays import FloatArray
+from octavo.kernels.attention_layer import KVScales
 from octavo.kernels.parameters import Shard
 from octavo.kernels.tensor import StoredTensor
 from octavo.models.checkpoint import Checkpoint

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from octavo.errors import ConfigError, UnsupportedModelError
-from octavo.kernels.ops import KVScales
+from octavo.kernels.attention_layer import KVScales
 from octavo.models import bert, deepseek, gpt2, llama, mixtures, modernbert
 from octavo.models.architecture import Architecture
 from octavo.models.classifier import classifier_tensors

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from octavo.errors import ConfigError
-from octavo.kernels.ops import AttentionLayer
+from octavo.kernels.attention_layer import AttentionLayer
 
 
 def layers_of(num_layers: int, stage: int, num_stages: int) -> range:

@@ -13,7 +13,8 @@ from typing import Protocol
 
 import numpy as np
 
-from octavo.kernels.ops import Activation, AttentionLayer
+from octavo.kernels.attention_layer import AttentionLayer
+from octavo.kernels.ops import Activation
 from octavo.kernels.parameters import REPLICATED, Linear, Parameter, Scheme, Shape, Shard
 from octavo.kernels.tensor import BLOCK_FORMATS, StoredTensor, at_hand, from_array
 from octavo.layers.blocks import GatedMLP, LayerNorm, PlainMLP, RMSNorm, SelfAttention

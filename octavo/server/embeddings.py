@@ -15,7 +15,7 @@ from starlette.responses import Response
 from octavo.engine.input import Prompt
 from octavo.engine.pooled import cut_end, numbers_of
 from octavo.errors import InvalidRequestError
-from octavo.kernels.ops import FloatArray
+from octavo.kernels.arrays import FloatArray
 from octavo.outputs import RequestOutput
 from octavo.pooling_params import PooledForm, PoolingParams
 from octavo.server.answer_bodies import (

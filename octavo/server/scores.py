@@ -11,7 +11,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from octavo.kernels.ops import FloatArray
+from octavo.kernels.arrays import FloatArray
 from octavo.pooling_params import PooledForm, PoolingParams
 from octavo.server.answer_bodies import Ranked, RankedDocument, RerankResponse, Score, ScoreResponse
 from octavo.server.api_errors import bad_field

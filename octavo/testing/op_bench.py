@@ -20,7 +20,8 @@ from octavo.config import BackendConfig
 from octavo.kernels.cpu.device import CpuDevice
 from octavo.kernels.device import Device, StepBatch, StepLimits
 from octavo.kernels.kv_layout import KVGroup, KVLayout
-from octavo.kernels.ops import TOKEN_IDS, Head, Ops, Tensor
+from octavo.kernels.model import TOKEN_IDS, Head
+from octavo.kernels.ops import Ops, Tensor
 from octavo.kernels.parameters import Parameter
 from octavo.kernels.registry import BACKENDS, ONE_RANK
 from octavo.observe import machine

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from octavo.kernels.adapters import AdapterSizes
+from octavo.kernels.attention_layer import AttentionLayer, RotaryTable
 from octavo.kernels.kv_layout import KVDType
 from octavo.kernels.latent import Latent
 from octavo.kernels.mixture import Routing
-from octavo.kernels.ops import OPS, AttentionLayer, Ops, RotaryTable, Tensor
+from octavo.kernels.ops import OPS, Ops, Tensor
 from octavo.testing.made_parameters import MadeAdapter, adapted, linear, mixture, parameter
 from octavo.testing.op_trials import elementwise_arguments
 

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from octavo.kernels.adapters import AdapterSource
+from octavo.kernels.arrays import FloatArray, IntArray
 from octavo.kernels.device import Device, StepBatch, StepLimits
 from octavo.kernels.kv_layout import KVDType, KVGroup, KVLayout
-from octavo.kernels.ops import TOKEN_IDS, FloatArray, Head, IntArray, Ops, Tensor
+from octavo.kernels.model import TOKEN_IDS, Head
+from octavo.kernels.ops import Ops, Tensor
 from octavo.kernels.parameters import Parameter
 from octavo.testing.made_parameters import parameter
 

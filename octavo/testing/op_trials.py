@@ -14,11 +14,14 @@ from typing import Any
 import numpy as np
 
 from octavo.kernels.adapters import AdapterSizes
+from octavo.kernels.arrays import FloatArray
+from octavo.kernels.attention_layer import AttentionLayer, RotaryTable
 from octavo.kernels.device import Device
 from octavo.kernels.kv_layout import KVDType
 from octavo.kernels.latent import Latent
 from octavo.kernels.mixture import Gate, GateKind, Routing
-from octavo.kernels.ops import OPS, WORDS, AttentionLayer, FloatArray, Op, Ops, RotaryTable, Tensor
+from octavo.kernels.op import Op
+from octavo.kernels.ops import OPS, WORDS, Ops, Tensor
 from octavo.kernels.parameters import Parameter
 from octavo.kernels.reference.device import ReferenceDevice
 from octavo.testing.made_parameters import MadeAdapter, adapted, linear, mixture, parameter

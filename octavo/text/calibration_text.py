@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from octavo.errors import ConfigError
-from octavo.kernels.ops import IntArray
+from octavo.kernels.arrays import IntArray
 from octavo.text.tokenizer import Tokenizer
 
 LONGEST_WINDOW = 512

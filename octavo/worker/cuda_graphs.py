@@ -18,11 +18,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
+from octavo.kernels.arrays import IntArray
 from octavo.kernels.cuda.model import TritonModel
 from octavo.kernels.cuda.sizes import chunk_inputs
 from octavo.kernels.cuda.step import DECODES, DeviceStep, GraphMemory, StepKind, slots_of
 from octavo.kernels.device import StepBatch
-from octavo.kernels.ops import IntArray
 from octavo.kernels.triton.linear.row_counts import padded_tokens
 from octavo.kernels.triton.rows import advance_rows, gather_rows
 from octavo.kernels.triton.sampling.entries import DeviceSamplingBatch

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from octavo.kernels.arrays import IntArray
 from octavo.kernels.cuda.sizes import device_rows
 from octavo.kernels.cuda.step import Staging
-from octavo.kernels.ops import IntArray
 from octavo.kernels.triton.rows import LENGTH, TOKEN, advance_rows
 from octavo.messages import BlockWrite, ForkRow
 from octavo.sampling.columns import entries_of

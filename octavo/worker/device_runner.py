@@ -27,11 +27,11 @@ import torch
 
 from octavo.config import LogprobsMode
 from octavo.distributed.collectives import Collectives
+from octavo.kernels.arrays import IntArray
 from octavo.kernels.cuda.model import TritonModel
 from octavo.kernels.cuda.step import GraphMemory
 from octavo.kernels.device import KernelCompiler, StepBatch, StepLimits
 from octavo.kernels.ledger import Measured
-from octavo.kernels.ops import IntArray
 from octavo.kernels.triton.linear.row_counts import padded_size
 from octavo.messages import PendingStep, StepPlan, StepResult
 from octavo.structured.compiler import GrammarCompiler

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from octavo.kernels.ledger import Contents
-from octavo.kernels.ops import Model
+from octavo.kernels.model import Model
 from octavo.kernels.program.model_recording import ModelRecording
 from octavo.kernels.tensor import BLOCK_DTYPES
 

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from octavo.errors import EngineDeadError
-from octavo.kernels.ops import IntArray
+from octavo.kernels.arrays import IntArray
 from octavo.messages import Candidates, LogprobRow, StepPlan, StepResult
 from octavo.worker.rows import RequestStates
 from octavo.worker.runner import Draws

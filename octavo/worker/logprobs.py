@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from octavo.config import LogprobsMode
+from octavo.kernels.arrays import IntArray
 from octavo.kernels.device import CompiledModel, Logits, StepBatch
-from octavo.kernels.ops import IntArray
 from octavo.messages import Candidates, LogprobRow, StepPlan
 from octavo.sampling.sampler import NO_LOGPROBS
 from octavo.worker.rows import LiveRows

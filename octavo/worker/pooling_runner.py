@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from octavo.kernels.arrays import FloatArray, IntArray
 from octavo.kernels.device import StepBatch
-from octavo.kernels.ops import FloatArray, IntArray
 from octavo.messages import PendingStep, StepPlan, StepResult
 from octavo.models.classifier import Classifier
 from octavo.models.pooling import PoolingKind

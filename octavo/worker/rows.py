@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from octavo.kernels.arrays import IntArray
 from octavo.kernels.device import DECODE_THRESHOLDS, CompiledModel, StepBatch, row_shapes
-from octavo.kernels.ops import IntArray
 from octavo.messages import BlockWrite, ForkRow, NewRow, StepPlan
 from octavo.sampling.sampler import Sampler
 from octavo.structured.rows import ConstrainedRows

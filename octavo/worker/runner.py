@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from octavo.config import LogprobsMode
+from octavo.kernels.arrays import IntArray
 from octavo.kernels.device import CompiledModel, KernelCompiler, StepBatch, StepLimits
 from octavo.kernels.ledger import Measured
-from octavo.kernels.ops import IntArray
 from octavo.messages import Candidates, LogprobRow, PendingStep, StepPlan, StepResult
 from octavo.structured.compiler import GrammarCompiler
 from octavo.worker.forced_tokens import constrained_runs, with_forced

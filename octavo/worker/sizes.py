@@ -9,9 +9,10 @@ from octavo.cache.blocks import CacheGroup, make_groups
 from octavo.config import KVCacheDType
 from octavo.errors import ConfigError
 from octavo.kernels.adapters import AdapterSizes, AdapterTarget
+from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.device import Device, DTypes, StepLimits, StepSizes
 from octavo.kernels.kv_layout import LARGEST_CODE, KVGroup, KVLayout
-from octavo.kernels.ops import AttentionLayer, Model
+from octavo.kernels.model import Model
 from octavo.lora_config import LoRAConfig
 from octavo.models.architecture import Architecture, allowed_model_len
 from octavo.models.checkpoint import Checkpoint

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from octavo.kernels.ops import IntArray
+from octavo.kernels.arrays import IntArray
 from octavo.messages import StepPlan, StepResult
 from octavo.worker.rows import RequestStates
 from octavo.worker.runner import Draws

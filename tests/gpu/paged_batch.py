@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from octavo.kernels.attention_layer import AttentionLayer, KVScales, RotaryTable
 from octavo.kernels.device import StepBatch
 from octavo.kernels.kv_layout import LARGEST_CODE, KVDType, KVGroup, KVLayout
 from octavo.kernels.latent import Latent
-from octavo.kernels.ops import AttentionLayer, KVScales, RotaryTable
 from octavo.kernels.reference.dequantize import values
 from octavo.kernels.triton.attention.memory import LayerPool
 from octavo.testing.made_parameters import parameter

@@ -15,7 +15,7 @@ from octavo.kernels.cuda.driver import GPU  # isort: skip
 from octavo.kernels.cuda.step import DeviceStep, StepKind  # isort: skip
 from octavo.kernels.device import StepLimits  # isort: skip
 from octavo.kernels.kv_layout import LARGEST_CODE, KVDType, KVGroup  # isort: skip
-from octavo.kernels.ops import FloatArray  # isort: skip
+from octavo.kernels.arrays import FloatArray  # isort: skip
 from octavo.kernels.triton.attention.triton_attention import HopperAttention  # isort: skip
 from octavo.kernels.triton.attention.hopper_prefill import HopperPrefill  # isort: skip
 from octavo.kernels.triton.attention.memory import AttentionMemory  # isort: skip

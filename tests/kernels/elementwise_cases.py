@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from octavo.kernels.ops import OPS, Op, Ops, Tensor
+from octavo.kernels.op import Op
+from octavo.kernels.ops import OPS, Ops, Tensor
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from octavo.kernels.ops import FloatArray, IntArray
+from octavo.kernels.arrays import FloatArray, IntArray
 from octavo.kernels.reference.sampling import edited_logits, token_weights
 from octavo.sampling.columns import SamplingBatch
 from tests.kernels.test_sampling import make_batch

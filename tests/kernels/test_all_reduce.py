@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from octavo.distributed.collectives import Collectives
+from octavo.kernels.arrays import FloatArray
 from octavo.kernels.cpu.device import CpuDevice
-from octavo.kernels.ops import FloatArray, Ops, Tensor
+from octavo.kernels.ops import Ops, Tensor
 from octavo.kernels.parameters import Shard
 from octavo.kernels.reference.dequantize import values
 from octavo.kernels.reference.device import ReferenceDevice

@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
+from octavo.kernels.arrays import FloatArray
+from octavo.kernels.attention_layer import AttentionLayer, KVScales, RotaryTable
 from octavo.kernels.cpu.device import CpuDevice
 from octavo.kernels.device import Device
 from octavo.kernels.kv_layout import KVDType, KVGroup
-from octavo.kernels.ops import AttentionLayer, FloatArray, KVScales, Ops, RotaryTable, Tensor
+from octavo.kernels.ops import Ops, Tensor
 from octavo.kernels.parameters import Linear
 from octavo.kernels.reference.device import ReferenceDevice
 from octavo.testing.made_parameters import parameter

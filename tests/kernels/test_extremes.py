@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from octavo.kernels.arrays import FloatArray, IntArray
 from octavo.kernels.cpu import library
 from octavo.kernels.cpu.device import CpuDevice
 from octavo.kernels.device import CompiledModel
-from octavo.kernels.ops import FloatArray, IntArray
 from octavo.kernels.reference import logprobs as reference_logprobs
 from octavo.kernels.reference import sampling as reference
 from octavo.sampling.columns import SamplingBatch

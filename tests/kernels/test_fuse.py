@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from octavo.kernels.ops import AttentionLayer
+from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.parameters import Linear
 from octavo.kernels.program.fuse import Fusions, fuse
 from octavo.kernels.program.recorder import Recorder, Recording

@@ -9,10 +9,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from octavo.kernels.arrays import FloatArray  # noqa: E402
+from octavo.kernels.attention_layer import AttentionLayer, KVScales  # noqa: E402
 from octavo.kernels.cpu.device import CpuDevice  # noqa: E402
 from octavo.kernels.device import Device, StepBatch  # noqa: E402
 from octavo.kernels.kv_layout import LARGEST_CODE, KVDType, KVGroup, KVLayout, calibrated_code, kv_scales  # noqa: E402
-from octavo.kernels.ops import AttentionLayer, FloatArray, KVScales, Ops, Tensor  # noqa: E402
+from octavo.kernels.ops import Ops, Tensor  # noqa: E402
 from octavo.kernels.reference.device import ReferenceDevice  # noqa: E402
 from octavo.testing.made_parameters import parameter  # noqa: E402
 from octavo.testing.op_harness import Harness, Pool  # noqa: E402

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.kv_layout import KV_ELEMENTS, KVElement, KVGroup, KVLayout
-from octavo.kernels.ops import AttentionLayer
 
 LAYER = AttentionLayer(group=0, index_in_group=0, num_heads=4, num_kv_heads=2, head_dim=64, scale=1.0)
 ALIKE = KVLayout(10, 16, (KVGroup(3, 2, 64), KVGroup(2, 2, 64)), "bfloat16")

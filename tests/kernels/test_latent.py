@@ -7,9 +7,11 @@ import pytest
 
 pytest.importorskip("torch")
 
+from octavo.kernels.arrays import FloatArray
+from octavo.kernels.attention_layer import AttentionLayer, RotaryTable
 from octavo.kernels.device import Device
 from octavo.kernels.latent import Latent
-from octavo.kernels.ops import AttentionLayer, FloatArray, Ops, RotaryTable, Tensor
+from octavo.kernels.ops import Ops, Tensor
 from octavo.kernels.parameters import Parameter
 from octavo.testing.made_parameters import parameter
 from octavo.testing.op_harness import Harness, Pool, random_table

@@ -10,9 +10,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from octavo.kernels.arrays import FloatArray  # noqa: E402
 from octavo.kernels.cpu.device import CpuDevice  # noqa: E402
 from octavo.kernels.mixture import ExpertStack, Gate, Mixture, Routing  # noqa: E402
-from octavo.kernels.ops import OPS, FloatArray, Ops, Tensor  # noqa: E402
+from octavo.kernels.ops import OPS, Ops, Tensor  # noqa: E402
 from octavo.kernels.reference.activations import gated  # noqa: E402
 from octavo.kernels.reference.device import ReferenceDevice  # noqa: E402
 from octavo.kernels.reference.routing import choose  # noqa: E402

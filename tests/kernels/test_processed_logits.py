@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from octavo.kernels.arrays import FloatArray
 from octavo.kernels.cpu.device import CpuDevice
 from octavo.kernels.device import CompiledModel
-from octavo.kernels.ops import FloatArray
 from octavo.kernels.reference.logprobs import top_logprobs
 from octavo.kernels.reference.sampling import processed_logits, sample
 from octavo.sampling.columns import SamplingBatch

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.cpu.device import CpuDevice
-from octavo.kernels.ops import AttentionLayer, Ops, Tensor
+from octavo.kernels.ops import Ops, Tensor
 from octavo.kernels.parameters import Linear
 from octavo.kernels.program.recorder import Recorder, share_buffers
 from octavo.kernels.reference.device import ReferenceDevice

@@ -17,9 +17,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 
+from octavo.kernels.arrays import FloatArray
+from octavo.kernels.attention_layer import AttentionLayer, RotaryTable
 from octavo.kernels.device import StepBatch, StepLimits
 from octavo.kernels.kv_layout import KVDType, KVGroup, KVLayout
-from octavo.kernels.ops import TOKEN_IDS, AttentionLayer, FloatArray, Head, Ops, RotaryTable, Tensor
+from octavo.kernels.model import TOKEN_IDS, Head
+from octavo.kernels.ops import Ops, Tensor
 from octavo.kernels.reference.compiled import ReferenceModel
 from octavo.kernels.reference.weights import ReferenceWeights
 from octavo.testing.made_parameters import linear, parameter

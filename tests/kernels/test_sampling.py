@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from octavo import env
+from octavo.kernels.arrays import FloatArray, IntArray
 from octavo.kernels.build.toolchain import FLAGS, SANITIZER_FLAGS
 from octavo.kernels.cpu import library as cpu
-from octavo.kernels.ops import FloatArray, IntArray
 from octavo.kernels.reference import sampling as reference
 from octavo.kernels.reference.random import uniform
 from octavo.sampling.columns import COLUMNS, NUMBERS, RAGGED, SamplingBatch

@@ -8,8 +8,10 @@ from typing import get_args
 import numpy as np
 import pytest
 
+from octavo.kernels.arrays import FloatArray
+from octavo.kernels.attention_layer import AttentionLayer, RotaryTable
 from octavo.kernels.cpu.device import CpuDevice
-from octavo.kernels.ops import OPS, Activation, AttentionLayer, FloatArray, Ops, RotaryTable, Tensor
+from octavo.kernels.ops import OPS, Activation, Ops, Tensor
 from octavo.kernels.parameters import Parameter
 from octavo.kernels.reference.device import ReferenceDevice
 from octavo.kernels.tensor import HostTensor

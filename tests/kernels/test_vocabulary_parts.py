@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from octavo.distributed.collectives import Collectives
-from octavo.kernels.ops import FloatArray, IntArray
+from octavo.kernels.arrays import FloatArray, IntArray
 from octavo.kernels.reference.logprobs import top_logprobs
 from octavo.kernels.reference.sampling import sample
 from octavo.kernels.vocabulary_parts import VocabularyPart

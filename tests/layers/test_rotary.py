@@ -11,7 +11,7 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from octavo.errors import ModelLoadError, UnsupportedModelError
-from octavo.kernels.ops import RotaryTable
+from octavo.kernels.attention_layer import RotaryTable
 from octavo.layers.rotary import RotarySetting, rotary_table
 
 HEAD_DIM = 32

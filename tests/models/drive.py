@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from octavo.kernels.arrays import FloatArray
 from octavo.kernels.device import Device, StepBatch, StepLimits
 from octavo.kernels.kv_layout import KVDType, KVGroup, KVLayout
-from octavo.kernels.ops import FloatArray
 from octavo.models.architecture import Architecture
 from octavo.models.decoder import LayerSlot
 from octavo.models.registry import build_model

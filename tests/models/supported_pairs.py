@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from octavo.kernels.arrays import FloatArray
 from octavo.kernels.device import Device, StepBatch, StepLimits
 from octavo.kernels.kv_layout import KVGroup, KVLayout
-from octavo.kernels.ops import FloatArray
 from octavo.models.architecture import Architecture
 from octavo.models.registry import FAMILIES, build_model
 from octavo.models.supported import why_not_as

@@ -14,8 +14,8 @@ torch = pytest.importorskip("torch")
 import transformers  # noqa: E402
 
 from octavo.cli.main import main  # noqa: E402
+from octavo.kernels.arrays import FloatArray, IntArray  # noqa: E402
 from octavo.kernels.kv_layout import KVGroup  # noqa: E402
-from octavo.kernels.ops import FloatArray, IntArray  # noqa: E402
 from octavo.kernels.reference.calibrating import LayerRuns  # noqa: E402
 from octavo.kernels.reference.dequantize import dequantize  # noqa: E402
 from octavo.kernels.scaled import ScaledTensor  # noqa: E402

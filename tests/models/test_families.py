@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from octavo.cache.blocks import make_groups
 from octavo.config import ModelConfig
+from octavo.kernels.arrays import FloatArray
 from octavo.kernels.device import Device
-from octavo.kernels.ops import FloatArray
 from octavo.models.architecture import Architecture
 from octavo.models.decoder import LayerSlot
 from octavo.models.loader import open_checkpoint

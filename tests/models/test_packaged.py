@@ -16,7 +16,7 @@ import pytest
 
 from octavo.config import ModelConfig
 from octavo.errors import ModelLoadError
-from octavo.kernels.ops import FloatArray
+from octavo.kernels.arrays import FloatArray
 from octavo.kernels.reference.device import ReferenceDevice
 from octavo.models.loader import open_checkpoint
 from tests.models.drive import Driver, DriverSetting

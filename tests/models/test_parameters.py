@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from octavo.kernels.arrays import FloatArray
 from octavo.kernels.cpu.device import CpuDevice
 from octavo.kernels.cpu.weights import PackedRows
 from octavo.kernels.device import Device, StepBatch, StepLimits
 from octavo.kernels.kv_layout import KVGroup, KVLayout
-from octavo.kernels.ops import FloatArray, Model
+from octavo.kernels.model import Model
 from octavo.kernels.reference.dequantize import dequantize
 from octavo.kernels.reference.device import ReferenceDevice
 from octavo.kernels.tensor import DType, HostTensor, StoredTensor

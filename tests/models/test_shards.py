@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from octavo.kernels.ops import FloatArray
+from octavo.kernels.arrays import FloatArray
 from octavo.kernels.parameters import Linear, Parameter, Shard
 from octavo.kernels.program.recorder import Recording, record_model
 from octavo.kernels.reference.dequantize import values

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from octavo.kernels.ops import IntArray
+from octavo.kernels.arrays import IntArray
 from octavo.kernels.reference.sampling import sample
 from octavo.messages import ForkRow, NewRow
 from octavo.sampling.columns import SamplingBatch

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from octavo.kernels.arrays import FloatArray, IntArray
 from octavo.kernels.device import StepBatch, StepLimits
 from octavo.kernels.kv_layout import KVDType, KVLayout
-from octavo.kernels.ops import FloatArray, IntArray, Model
+from octavo.kernels.model import Model
 from tests.models.architectures import ARCHITECTURES, SLOTS
 from tests.models.drive import Driver, DriverSetting, greedy
 from tests.models.symbolic import BlankTensors

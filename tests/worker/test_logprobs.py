@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from octavo.kernels.ops import FloatArray, IntArray
+from octavo.kernels.arrays import FloatArray, IntArray
 from octavo.kernels.reference.logprobs import top_logprobs
 from octavo.messages import LogprobRow
 from octavo.worker.logprobs import logprob_rows

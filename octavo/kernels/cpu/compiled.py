@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from octavo.kernels.adapters import AdapterSource
+from octavo.kernels.arrays import FloatArray, IntArray
+from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.block_mover import HostMover
 from octavo.kernels.cpu import library
 from octavo.kernels.cpu.all_reduce import AllReduce
@@ -23,7 +25,7 @@ from octavo.kernels.cpu.weights import CpuWeights, PackedRows
 from octavo.kernels.device import StepBatch, StepLimits, allocate_pool
 from octavo.kernels.kv_layout import KVDType, KVLayout, calibrated_code
 from octavo.kernels.ledger import Measured
-from octavo.kernels.ops import AttentionLayer, FloatArray, IntArray, Model
+from octavo.kernels.model import Model
 from octavo.kernels.program.recorder import See, record_model
 from octavo.kernels.tensor import HostTensor
 from octavo.sampling.columns import SamplingBatch

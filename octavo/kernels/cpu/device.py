@@ -14,7 +14,7 @@ from octavo.kernels.cpu.ledger import CpuLedger
 from octavo.kernels.device import HOST_SIZES, StepLimits, StepSizes, host_dtypes, host_free_bytes, host_planned_bytes
 from octavo.kernels.kv_layout import KVDType, KVLayout
 from octavo.kernels.ledger import Ledger
-from octavo.kernels.ops import Model
+from octavo.kernels.model import Model
 from octavo.kernels.program.model_recording import ModelRecording
 from octavo.kernels.program.recorder import printer
 from octavo.observe.machine import num_cores

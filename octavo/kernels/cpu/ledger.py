@@ -10,6 +10,7 @@ from ctypes import CDLL, byref, c_int64
 from itertools import groupby
 from math import prod
 
+from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.cpu.blocks import held_dtype
 from octavo.kernels.cpu.latent import held_dtype as held_up
 from octavo.kernels.cpu.latent import matrix_shapes
@@ -19,7 +20,6 @@ from octavo.kernels.kv_layout import KVLayout
 from octavo.kernels.latent import Latent
 from octavo.kernels.ledger import Contents, Entry, Ledger, row_bytes
 from octavo.kernels.mixture import Mixture
-from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.parameters import Linear
 from octavo.kernels.program.model_recording import ModelRecording
 from octavo.kernels.program.recorder import Recording

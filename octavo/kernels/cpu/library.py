@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from octavo.errors import OctavoError, OutOfMemoryError, UnsupportedModelError
+from octavo.kernels.arrays import FloatArray, IntArray
 from octavo.kernels.build import build
-from octavo.kernels.ops import FloatArray, IntArray
 from octavo.sampling.columns import COLUMNS, SamplingBatch
 
 

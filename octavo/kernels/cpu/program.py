@@ -14,12 +14,14 @@ from typing import Any, Literal
 import numpy as np
 
 from octavo.kernels.adapters import AdaptedModule
+from octavo.kernels.arrays import FloatArray
+from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.cpu.latent import head_matrices
 from octavo.kernels.cpu.library import Argument, Arguments, LayerSpec, Slot, ThreadPool, address, check
 from octavo.kernels.cpu.mixture import pack_mixture
 from octavo.kernels.cpu.weights import CpuWeights
 from octavo.kernels.kv_layout import LARGEST_CODE, KVLayout, kv_scales
-from octavo.kernels.ops import OPS, WORDS, AttentionLayer, FloatArray
+from octavo.kernels.ops import OPS, WORDS
 from octavo.kernels.parameters import Linear, Parameter
 from octavo.kernels.program.recorder import BufferPlan, Instruction, OpByOp, Recording, See, Value, share_buffers
 from octavo.kernels.tensor import DTYPES, HostTensor

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from octavo.kernels.attention_layer import AttentionLayer, ScoreBias
 from octavo.kernels.cpu.adapters import CpuAdapters
 from octavo.kernels.cpu.blocks import in_blocks
 from octavo.kernels.cpu.library import LayerSpec, ThreadPool, address, check, load
-from octavo.kernels.ops import AttentionLayer, ScoreBias
 from octavo.kernels.parameters import Linear, Parameter
 from octavo.kernels.reference.dequantize import convert as reference_convert
 from octavo.kernels.reference.dequantize import values

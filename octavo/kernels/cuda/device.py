@@ -18,7 +18,7 @@ from octavo.kernels.cuda_cpp.compile import find_nvcc
 from octavo.kernels.device import DTypes, StepLimits, StepSizes
 from octavo.kernels.kv_layout import KVDType, KVLayout
 from octavo.kernels.ledger import Ledger, device_budget, size
-from octavo.kernels.ops import Model
+from octavo.kernels.model import Model
 from octavo.kernels.program.model_recording import ModelRecording
 from octavo.kernels.program.recorder import printer
 

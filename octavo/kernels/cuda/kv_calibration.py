@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import torch
 
+from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.cuda.step import DeviceStep
 from octavo.kernels.kv_layout import KVDType, calibrated_code
-from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.triton.attention.memory import AttentionMemory
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform
 

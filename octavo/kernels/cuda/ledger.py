@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from math import prod
 
 from octavo.kernels.attention import AttentionChoice
+from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.cuda import sizes
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda_cpp import shape as cuda_cpp
@@ -13,7 +14,6 @@ from octavo.kernels.cuda_cpp.quantized_format import format_of, held_bytes
 from octavo.kernels.device import StepLimits
 from octavo.kernels.kv_layout import KV_ELEMENTS, KVDType, KVLayout
 from octavo.kernels.ledger import Contents, Entry, Ledger
-from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.parameters import Linear, Shape
 from octavo.kernels.program.fuse import Fusions, fuse
 from octavo.kernels.program.model_recording import ModelRecording

@@ -25,6 +25,7 @@ import torch
 from octavo.distributed.collectives import Collectives
 from octavo.errors import OutOfMemoryError
 from octavo.kernels.adapters import AdapterSource
+from octavo.kernels.arrays import FloatArray, IntArray
 from octavo.kernels.attention import AttentionChoice, ModelAttention
 from octavo.kernels.cuda import sizes
 from octavo.kernels.cuda.block_mover import DeviceMover
@@ -40,7 +41,7 @@ from octavo.kernels.cuda.whole_logits import WholeLogits
 from octavo.kernels.device import StepBatch, StepLimits
 from octavo.kernels.kv_layout import KVDType, KVLayout
 from octavo.kernels.ledger import Contents, Measured
-from octavo.kernels.ops import FloatArray, IntArray, Model
+from octavo.kernels.model import Model
 from octavo.kernels.program.fuse import Fusions, fuse
 from octavo.kernels.program.model_recording import ModelRecording
 from octavo.kernels.program.recorder import See

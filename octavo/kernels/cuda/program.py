@@ -10,13 +10,14 @@ import torch
 
 from octavo.kernels.adapters import AdaptedModule
 from octavo.kernels.attention import ModelAttention
+from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda.kv_calibration import with_calibration
 from octavo.kernels.cuda.sizes import aligned, buffer_elements
 from octavo.kernels.cuda.step import DeviceStep
 from octavo.kernels.cuda.weights import DeviceWeights
 from octavo.kernels.mixture import Mixture
-from octavo.kernels.ops import OPS, Activation, AttentionLayer, Index, Outside
+from octavo.kernels.ops import OPS, Activation, Index, Outside
 from octavo.kernels.parameters import Linear, Parameter
 from octavo.kernels.program.recorder import Instruction, OpByOp, Recording, See, Value, share_buffers
 from octavo.kernels.triton.attention.latent_kv_write import LatentWeights, latent_kv_write

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 
 from octavo.kernels.adapters import AdaptedModule
+from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.kv_layout import KVDType
 from octavo.kernels.mixture import Mixture
-from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.parameters import Linear, Shape
 from octavo.kernels.program.recorder import BufferPlan, Instruction
 from octavo.kernels.scaled import ScaledFormat

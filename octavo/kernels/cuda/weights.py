@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from octavo.errors import UnsupportedModelError
-from octavo.kernels.ops import RotaryTable
+from octavo.kernels.attention_layer import RotaryTable
 from octavo.kernels.parameters import Parameter
 from octavo.kernels.scaled import ScaledFormat, ScaledTensor
 from octavo.kernels.tensor import HostTensor, RandomTensor, StoredTensor

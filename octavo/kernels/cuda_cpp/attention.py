@@ -12,13 +12,13 @@ from typing import ClassVar
 
 import torch
 
+from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda.step import AttentionLaunch, DeviceStep
 from octavo.kernels.cuda_cpp.attention_plan import SharedPlan, compile_plan
 from octavo.kernels.cuda_cpp.decode_attention import DecodeAttention, Kind, Partials
 from octavo.kernels.cuda_cpp.shape import MAX_SEQUENCES, Shape, short_chunk, why_not
 from octavo.kernels.kv_layout import KVDType, KVLayout
-from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.triton.attention.memory import TORCH_DTYPE, AttentionMemory
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform
 

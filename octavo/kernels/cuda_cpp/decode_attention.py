@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda_cpp.attention_plan import PlanArrays, SharedPlan
 from octavo.kernels.cuda_cpp.compile import compile_kernel
@@ -22,7 +23,6 @@ from octavo.kernels.cuda_cpp.shape import (
     partial_shapes,
 )
 from octavo.kernels.kv_layout import LARGEST_CODE, KVDType, KVLayout
-from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.triton.attention.memory import LayerPool
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform
 

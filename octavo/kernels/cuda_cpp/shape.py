@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda_cpp import compile as nvcc
 from octavo.kernels.kv_layout import KVDType, KVLayout
-from octavo.kernels.ops import AttentionLayer
 
 HEAD_DIMS = (64, 96, 128, 256)
 MAX_SEQUENCES = 4096  # as many as the plan can sort in shared memory

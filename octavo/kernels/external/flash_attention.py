@@ -15,10 +15,10 @@ from typing import ClassVar
 
 import torch
 
+from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda.step import AttentionLaunch, DeviceStep
 from octavo.kernels.kv_layout import LARGEST_CODE, KVDType, KVLayout
-from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.triton.attention.memory import AttentionMemory, LayerPool
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform
 

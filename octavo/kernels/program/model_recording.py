@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from octavo.kernels.ops import Model, Ops, Tensor
+from octavo.kernels.model import Model
+from octavo.kernels.ops import Ops, Tensor
 from octavo.kernels.program.recorder import Recording, record, record_model
 
 

@@ -20,8 +20,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from octavo.kernels.adapters import AdaptedModule
+from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.mixture import Mixture
-from octavo.kernels.ops import AttentionLayer, Model, Op, Ops, Result, Tensor
+from octavo.kernels.model import Model
+from octavo.kernels.op import Op, Result
+from octavo.kernels.ops import Ops, Tensor
 from octavo.kernels.parameters import Linear, Parameter
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from octavo.kernels.adapters import AdaptedModule, AdapterSource
-from octavo.kernels.ops import IntArray
+from octavo.kernels.arrays import IntArray
 
 
 class ReferenceAdapters:

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.device import StepBatch
 from octavo.kernels.kv_layout import LARGEST_CODE, KVLayout, calibrated_code, kv_scales
-from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.reference.dequantize import values
 
 TORCH_DTYPES = {

@@ -14,10 +14,12 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import torch
 
+from octavo.kernels.arrays import FloatArray, IntArray
+from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.device import StepBatch, allocate_pool
 from octavo.kernels.kv_layout import KVGroup, KVLayout
 from octavo.kernels.latent import Latent
-from octavo.kernels.ops import AttentionLayer, FloatArray, IntArray, Ops, Tensor
+from octavo.kernels.ops import Ops, Tensor
 from octavo.kernels.parameters import Linear, Parameter
 from octavo.kernels.reference.attention import KVPool, StepIndex
 from octavo.kernels.reference.ops import ReferenceOps

@@ -8,10 +8,11 @@ from numpy.typing import NDArray
 
 from octavo.distributed.collectives import Collectives
 from octavo.kernels.adapters import AdapterSource
+from octavo.kernels.arrays import FloatArray, IntArray
 from octavo.kernels.block_mover import HostMover
 from octavo.kernels.device import StepBatch, StepLimits
 from octavo.kernels.kv_layout import KVLayout
-from octavo.kernels.ops import FloatArray, IntArray, Model
+from octavo.kernels.model import Model
 from octavo.kernels.program.recorder import See
 from octavo.kernels.reference.adapters import ReferenceAdapters
 from octavo.kernels.reference.attention import KVPool, StepIndex

@@ -25,7 +25,7 @@ from octavo.kernels.device import (
 )
 from octavo.kernels.kv_layout import KVDType, KVLayout
 from octavo.kernels.ledger import Contents, Entry, Ledger, Measured, row_bytes
-from octavo.kernels.ops import Model
+from octavo.kernels.model import Model
 from octavo.kernels.program.model_recording import ModelRecording
 from octavo.kernels.program.recorder import See, printer, record_model
 from octavo.observe.machine import num_cores

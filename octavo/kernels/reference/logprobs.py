@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from octavo.kernels.ops import FloatArray, IntArray
+from octavo.kernels.arrays import FloatArray, IntArray
 
 
 def top_logprobs(

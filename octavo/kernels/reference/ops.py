@@ -14,9 +14,11 @@ import torch.nn.functional as F  # noqa: N812
 
 from octavo.distributed.collectives import Collectives
 from octavo.kernels.adapters import AdaptedModule
+from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.latent import Latent
 from octavo.kernels.mixture import Mixture
-from octavo.kernels.ops import Activation, AttentionLayer, Index, Op, Ops, Outside
+from octavo.kernels.op import Op
+from octavo.kernels.ops import Activation, Index, Ops, Outside
 from octavo.kernels.parameters import Linear, Parameter
 from octavo.kernels.program.recorder import See
 from octavo.kernels.reference import attention

@@ -25,7 +25,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from octavo.kernels.ops import FloatArray, IntArray
+from octavo.kernels.arrays import FloatArray, IntArray
 from octavo.kernels.reference.random import uniform
 from octavo.sampling.columns import SamplingBatch
 

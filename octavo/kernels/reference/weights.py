@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 import torch
 
-from octavo.kernels.ops import FloatArray, RotaryTable
+from octavo.kernels.arrays import FloatArray
+from octavo.kernels.attention_layer import RotaryTable
 from octavo.kernels.parameters import Parameter
 from octavo.kernels.reference.dequantize import values
 

@@ -19,7 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
-from octavo.kernels.ops import IntArray
+from octavo.kernels.arrays import IntArray
 from octavo.kernels.triton.chain import wait_for_previous
 
 _TILE = 2048  # words of 4 bytes that a program copies: 4 times 16 bytes a thread

@@ -30,7 +30,7 @@ import torch
 import triton
 import triton.language as tl
 
-from octavo.kernels.ops import AttentionLayer
+from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.triton.attention.codes import loaded, stored, unit
 from octavo.kernels.triton.attention.memory import BOX_TOKENS, DecodeWorkspace, LayerPool, join_parts, padded_dim
 from octavo.kernels.triton.attention.plan import AttentionPlan

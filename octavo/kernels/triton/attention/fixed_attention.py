@@ -21,9 +21,9 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.cuda.sizes import FIXED_PART_ROWS
 from octavo.kernels.cuda.step import DeviceStep
-from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.triton.attention.codes import loaded, unit
 from octavo.kernels.triton.attention.memory import LayerPool, padded_dim
 from octavo.kernels.triton.attention.scores import LOG2_E, cap_scores, finite, sum_with_sink

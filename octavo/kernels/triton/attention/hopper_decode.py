@@ -29,7 +29,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.extra.cuda import gdc_wait
 
-from octavo.kernels.ops import AttentionLayer
+from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.triton.attention.hopper import (
     PoolBoxes,
     barrier,

@@ -18,11 +18,11 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda.sizes import LATENT_ROWS, LATENT_SHARES, latent_programs, latent_workspace
 from octavo.kernels.cuda.step import AttentionLaunch, DeviceStep
 from octavo.kernels.kv_layout import LARGEST_CODE, KVDType, KVLayout
-from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.triton.attention.fixed_attention import tile_of_step
 from octavo.kernels.triton.attention.memory import AttentionMemory, LayerPool, padded_dim
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform

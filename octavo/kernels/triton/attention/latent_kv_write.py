@@ -13,8 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.cuda.weights import DeviceWeights
-from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.triton.attention.memory import LayerPool
 from octavo.kernels.triton.chain import wait_for_previous
 

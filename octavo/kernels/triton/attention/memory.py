@@ -20,12 +20,12 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.cuda import sizes
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda.step import DeviceStep
 from octavo.kernels.device import StepLimits
 from octavo.kernels.kv_layout import LARGEST_CODE, KVDType, KVLayout, kv_scales
-from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.triton.attention.plan import AttentionPlan, make_plan
 from octavo.kernels.triton.attention.scores import sum_with_sink
 from octavo.kernels.triton.chain import wait_for_previous

@@ -20,8 +20,8 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.cuda.sizes import PREFILL_TILE
-from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.triton.attention.codes import loaded, unit
 from octavo.kernels.triton.attention.memory import LayerPool, padded_dim
 from octavo.kernels.triton.attention.plan import AttentionPlan

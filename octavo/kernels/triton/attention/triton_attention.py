@@ -11,11 +11,11 @@ from typing import ClassVar
 
 import torch
 
+from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.cuda.driver import GPU, has_hopper_kernels
 from octavo.kernels.cuda.sizes import PREFILL_TILE, fixed_attention_workspace
 from octavo.kernels.cuda.step import AttentionLaunch, DeviceStep
 from octavo.kernels.kv_layout import LARGEST_CODE, KVDType, KVLayout
-from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.triton.attention.decode_attention import decode_attention
 from octavo.kernels.triton.attention.fixed_attention import ROWS, PartialResults, fixed_attention, num_parts
 from octavo.kernels.triton.attention.memory import AttentionMemory, join_parts
