@@ -17,9 +17,10 @@ from octavo import AsyncLLM, SamplingParams, vllm_options
 from octavo.config import EngineConfig
 from octavo.llm import LLM
 from octavo.pooling_params import PoolingParams
+from octavo.server.anthropic_protocol import MessagesRequest
 from octavo.server.app import OPTIONAL_ROUTES, ROUTES
 from octavo.server.bodies import NEUTRAL, NO_EFFECT, instead_of
-from octavo.server.protocol import ChatCompletionRequest, CompletionRequest, MessagesRequest, TokenizeRequest
+from octavo.server.protocol import ChatCompletionRequest, CompletionRequest, TokenizeRequest
 from octavo.server.responses.protocol import ResponsesRequest
 from octavo.server.sessions import ROUTES as SESSION_ROUTES
 from octavo.server.settings import LIMITS, RESPONSE_LIMITS, SESSION_LIMITS, ServerSettings

@@ -1,4 +1,4 @@
-"""The bodies of answers, in OpenAI's, Anthropic's and vLLM's shapes.
+"""The bodies of answers in OpenAI's and vLLM's shapes, of routes without a protocol file of their own.
 
 Fields that this engine never fills are null here if they are null in vLLM's answers: clients look for them.
 """
@@ -81,84 +81,6 @@ def _between(begin: float | None, end: float | None) -> float | None:
 
 def _ms(seconds: float | None) -> float | None:
     return None if seconds is None else seconds * 1000
-
-
-class Embedding(msgspec.Struct, kw_only=True):
-    """embedding: numbers, or with encoding_format base64 their float32 bytes, least significant first."""
-
-    object: Literal["embedding"] = "embedding"
-    index: int
-    embedding: list[float] | str
-
-
-class PoolingUsage(msgspec.Struct, kw_only=True):
-    prompt_tokens: int
-    total_tokens: int
-
-
-class PooledResponse(msgspec.Struct, kw_only=True):
-    """What the answers of a model that pools have beside their data. id, created: vLLM's."""
-
-    id: str
-    object: Literal["list"] = "list"
-    created: int
-    model: str
-    usage: PoolingUsage
-
-
-class EmbeddingResponse(PooledResponse, kw_only=True):
-    data: list[Embedding]
-
-
-class Numbers(msgspec.Struct, kw_only=True):
-    """data: numbers of a text, or of each of its tokens; with encoding_format base64 their float32 bytes."""
-
-    index: int
-    object: Literal["pooling"] = "pooling"
-    data: list[float | list[float]] | str
-
-
-class PoolingResponse(PooledResponse, kw_only=True):
-    data: list[Numbers]
-
-
-class TextClass(msgspec.Struct, kw_only=True):
-    """label: the likeliest class. probs: of every class."""
-
-    index: int
-    label: str
-    probs: list[float]
-    num_classes: int
-
-
-class ClassifyResponse(PooledResponse, kw_only=True):
-    data: list[TextClass]
-
-
-class Score(msgspec.Struct, kw_only=True):
-    index: int
-    object: Literal["score"] = "score"
-    score: float
-
-
-class ScoreResponse(PooledResponse, kw_only=True):
-    data: list[Score]
-
-
-class RankedDocument(msgspec.Struct, kw_only=True):
-    text: str
-
-
-class Ranked(msgspec.Struct, kw_only=True):
-    """index: the document's place in the request."""
-
-    index: int
-    document: RankedDocument
-    relevance_score: float
-
-
-class RerankResponse(PooledResponse, kw_only=True):
-    results: list[Ranked]
 
 
 class PromptLogprob(msgspec.Struct, kw_only=True):
@@ -275,57 +197,6 @@ class ChatCompletionResponse(msgspec.Struct, kw_only=True):
     kv_transfer_params: None = None
     ec_transfer_params: None = None
     metrics: RequestTimes | None = None
-
-
-class TextBlock(msgspec.Struct, kw_only=True, tag_field="type", tag="text"):
-    text: str
-    citations: None = None
-
-
-class ThinkingBlock(msgspec.Struct, kw_only=True, tag_field="type", tag="thinking"):
-    """signature: Anthropic's own servers sign thoughts."""
-
-    thinking: str
-    signature: str = ""
-
-
-class ToolUseBlock(msgspec.Struct, kw_only=True, tag_field="type", tag="tool_use"):
-    id: str
-    name: str
-    input: dict[str, Any]
-
-
-AnthropicBlock = TextBlock | ThinkingBlock | ToolUseBlock
-
-
-class OutputTokensDetails(msgspec.Struct, kw_only=True):
-    thinking_tokens: int
-
-
-class AnthropicUsage(msgspec.Struct, kw_only=True):
-    """input_tokens: computed tokens; cache_read_input_tokens: those from the prefix cache. output_tokens_details: of
-    an answer that is read for thoughts."""
-
-    input_tokens: int
-    cache_creation_input_tokens: int = 0
-    cache_read_input_tokens: int = 0
-    output_tokens: int
-    output_tokens_details: OutputTokensDetails | UnsetType = UNSET
-
-
-class MessagesResponse(msgspec.Struct, kw_only=True):
-    id: str
-    type: Literal["message"] = "message"
-    role: Literal["assistant"] = "assistant"
-    model: str
-    content: list[AnthropicBlock]
-    stop_reason: str | None
-    stop_sequence: str | None
-    usage: AnthropicUsage
-
-
-class CountTokensResponse(msgspec.Struct, kw_only=True):
-    input_tokens: int
 
 
 class TokenizeResponse(msgspec.Struct, kw_only=True):

@@ -7,14 +7,14 @@ from starlette.responses import Response
 
 from octavo.request import ModelInfo
 from octavo.sampling_params import SamplingParams, known_to
-from octavo.server.answer_bodies import CountTokensResponse
 from octavo.server.anthropic_answer import Message
 from octavo.server.anthropic_input import conversation_of, thought_budget
+from octavo.server.anthropic_protocol import CountTokensRequest, CountTokensResponse, MessagesRequest
 from octavo.server.api_errors import ApiError, bad_field
 from octavo.server.chat import continued_text
 from octavo.server.generation import Generation, checked_params, complete, from_headers, stream
 from octavo.server.prompts import encode_conversation, room_for_output
-from octavo.server.protocol import ChatCompletionRequest, CountTokensRequest, MessagesRequest
+from octavo.server.protocol import ChatCompletionRequest
 from octavo.server.response_format import asked_of_anthropic
 from octavo.server.serving import Serving, json_response, request_id
 from octavo.server.streaming import CLIENT_CLOSED_REQUEST, cancelled_on_disconnect

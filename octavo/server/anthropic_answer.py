@@ -16,19 +16,19 @@ import msgspec
 from msgspec import UNSET
 
 from octavo.outputs import CompletionOutput, RequestOutput
-from octavo.server.answer_bodies import (
+from octavo.server.answers import AnswerEvents, Reading
+from octavo.server.anthropic_protocol import (
     AnthropicBlock,
     AnthropicUsage,
+    MessagesRequest,
     MessagesResponse,
     OutputTokensDetails,
     TextBlock,
     ThinkingBlock,
     ToolUseBlock,
 )
-from octavo.server.answers import AnswerEvents, Reading
 from octavo.server.api_errors import ApiError
 from octavo.server.generation import ended_by_server, raise_failure
-from octavo.server.protocol import MessagesRequest
 from octavo.text.answers.events import CallBegun, CallBroken, CallEnded, CallGrown, Event, Said, Thought
 
 _encode = msgspec.json.Encoder().encode

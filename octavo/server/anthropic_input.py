@@ -11,9 +11,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from octavo.server.anthropic_protocol import AnthropicMessage, CountTokensRequest
 from octavo.server.api_errors import ApiError, bad_field
 from octavo.server.prompts import check_messages
-from octavo.server.protocol import AnthropicMessage, ChatCompletionRequest, Content, CountTokensRequest
+from octavo.server.protocol import ChatCompletionRequest, Content
 from octavo.server.settings import ServerSettings
 from octavo.server.tools import asked_tools
 from octavo.shown import shown

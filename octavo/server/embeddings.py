@@ -18,21 +18,25 @@ from octavo.errors import InvalidRequestError
 from octavo.kernels.arrays import FloatArray
 from octavo.outputs import RequestOutput
 from octavo.pooling_params import PooledForm, PoolingParams
-from octavo.server.answer_bodies import (
-    ClassifyResponse,
-    Embedding,
-    EmbeddingResponse,
-    Numbers,
-    PoolingResponse,
-    PoolingUsage,
-    TextClass,
-)
 from octavo.server.api_errors import ApiError, as_api_error, bad_field
 from octavo.server.completions import Prompts, one_or_many
 from octavo.server.generation import Generation, complete, from_headers
 from octavo.server.json_pieces import answer
+from octavo.server.pooling_protocol import (
+    ClassifyRequest,
+    ClassifyResponse,
+    Embedding,
+    EmbeddingRequest,
+    EmbeddingResponse,
+    Numbers,
+    NumbersRequest,
+    PoolingRequest,
+    PoolingResponse,
+    PoolingUsage,
+    TextClass,
+    TextsRequest,
+)
 from octavo.server.prompts import encode_texts
-from octavo.server.protocol import ClassifyRequest, EmbeddingRequest, NumbersRequest, PoolingRequest, TextsRequest
 from octavo.server.serving import Serving, request_id
 from octavo.server.streaming import CLIENT_CLOSED_REQUEST, cancelled_on_disconnect
 from octavo.shown import shown

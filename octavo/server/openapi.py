@@ -17,7 +17,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from octavo.observe.machine import installed_version
-from octavo.server import answer_bodies, ollama_protocol, protocol, session_protocol
+from octavo.server import (
+    answer_bodies,
+    anthropic_protocol,
+    ollama_protocol,
+    pooling_protocol,
+    protocol,
+    session_protocol,
+)
 from octavo.server.api_errors import JSON
 from octavo.server.bodies import NEUTRAL, NO_EFFECT
 from octavo.server.field_meanings import meaning
@@ -35,15 +42,8 @@ _BODIES: dict[str, tuple[type[msgspec.Struct] | None, type[msgspec.Struct] | Non
     "/v1/completions": (protocol.CompletionRequest, answer_bodies.CompletionResponse, True),
     "/v1/chat/completions": (protocol.ChatCompletionRequest, answer_bodies.ChatCompletionResponse, True),
     "/v1/chat/completions/batch": (protocol.BatchChatCompletionRequest, answer_bodies.ChatCompletionResponse, False),
-    **dict.fromkeys(("/v1/score", "/score"), (protocol.ScoreRequest, answer_bodies.ScoreResponse, False)),
-    **dict.fromkeys(
-        ("/v1/rerank", "/v2/rerank", "/rerank"), (protocol.RerankRequest, answer_bodies.RerankResponse, False)
-    ),
-    "/pooling": (protocol.NumbersRequest, answer_bodies.PoolingResponse, False),
-    "/classify": (protocol.ClassifyRequest, answer_bodies.ClassifyResponse, False),
-    "/v1/embeddings": (protocol.EmbeddingRequest, answer_bodies.EmbeddingResponse, False),
-    "/v1/messages": (protocol.MessagesRequest, answer_bodies.MessagesResponse, True),
-    "/v1/messages/count_tokens": (protocol.CountTokensRequest, answer_bodies.CountTokensResponse, False),
+    **pooling_protocol.BODIES,
+    **anthropic_protocol.BODIES,
     "/api/chat": (ollama_protocol.OllamaChatRequest, None, True),
     "/api/generate": (ollama_protocol.OllamaGenerateRequest, None, True),
     "/api/show": (ollama_protocol.OllamaShowRequest, None, False),
@@ -62,7 +62,7 @@ _WITH_PARAMETERS_OF_OTHERS = (
     protocol.CompletionRequest,
     protocol.ChatCompletionRequest,
     protocol.BatchChatCompletionRequest,
-    protocol.MessagesRequest,
+    anthropic_protocol.MessagesRequest,
     responses.ResponsesRequest,
     session_protocol.SessionGenerateRequest,
 )
@@ -121,7 +121,7 @@ def documentation(app: FastAPI, root_path: str) -> tuple[tuple[str, str, Endpoin
 def request_structs() -> list[type[msgspec.Struct]]:
     """The structs of bodies, and the structs inside them."""
     found = [asked for asked, _, _ in _BODIES.values() if asked is not None]
-    inside = (protocol.StreamOptions, protocol.AnthropicMessage, ollama_protocol.OllamaOptions)
+    inside = (protocol.StreamOptions, anthropic_protocol.AnthropicMessage, ollama_protocol.OllamaOptions)
     of_responses = (responses.ReasoningOptions, responses.TextOptions, responses.ResponseStreamOptions)
     return [*found, *inside, *of_responses]
 

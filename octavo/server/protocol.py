@@ -1,5 +1,7 @@
 """The bodies of requests: a struct for each route, a field for each parameter. /openapi.json is made from them.
 
+Routes of other APIs, and those of models that pool, have a file of their own: `*_protocol.py`.
+
 A field that is null or left out has the model's default. Fields that this engine lacks are in bodies.py, so that each
 is accepted or refused by name and never ignored.
 """
@@ -12,7 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from octavo.sampling_params import EarlyStopping, SamplingParams, known_to
+from octavo.sampling_params import EarlyStopping, SamplingParams
 
 Number = int | float
 Content = str | list[dict[str, Any]]
@@ -136,13 +138,6 @@ class BatchChatCompletionRequest(ConversationRequest, kw_only=True, forbid_unkno
     messages: list[list[dict[str, Any]]]
 
 
-class AnthropicMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """One turn. If the last one is the assistant's, the answer continues it."""
-
-    role: str
-    content: Content
-
-
 class LoadLoRARequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     lora_name: str
     lora_path: str
@@ -152,77 +147,6 @@ class LoadLoRARequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class UnloadLoRARequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     lora_name: str
     lora_int_id: int | None = None
-
-
-class CountTokensRequest(ModelRequest, kw_only=True, forbid_unknown_fields=True):
-    """POST /v1/messages/count_tokens."""
-
-    messages: list[AnthropicMessage]
-    system: Content | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: dict[str, Any] | None = None
-    thinking: dict[str, Any] | None = None
-
-
-@takes_sampling(known_to("anthropic"))
-class MessagesRequest(CountTokensRequest, kw_only=True, forbid_unknown_fields=True):
-    """POST /v1/messages."""
-
-    max_tokens: int
-    stop_sequences: list[str] | None = None
-    output_config: dict[str, Any] | None = None
-    stream: bool | None = None
-
-
-class PoolingRequest(ModelRequest, kw_only=True, forbid_unknown_fields=True):
-    """What calls to a model that embeds or classifies have in common."""
-
-    truncate_prompt_tokens: int | None = None
-    add_special_tokens: bool | None = None
-    priority: int | None = None
-    request_id: str | None = None
-    cache_salt: str | None = None
-
-
-class TextsRequest(PoolingRequest, kw_only=True, forbid_unknown_fields=True):
-    """input: a text, token ids, or a list of either."""
-
-    input: str | list[str | int | list[int]]
-    use_activation: bool | None = None
-
-
-class ClassifyRequest(TextsRequest, kw_only=True, forbid_unknown_fields=True):
-    """POST /classify."""
-
-
-class EmbeddingRequest(TextsRequest, kw_only=True, forbid_unknown_fields=True):
-    """POST /v1/embeddings."""
-
-    encoding_format: str | None = None
-    dimensions: int | None = None
-
-
-class NumbersRequest(EmbeddingRequest, kw_only=True, forbid_unknown_fields=True):
-    """POST /pooling."""
-
-    task: str | None = None
-
-
-class ScoreRequest(PoolingRequest, kw_only=True, forbid_unknown_fields=True):
-    """POST /v1/score. text_1: one text, or as many as text_2."""
-
-    text_1: str | list[str]
-    text_2: str | list[str]
-    use_activation: bool | None = None
-
-
-class RerankRequest(PoolingRequest, kw_only=True, forbid_unknown_fields=True):
-    """POST /v1/rerank."""
-
-    query: str
-    documents: list[str]
-    top_n: int | None = None
-    use_activation: bool | None = None
 
 
 class TokenizeRequest(ModelRequest, kw_only=True, forbid_unknown_fields=True):

@@ -13,13 +13,20 @@ from starlette.responses import Response
 
 from octavo.kernels.arrays import FloatArray
 from octavo.pooling_params import PooledForm, PoolingParams
-from octavo.server.answer_bodies import Ranked, RankedDocument, RerankResponse, Score, ScoreResponse
 from octavo.server.api_errors import bad_field
 from octavo.server.completions import one_or_many
 from octavo.server.embeddings import answer_with, checked_keep, pooled_form, pooling_call, token_ids
 from octavo.server.generation import Generation
+from octavo.server.pooling_protocol import (
+    Ranked,
+    RankedDocument,
+    RerankRequest,
+    RerankResponse,
+    Score,
+    ScoreRequest,
+    ScoreResponse,
+)
 from octavo.server.prompts import encode_pairs
-from octavo.server.protocol import RerankRequest, ScoreRequest
 from octavo.server.serving import Serving
 
 

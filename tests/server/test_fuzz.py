@@ -16,6 +16,7 @@ import pytest
 from octavo.lora_request import LoRARequest
 from octavo.pooling_params import PooledForm
 from octavo.request import ModelInfo
+from octavo.server.anthropic_protocol import AnthropicMessage, MessagesRequest
 from octavo.server.bodies import NEUTRAL
 from octavo.server.ollama_protocol import (
     OllamaChatRequest,
@@ -25,21 +26,21 @@ from octavo.server.ollama_protocol import (
     OllamaShowRequest,
 )
 from octavo.server.openapi import request_structs
-from octavo.server.protocol import (
-    AnthropicMessage,
-    BatchChatCompletionRequest,
-    ChatCompletionRequest,
+from octavo.server.pooling_protocol import (
     ClassifyRequest,
-    CompletionRequest,
-    DetokenizeRequest,
     EmbeddingRequest,
-    GenerationRequest,
-    LoadLoRARequest,
-    MessagesRequest,
     NumbersRequest,
     PoolingRequest,
     RerankRequest,
     ScoreRequest,
+)
+from octavo.server.protocol import (
+    BatchChatCompletionRequest,
+    ChatCompletionRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    GenerationRequest,
+    LoadLoRARequest,
     StreamOptions,
     TokenizeRequest,
     UnloadLoRARequest,
