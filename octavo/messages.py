@@ -138,7 +138,7 @@ class StepResult:
     the row had got other tokens than the plan was made for. -1 ends a run if the logits were NaN or left no token to
     draw; END_OF_GRAMMAR, behind its last token, if its grammar lets nothing follow. num_forced: by run, how many of its
     last tokens were not drawn, as its grammar allows no others. pooled: by entry, the float32 numbers of a text that
-    this step has completed.
+    this step has completed. faults: by run, why its -1, where a function of its request's failed.
     logprobs: by run, a row for each drawn token, if asked for. prompt_logprobs: by entry, a row for each scheduled
     token: it is about the prompt token after that. candidates: by entry, the ids and log-probabilities of the best next
     tokens, best first.
@@ -152,6 +152,7 @@ class StepResult:
     candidates: dict[int, Candidates] = field(default_factory=dict)
     num_forced: dict[int, int] = field(default_factory=dict)
     pooled: dict[int, bytes] = field(default_factory=dict)
+    faults: dict[int, str] = field(default_factory=dict)
 
 
 class PendingStep(Protocol):

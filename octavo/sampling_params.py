@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from enum import Enum
 from functools import cache
@@ -25,6 +25,9 @@ from octavo.repetition import RepetitionDetectionParams
 from octavo.shown import shown
 from octavo.structured_outputs import StructuredOutputsParams
 from octavo.vllm_options import SAMPLING_FIELDS
+
+#: (output ids, logits) -> logits, or (prompt ids, output ids, logits) -> logits
+LogitsProcessor = Callable[..., Any]
 
 MAX_N = 16384
 MAX_ALLOWED_TOKEN_IDS, MAX_LOGPROB_TOKEN_IDS = 1024, 128
@@ -146,6 +149,10 @@ class SamplingParams:
         None, "Most tokens of a model's thoughts, which then are ended.", low=1
     )
     structured_outputs: StructuredOutputsParams | None = parameter(None, "The form of the answer, as {form: value}.")
+    logits_processors: Iterable[LogitsProcessor] | None = parameter(
+        None, "Functions that edit the logits before each token is drawn; offline only.",
+        differs="a list of functions, as vLLM once had; only where the engine's steps run in this process",
+    )  # fmt: skip
     repetition_detection: RepetitionDetectionParams | None = parameter(
         None, "End an answer that repeats itself: {max_pattern_size, min_pattern_size, min_count}, in tokens.",
         differs="patterns of up to 1024 tokens",
@@ -204,6 +211,8 @@ class SamplingParams:
             self._set("logit_bias", checked_bias(self.logit_bias))
         if self.structured_outputs is not None:
             self._set("structured_outputs", StructuredOutputsParams.of(self.structured_outputs))
+        if self.logits_processors is not None:
+            self._set("logits_processors", _checked_functions(self.logits_processors))
         if self.repetition_detection is not None:
             self._set("repetition_detection", RepetitionDetectionParams.of(self.repetition_detection))
 
@@ -249,6 +258,7 @@ class SamplingParams:
             )
         others = {"stop": "stop_token_ids", "logprob_token_ids": "logprobs", "structured_outputs": "n"}
         others |= {"thinking_token_budget": "max_tokens", "repetition_detection": "max_tokens"}
+        others["logits_processors"] = "logit_bias, which beams take"
         if (name := next((one for one in others if getattr(self, one)), None)) is not None:
             raise InvalidRequestError(
                 f"{name} is set and use_beam_search is True, allowed is one of the two: use {others[name]}"
@@ -288,6 +298,13 @@ class SamplingParams:
         if clone.logit_bias is not None:
             clone._set("logit_bias", checked_bias(clone.logit_bias))
         return clone
+
+
+def _checked_functions(values: object) -> tuple[LogitsProcessor, ...] | None:
+    found = tuple(values) if isinstance(values, Iterable) else (values,)
+    if isinstance(values, str) or not isinstance(values, Iterable) or not all(map(callable, found)):
+        raise bad_value("logits_processors", values, "is a list of functions (output token ids, logits) -> logits")
+    return found or None
 
 
 @cache

@@ -95,7 +95,9 @@ ENGINE_OPTIONS: dict[str, NotHere] = {
     "model_weights": NotHere("give the weights' folder or file as model"),
     **_each(NotHere(_FROM_FILE), "quantization_config", "quantization_param_path"),
     **_idle("there is no such quantisation", "allow_deprecated_quantization"),
-    **_each(NotHere("use logit_bias, allowed_token_ids or bad_words"), "logits_processors", "logits_processor_pattern"),
+    **_each(
+        NotHere("offline, SamplingParams(logits_processors=[...])"), "logits_processors", "logits_processor_pattern"
+    ),
     "io_processor_plugin": NotHere("there are no plugins"),
     "generation_config": NotHere("the defaults are the model's own; pass SamplingParams with other values", ("auto",)),
     "override_generation_config": NotHere("pass SamplingParams with other values"),
@@ -231,7 +233,6 @@ SERVER_FLAGS: dict[str, NotHere] = {
 
 #: current and former fields of vLLM's SamplingParams that sampling_params.py lacks
 SAMPLING_FIELDS: dict[str, NotHere] = {
-    "logits_processors": NotHere("use logit_bias, allowed_token_ids and bad_words"),
     "guided_decoding": NotHere(_FORMER_GRAMMAR),
     "extra_args": NotHere("there are no plugins to read them"),
     "spaces_between_special_tokens": NotHere("special tokens are written as the tokenizer writes them", (True,)),

@@ -35,7 +35,15 @@ _KINDS: dict[str, dict[str, Any]] = {
 
 #: parameters that `run` sets itself or cannot show
 NOT_FLAGS = frozenset(
-    {"output_kind", "detokenize", "logprobs", "prompt_logprobs", "logprob_token_ids", "flat_logprobs"}
+    {
+        "output_kind",
+        "detokenize",
+        "logprobs",
+        "prompt_logprobs",
+        "logprob_token_ids",
+        "flat_logprobs",
+        "logits_processors",
+    }
 )
 
 _DECLARED = {one.name: one for one in fields(SamplingParams)}

@@ -98,7 +98,7 @@ def build_engine(config: EngineConfig, clock: Clock = time.monotonic, *, serves:
             recorder.record(config.observe.record)
         return LLMEngine(
             core=_core(config, executor, grammars.compiler, events, clock),
-            inputs=takes(tokenizer, limits, config.model.seed, grammars),
+            inputs=takes(tokenizer, limits, config.model.seed, grammars, steps_here=_runs_here(config)),
             tokenizer=tokenizer,
             events=events,
             clock=clock,
@@ -117,7 +117,7 @@ def build_executor(config: EngineConfig, *, serves: bool = False) -> Executor:
     """Start the workers alone."""
     task = WorkerTask.of(config, serves=serves)
     asked = config.backend.distributed_executor_backend
-    if asked is None and task.world.size == 1:
+    if _runs_here(config):
         return executor_here(task)
     from octavo.executor.rank_executor import RankExecutor
 
@@ -129,6 +129,13 @@ def build_executor(config: EngineConfig, *, serves: bool = False) -> Executor:
     from octavo.executor.processes import ChildProcesses
 
     return RankExecutor(task, ChildProcesses())
+
+
+def _runs_here(config: EngineConfig) -> bool:
+    """Whether the only worker is in this process."""
+    backend = config.backend
+    num_ranks = backend.tensor_parallel_size * backend.pipeline_parallel_size
+    return backend.distributed_executor_backend is None and num_ranks == 1
 
 
 def _core(

@@ -35,8 +35,16 @@ class InputProcessor:
     """Its only state is the seeds that it draws for requests without one. Any thread may call it."""
 
     def __init__(
-        self, tokenizer: Tokenizer | None, limits: RequestLimits, seed: int, grammars: AskedGrammars | None = None
+        self,
+        tokenizer: Tokenizer | None,
+        limits: RequestLimits,
+        seed: int,
+        grammars: AskedGrammars | None = None,
+        *,
+        steps_here: bool = False,
     ) -> None:
+        """steps_here: all steps of the engine run in this process, so they can call a request's functions."""
+        self._steps_here = steps_here
         self._tokenizer = tokenizer
         self.limits = limits
         self._seeds = random.Random(seed)
@@ -190,6 +198,12 @@ class InputProcessor:
                 )
             if count > limits.vocab_size:
                 raise InvalidRequestError(f"{name} is {count}, the vocabulary has {limits.vocab_size} tokens")
+        if params.logits_processors and not self._steps_here:
+            raise InvalidRequestError(
+                "logits_processors are set, but steps of this engine run in other processes, where they cannot be "
+                "called: use one engine with one rank, by LLM or AsyncLLM, or logit_bias, allowed_token_ids, bad_words "
+                "and structured_outputs"
+            )
         self._check_ids("allowed_token_ids", tuple(params.allowed_token_ids or ()))
         self._check_ids("logprob_token_ids", tuple(params.logprob_token_ids or ()))
         self._check_ids("logit_bias", params.logit_bias or ())

@@ -115,6 +115,9 @@ class CompiledModel(Protocol):
         """Draw N tokens -> [N] int32. `logits` is not changed. An entry gets -1 if its logits have a NaN or all its
         tokens are banned: only that request fails."""
 
+    def host_logits(self, logits: Logits, rows: IntArray) -> FloatArray:
+        """A copy of these rows of logits on the host, as float32."""
+
     def processed_logits(self, logits: Logits, batch: SamplingBatch, drawn: IntArray) -> Logits:
         """The logits [N, V] float32 that `sample` drew from: edited, divided by the temperature if there is one, and
         -inf where a token cannot be drawn. A token of `drawn` is never -inf. `logits` is not changed. Rows of entries

@@ -83,6 +83,9 @@ class VocabularyPart:
         drawn: IntArray = np.where(columns < 0, -1, ids[batch.logits_rows, columns]).astype(np.int32)
         return drawn
 
+    def host_logits(self, logits: PartedLogits, rows: IntArray) -> FloatArray:
+        return logits[rows]
+
     def processed_logits(self, logits: PartedLogits, batch: SamplingBatch, drawn: IntArray) -> FloatArray:
         processed: FloatArray = self._model.processed_logits(logits.whole(), batch, drawn)
         return processed

@@ -261,6 +261,7 @@ def unpack_request(message: AddRequest) -> Request:
 _TEXT_ONLY = frozenset(
     {"stop", "detokenize", "skip_special_tokens", "include_stop_str_in_output", "output_kind", "flat_logprobs"}
     | {"structured_outputs", "thinking_token_budget"}
+    | {"logits_processors"}  # refused, where they would have to cross
 )
 _DEFAULTS = {
     field.name: getattr(SamplingParams(), field.name)

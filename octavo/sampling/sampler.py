@@ -7,7 +7,8 @@ A sequence's parameters are written once, into the columns of its permanent row:
     seeds              7       8       7
     ...
     is_special        no      no     yes         only these rows are visited one by one
-                                      └─> SpecialNeeds: penalties, bias, allowed, bad words, min_tokens, grammar
+                                      └─> SpecialNeeds: penalties, bias, allowed, bad words, min_tokens, grammar,
+                                          functions
 
 Special needs do not fit into one number per parameter. Penalties read the sequence's tokens; allowed tokens, bias and
 bans are lists. Bans change with the output: a bad word bans its last token only directly after its other tokens, and
@@ -25,6 +26,8 @@ from numpy.typing import NDArray
 
 from octavo.messages import ForkRow, NewRow
 from octavo.sampling.columns import COLUMNS, FILTERS, NUMBERS, PARAMETERS, RAGGED, FloatArray, IntArray, SamplingBatch
+from octavo.sampling.logits_processors import ProcessedRows
+from octavo.sampling_params import LogitsProcessor
 
 NO_LOGPROBS = -2  # -1 is the whole vocabulary
 _OF_A_STEP = ("logits_rows", "positions")  # the other numbers stay the same while a sequence is in its row
@@ -45,6 +48,7 @@ class Sampler:
     def __init__(self, max_num_seqs: int, grammars: Grammars | None = None) -> None:
         """grammars: None where no row has any."""
         self._grammars = grammars
+        self.processed = ProcessedRows()
         self._columns: dict[str, NDArray[Any]] = {
             name: np.zeros(max_num_seqs, dtype) for name, dtype in NUMBERS.items() if name not in _OF_A_STEP
         }
@@ -118,6 +122,9 @@ class Sampler:
             j: self._special[rows[j]].runs(token_ids[rows[j], : positions[j]])
             for j in np.flatnonzero(self._is_special.take(rows)).tolist()
         }
+        if self.processed.rows:
+            for j, entry in special.items():
+                self.processed.add(int(rows[j]), int(positions[j]), entry)
         ragged: dict[str, NDArray[Any]] = {}
         for name, offsets in RAGGED.items():
             runs = {j: entry[name] for j, entry in special.items() if name in entry}
@@ -146,8 +153,10 @@ class Sampler:
         self._is_special[row] = needs is not None
         if needs is None:
             self._special.pop(row, None)
+            self.processed.set(row, (), 0)
         else:
             self._special[row] = needs
+            self.processed.set(row, needs.processors, needs.num_prompt_tokens)
 
     def _join(
         self, runs: dict[int, NDArray[Any]], dtype: type[np.generic], num_entries: int
@@ -176,9 +185,11 @@ class SpecialNeeds:
     num_prompt_tokens: int
     has_edits: bool  # of those above
     has_grammar: bool
+    processors: tuple[LogitsProcessor, ...]
 
     def runs(self, token_ids: IntArray) -> _Runs:
-        """This sequence's values for the ragged columns but the mask. token_ids: all its tokens so far."""
+        """This sequence's values for the ragged columns, before masks and functions. token_ids: all its tokens so
+        far."""
         runs: _Runs = {}
         if not self.has_edits:
             return runs
@@ -208,7 +219,8 @@ def _special_needs(new: NewRow) -> SpecialNeeds | None:
     min_tokens = params.min_tokens if new.stop_token_ids else 0
     has_grammar = new.grammar is not None
     edits = params.has_penalties or params.allowed_token_ids or bias or new.bad_word_ids or min_tokens
-    if not (edits or has_grammar):
+    processors = tuple(params.logits_processors or ())
+    if not (edits or has_grammar or processors):
         return None
     return SpecialNeeds(
         has_penalties=params.has_penalties,
@@ -222,6 +234,7 @@ def _special_needs(new: NewRow) -> SpecialNeeds | None:
         num_prompt_tokens=new.num_prompt_tokens,
         has_edits=bool(edits),
         has_grammar=has_grammar,
+        processors=processors,
     )
 
 

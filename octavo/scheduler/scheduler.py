@@ -36,6 +36,7 @@ from octavo.scheduler.quarantine import Quarantine
 from octavo.scheduler.starting import Growth, Starting
 from octavo.scheduler.step import (
     NO_TOKEN,
+    NO_TOKEN_ENDING,
     PlanDraft,
     ScheduledEvents,
     SequenceUpdate,
@@ -177,7 +178,9 @@ class Scheduler:
     def update(self, plan: StepPlan, result: StepResult) -> list[SequenceUpdate]:
         """Add what a step drew, and end the sequences that are done."""
         draft = self._in_flight.pop(plan.step_id)
-        has_more = result.logprobs or result.prompt_logprobs or result.candidates or plan.spec_token_ids
+        has_more = (
+            result.logprobs or result.prompt_logprobs or result.candidates or plan.spec_token_ids or result.faults
+        )
         if not (result.offsets or has_more or self._places.watched):
             return self._update_plain(draft, result)
         prompt_rows = self._prompt_logprobs.take_fresh(draft, result) if result.prompt_logprobs else {}
@@ -190,6 +193,8 @@ class Scheduler:
             sequence.num_pending -= num_draws
             is_as_planned = len(run) == num_draws < 2
             end = keep_run(sequence, run)
+            if end == NO_TOKEN_ENDING and index in result.faults:
+                end = "error", result.faults[index]
             pooled = result.pooled.get(index)
             if (run or pooled) and awaiting and sequence in awaiting:
                 self._log_first(sequence)

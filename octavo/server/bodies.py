@@ -61,7 +61,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("thinking_token_budget", "container", "context_management", "diagnostics", "inference_geo"), ()),
     **dict.fromkeys(("conversation", "background_options", "access_programs"), ()),
     **dict.fromkeys(("repetition_detection", "watermarking", "mm_payload", "kv_transfer_params"), ()),
-    "ec_transfer_params": (),
+    **dict.fromkeys(("ec_transfer_params", "logits_processors"), ()),
     **dict.fromkeys(FORMER_STRUCTURED_OUTPUTS, ()),
 }
 
@@ -75,6 +75,7 @@ INSTEAD: dict[str, str] = {
     "prompt_embeds": "prompts are text or token ids",
     "store": "/v1/responses stores, this route does not",
     "service_tier": "there is one tier; use priority",
+    "logits_processors": "functions run offline only; use logit_bias, allowed_token_ids and bad_words",
     "repetition_detection": "/v1/chat/completions and /v1/responses have it",
     "conversation": "/v1/responses continues a response by previous_response_id",
     "reasoning_effort": _CHATS,

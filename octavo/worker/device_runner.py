@@ -6,8 +6,9 @@
 
 Rows on the device are always current: a step appends the tokens it draws there, and the next step reads them there.
 The host's rows follow when a step's tokens are fetched, in order. Only two things wait for tokens on the host:
-log-probabilities, and penalties, grammars and other edits of logits, which read a sequence's history. A step of decodes
-with edits leaves its draw for later (`launched_steps.py`), so that the host waits while the device computes logits.
+log-probabilities, and penalties, grammars, users' functions and other edits of logits, which read a sequence's history.
+A step of decodes with edits leaves its draw for later (`launched_steps.py`), so that the host waits while the device
+computes logits.
 
 Most steps are decodes only. They start from the device's rows and are one launch. Steps with chunks, forks or prompt
 log-probabilities use a batch gathered on the host; tokens that the host does not have yet are filled in on the device.
@@ -238,6 +239,11 @@ class DeviceRunner:
         launched already, and draws late."""
         if self._sampler.has_special(rows):
             self._launched.fetch_all(but=step)
+        if (processed := self._sampler.processed).rows:
+            read = partial(self._model.host_logits, logits)
+            processed.run(rows, logits_rows, positions, self._states.token_ids, read)
+            if step is not None:
+                step.faults = processed.take_faults()
         sampling = self._sampler.prepare(rows, logits_rows, positions, self._states.token_ids)
         tokens = self._model.launch_sample(logits, sampling)
         self._rows.advance(rows, tokens)
@@ -254,6 +260,8 @@ class DeviceRunner:
     ) -> LaunchedStep:
         """Start copying the tokens to the host. Log-probabilities wait here: the next step overwrites the logits."""
         step = self._add(plan, rows, positions)
+        if self._sampler.processed.faults:
+            step.faults = self._sampler.processed.take_faults()
         self._launched.send(step, tokens)
         if self._sampler.reports_logprobs(rows):
             step.logprobs = self._logprobs.of_drawn(rows, positions, logits, logits_rows, self._launched.fetch(step))

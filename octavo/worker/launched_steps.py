@@ -22,14 +22,15 @@ from octavo.errors import EngineDeadError
 from octavo.kernels.arrays import IntArray
 from octavo.messages import Candidates, LogprobRow, StepPlan, StepResult
 from octavo.worker.rows import RequestStates
-from octavo.worker.runner import Draws
+from octavo.worker.runner import Draws, with_faults
 
 
 @dataclass(slots=True, eq=False)
 class LaunchedStep:
     """A PendingStep. draws: None for a step of decodes, which draws one token a row. logprobs: by draw. tenants: the
     rows' counts of tenants when the step was launched. fetch: None until the draw is launched; draw_late: launches it.
-    token_ids: None until they are fetched. complete: adds to the result what its tokens entail."""
+    token_ids: None until they are fetched. complete: adds to the result what its tokens entail.
+    faults: of users' functions, by row."""
 
     steps: LaunchedSteps
     plan: StepPlan
@@ -45,9 +46,11 @@ class LaunchedStep:
     candidates: dict[int, Candidates] = field(default_factory=dict)
     token_ids: IntArray | None = None
     complete: Callable[[LaunchedStep, StepResult], StepResult] | None = None
+    faults: dict[int, str] = field(default_factory=dict)
 
     def result(self) -> StepResult:
         made = self._drawn(self.steps.fetch(self))
+        made = with_faults(made, self.plan, self.faults) if self.faults else made
         return made if self.complete is None else self.complete(self, made)
 
     def _drawn(self, tokens: IntArray) -> StepResult:

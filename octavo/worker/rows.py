@@ -146,6 +146,8 @@ class LiveRows:
             self.num_prompt_logprobs.pop(row, None)
         if self.grammars.rows:
             self.grammars.leave(plan.freed_rows)
+        if self.sampler.processed.rows:
+            self.sampler.processed.leave(plan.freed_rows)
         for new in plan.new_rows:
             self.states.enter(new)
             self.sampler.enter(new)

@@ -14,7 +14,8 @@ HostRunner is for devices that compute in the host's memory; `device_runner.py` 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -226,6 +227,9 @@ def keep_draws(
     tiles, logprobs = [np.zeros(0, np.int32)], {}
     for start, tile in draws.tiles(len(states.num_tokens)):
         logits = model.logits(tile.wanted)
+        if sampler.processed.rows:
+            read = partial(model.host_logits, logits)
+            sampler.processed.run(tile.rows, tile.logits_rows, tile.positions, states.token_ids, read)
         sampling = sampler.prepare(tile.rows, tile.logits_rows, tile.positions, states.token_ids)
         drawn = model.sample(logits, sampling)
         tiles.append(drawn)
@@ -236,10 +240,18 @@ def keep_draws(
     kept = draws.kept(plan, token_ids, states.num_tokens)
     states.append(draws.rows[kept], draws.positions[kept], token_ids[kept])
     result = draws.result(plan.step_id, token_ids, kept, logprobs, prompt_logprobs, candidates)
+    if sampler.processed.faults:
+        result = with_faults(result, plan, sampler.processed.take_faults())
     if not live.grammars.rows:
         return result
     runs = constrained_runs(result, [*plan.rows, *(fork.row for fork in plan.fork_rows)], live)
     return with_forced(result, live, runs)
+
+
+def with_faults(result: StepResult, plan: StepPlan, faults: dict[int, str]) -> StepResult:
+    """faults: by row."""
+    rows = [*plan.rows, *(fork.row for fork in plan.fork_rows)]
+    return replace(result, faults={run: faults[row] for run, row in enumerate(rows) if row in faults})
 
 
 def _last_before(ends: IntArray, counts: IntArray) -> IntArray:

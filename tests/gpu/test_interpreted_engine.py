@@ -31,6 +31,7 @@ from octavo.worker.rows import RequestStates
 from octavo.worker.task import WorkerTask
 from tests.conftest import TinyFolder
 from tests.structured.spelling_model import spelling_model
+from tests.test_logits_processors import follow_functions
 from tests.tiny_models import make_tiny_model
 from tests.worker.guessing import guess_next_tokens
 
@@ -238,3 +239,10 @@ def test_costs_of_steps_are_measured_on_a_device(tiny_folder: TinyFolder) -> Non
         timer = StepTimer(executor, Patience(1, 0.0))
         assert timer.decode(1, 20) > 0.0
         assert timer.ratios
+
+
+@pytest.mark.usefixtures("_interpreted")
+def test_it_calls_users_functions(tiny_folder: TinyFolder) -> None:
+    """Each step's before its late draw, with the tokens of the step before."""
+    with engine(tiny_folder("qwen3"), "triton", async_scheduling=True) as device:
+        follow_functions(device)

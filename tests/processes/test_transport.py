@@ -64,6 +64,7 @@ TEXT_ONLY = {
     "flat_logprobs",
     "structured_outputs",
     "thinking_token_budget",
+    "logits_processors",
 }
 
 

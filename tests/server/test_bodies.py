@@ -20,6 +20,7 @@ REFUSED_CHATS = {
     ),
     "form": ({"response_format": {"type": "xml"}}, "response_format", "json_schema"),
     "guided": ({"guided_json": {}}, "guided_json", "use structured_outputs"),
+    "functions": ({"logits_processors": ["f"]}, "logits_processors", "functions run offline only"),
     "loops": (
         {"repetition_detection": {"max_pattern_size": 2}},
         "repetition_detection",

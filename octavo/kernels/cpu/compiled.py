@@ -173,6 +173,10 @@ class CpuModel:
     def sample(self, logits: FloatArray, batch: SamplingBatch) -> IntArray:
         return sample(self._library, self._threads.handle, logits, batch)
 
+    def host_logits(self, logits: FloatArray, rows: IntArray) -> FloatArray:
+        copied: FloatArray = logits[rows].astype(np.float32)
+        return copied
+
     def processed_logits(self, logits: FloatArray, batch: SamplingBatch, drawn: IntArray) -> FloatArray:
         return processed_logits(self._library, self._threads.handle, logits, batch)
 

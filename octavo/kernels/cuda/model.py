@@ -256,6 +256,11 @@ class TritonModel:
             self.draw(logits, entries.part(start, end), tokens[start:end], has_edits=has_edits, has_filters=has_filters)
         return tokens
 
+    def host_logits(self, logits: torch.Tensor, rows: IntArray) -> FloatArray:
+        (indices,) = self.staging.upload([np.asarray(rows, np.int32)])
+        copied: FloatArray = logits.index_select(0, indices).float().cpu().numpy()
+        return copied
+
     def processed_logits(self, logits: torch.Tensor, batch: SamplingBatch, drawn: IntArray) -> torch.Tensor:
         entries = DeviceSamplingBatch.of(batch, self.staging.upload)
         (tokens,) = self.staging.upload([np.asarray(drawn, np.int32)])

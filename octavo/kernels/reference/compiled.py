@@ -73,6 +73,10 @@ class ReferenceModel:
     def sample(self, logits: FloatArray, batch: SamplingBatch) -> IntArray:
         return sample(logits, batch)
 
+    def host_logits(self, logits: FloatArray, rows: IntArray) -> FloatArray:
+        copied: FloatArray = logits[rows].astype(np.float32)
+        return copied
+
     def processed_logits(self, logits: FloatArray, batch: SamplingBatch, drawn: IntArray) -> FloatArray:
         return processed_logits(logits, batch)
 
