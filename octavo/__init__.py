@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from octavo.errors import TokenizerError as TokenizerError
     from octavo.errors import UnsupportedModelError as UnsupportedModelError
     from octavo.llm import LLM as LLM
+    from octavo.logprobs import FlatLogprobs as FlatLogprobs
+    from octavo.logprobs import Logprob as Logprob
     from octavo.lora_request import LoRARequest as LoRARequest
     from octavo.outputs import ClassificationOutput as ClassificationOutput
     from octavo.outputs import ClassificationRequestOutput as ClassificationRequestOutput
     from octavo.outputs import CompletionOutput as CompletionOutput
     from octavo.outputs import EmbeddingOutput as EmbeddingOutput
     from octavo.outputs import EmbeddingRequestOutput as EmbeddingRequestOutput
-    from octavo.outputs import FlatLogprobs as FlatLogprobs
-    from octavo.outputs import Logprob as Logprob
     from octavo.outputs import PoolingOutput as PoolingOutput
     from octavo.outputs import PoolingRequestOutput as PoolingRequestOutput
     from octavo.outputs import RequestOutput as RequestOutput
@@ -59,8 +59,9 @@ _NAMES_IN = {
     "octavo.repetition": ("RepetitionDetectionParams",),
     "octavo.lora_request": ("LoRARequest",),
     "octavo.structured_outputs": ("StructuredOutputsParams",),
+    "octavo.logprobs": ("FlatLogprobs", "Logprob"),
     "octavo.outputs": (
-        *("RequestOutput", "CompletionOutput", "FlatLogprobs", "Logprob"),
+        *("RequestOutput", "CompletionOutput"),
         *("EmbeddingRequestOutput", "EmbeddingOutput", "ScoringRequestOutput", "ScoringOutput"),
         *("ClassificationRequestOutput", "ClassificationOutput", "PoolingRequestOutput", "PoolingOutput"),
     ),

@@ -116,8 +116,8 @@ def _codes(args: argparse.Namespace, copied: QuantizedCopy) -> Codes:
             "calibration computes with torch, which is not installed: pip install 'octavo[reference]', or set "
             "--no-calibration"
         )
-    from octavo.models.architecture import allowed_model_len
     from octavo.models.calibration import Calibration
+    from octavo.models.context_len import allowed_model_len
     from octavo.text.calibration_text import packaged_text, windows
     from octavo.text.tokenizer import open_tokenizer
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from octavo.checked_parameters import assignable, checked, parameter
 from octavo.errors import InvalidRequestError
+from octavo.logprobs import FlatLogprobs, TokenLogprobs
 from octavo.lora_request import LoRARequest
-from octavo.outputs import FinishReason, FlatLogprobs, RequestOutput, TokenLogprobs
+from octavo.outputs import FinishReason, RequestOutput
 from octavo.sampling_params import (
     MAX_DIVERSITY_PENALTY,
     MAX_LENGTH_PENALTY,

@@ -13,8 +13,8 @@ from typing import overload
 
 import msgspec
 
+from octavo.logprobs import FlatLogprobs, Logprob, TokenLogprobs
 from octavo.messages import LogprobRow
-from octavo.outputs import FlatLogprobs, Logprob, TokenLogprobs
 from octavo.text.tokenizer import Tokenizer
 
 #: rows packed together; with twenty alternatives each, unpacking them takes one or two milliseconds

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from octavo.kernels.ledger import size
-from octavo.models.architecture import context_len
+from octavo.models.context_len import context_len
 from octavo.observe.logging import LOGGER
 from octavo.shown import shown_names
 from octavo.worker.task import WorkerShape

@@ -29,9 +29,9 @@ from octavo.processes.block_messages import (
     BlockCard,
     Failed,
     Fetch,
-    Wire,
     unpack_ids,
 )
+from octavo.processes.block_wire import Wire
 from octavo.processes.lender_link import LenderLink
 from octavo.processes.own_blocks import OwnBlocks
 from octavo.request import Request, Sequence

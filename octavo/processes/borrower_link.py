@@ -32,10 +32,10 @@ from octavo.processes.block_messages import (
     Refused,
     There,
     ToLender,
-    Wire,
     printable,
     unpack_ids,
 )
+from octavo.processes.block_wire import Wire
 from octavo.processes.incoming_blocks import Incoming
 from octavo.processes.own_blocks import OwnBlocks
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
-from octavo.child import Note
+from octavo.channel import Note
 from octavo.config import EngineConfig
 from octavo.observe.logging import LOGGER
 from octavo.processes.engine_keeper import EngineKeeper

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
-from octavo.child import Child, Note, as_error
+from octavo.channel import Note
+from octavo.child import Child, as_error
 from octavo.observe.logging import LOGGER
 from octavo.processes.heartbeat import Watchdog
 from octavo.processes.household import GRACE_S, EngineTask, Household, Restarts, front_end_identity

@@ -12,7 +12,7 @@ import time
 import msgspec
 import zmq
 
-from octavo.child import Channel, Note
+from octavo.channel import Channel, Note
 from octavo.engine.core import EngineCore
 from octavo.engine.input import check_unused
 from octavo.engine.llm_engine import LLMEngine

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 from dataclasses import replace
 
-from octavo.child import Note, begin, telling_failures
+from octavo.channel import Note
+from octavo.child import begin, telling_failures
 from octavo.engine.assemble import build_engine
 from octavo.observe.logging import LOGGER, log_to_stderr
 from octavo.processes.engine_loop import EngineLoop

@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from octavo.child import Child, Note, as_error
+from octavo.channel import Note
+from octavo.child import Child, as_error
 from octavo.observe.logging import LOGGER
 from octavo.processes.engine_fleet import EngineFleet
 from octavo.processes.heartbeat import Watchdog

@@ -14,7 +14,7 @@ import asyncio
 import math
 from collections.abc import Callable
 
-from octavo.child import Channel, Note
+from octavo.channel import Channel, Note
 
 INTERVAL_S = 5.0
 #: a cold GPU compiles kernels in its first steps (prefill, decode, graph capture): a minute is common

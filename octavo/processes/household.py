@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from octavo.child import Channel
+from octavo.channel import Channel
 from octavo.config import DataParallelRouting, EngineConfig, ModelConfig
 from octavo.processes.heartbeat import Watchdog
 from octavo.server_config import AdmissionConfig, ServerConfig

@@ -39,9 +39,9 @@ from octavo.processes.block_messages import (
     Refused,
     There,
     ToBorrower,
-    Wire,
     pack_ids,
 )
+from octavo.processes.block_wire import Wire
 from octavo.processes.own_blocks import OwnBlocks
 
 _NUM_SLOTS = 4

@@ -10,7 +10,7 @@ import time
 
 import zmq
 
-from octavo.child import Note
+from octavo.channel import Note
 from octavo.config import EngineConfig
 from octavo.errors import EngineDeadError
 from octavo.processes.engine_fleet import EngineFleet

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from octavo.child import Note
+from octavo.channel import Note
 from octavo.config import DataParallelRouting
 from octavo.engine.core import EngineStats, total_stats
 from octavo.engine.lazy_logprobs import unpack_rows

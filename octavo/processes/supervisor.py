@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from octavo.child import Child, Note
+from octavo.channel import Note
+from octavo.child import Child
 from octavo.config import EngineConfig
 from octavo.observe.logging import LOGGER
 from octavo.processes.engine_fleet import EngineFleet, print_card

@@ -17,7 +17,8 @@ from typing import Any
 
 import msgspec
 
-from octavo.outputs import CompletionOutput, RequestOutput, TokenLogprobs
+from octavo.logprobs import TokenLogprobs
+from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.server.answer_bodies import ChatLogprobs, Usage, request_times, usage
 from octavo.server.answers import Reading, StreamedAnswer
 from octavo.server.api_errors import ApiError

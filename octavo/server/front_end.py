@@ -22,7 +22,8 @@ from typing import Any, cast
 import uvicorn
 import uvloop
 
-from octavo.child import Channel, Note, begin, telling_failures
+from octavo.channel import Channel, Note
+from octavo.child import begin, telling_failures
 from octavo.models.loader import tokenizer_source
 from octavo.observe.logging import LOGGER, log_to_stderr
 from octavo.processes.heartbeat import beat

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
-from octavo.outputs import Logprob, TokenLogprobs
+from octavo.logprobs import Logprob, TokenLogprobs
 from octavo.server.answer_bodies import (
     ChatTokenLogprob,
     CompletionLogprobs,

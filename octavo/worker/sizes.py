@@ -14,8 +14,9 @@ from octavo.kernels.device import Device, DTypes, StepLimits, StepSizes
 from octavo.kernels.kv_layout import LARGEST_CODE, KVGroup, KVLayout
 from octavo.kernels.model import Model
 from octavo.lora_config import LoRAConfig
-from octavo.models.architecture import Architecture, allowed_model_len
+from octavo.models.architecture import Architecture
 from octavo.models.checkpoint import Checkpoint
+from octavo.models.context_len import allowed_model_len
 from octavo.models.decoder import Decoder, LayerSlot
 from octavo.models.registry import parameters_of
 from octavo.models.splits import layers_of, own_kv_heads

@@ -10,8 +10,9 @@ import pytest
 
 from octavo.errors import ConfigError
 from octavo.llm import LLM
-from octavo.models.architecture import Architecture, allowed_model_len, context_len
+from octavo.models.architecture import Architecture
 from octavo.models.config_json import architecture_from_config
+from octavo.models.context_len import allowed_model_len, context_len
 from octavo.models.loader import open_gguf
 from tests.conftest import TinyFolder
 from tests.models.architectures import ARCHITECTURES

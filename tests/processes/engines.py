@@ -12,7 +12,7 @@ from typing import Any
 
 from octavo import SamplingParams
 from octavo.cache.invariants import check
-from octavo.child import Channel, Note
+from octavo.channel import Channel, Note
 from octavo.engine.assemble import build_engine, engine_config
 from octavo.engine.core import EngineCore
 from octavo.observe.events import BlocksCame, Event

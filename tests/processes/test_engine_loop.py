@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from octavo import LLM, EngineBusyError, EngineDeadError, InvalidRequestError, RequestOutputKind, SamplingParams
-from octavo.child import Channel, Note
+from octavo.channel import Channel, Note
 from octavo.engine.assemble import build_engine, engine_config
 from octavo.engine.llm_engine import EngineClient
 from octavo.outputs import RequestOutput

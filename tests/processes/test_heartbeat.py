@@ -2,7 +2,7 @@
 
 import socket
 
-from octavo.child import Channel, Note
+from octavo.channel import Channel, Note
 from octavo.processes.heartbeat import COMPILING_S, INTERVAL_S, NUM_COMPILING_STEPS, Heartbeat
 
 

@@ -21,7 +21,6 @@ from octavo.kernels.block_mover import HostMover
 from octavo.processes import lender_link
 from octavo.processes.block_door import Slots, admit, knock, listen
 from octavo.processes.block_messages import (
-    MAX_MESSAGE_BYTES,
     TO_BORROWER,
     TO_LENDER,
     Admitted,
@@ -38,10 +37,10 @@ from octavo.processes.block_messages import (
     Read,
     Refused,
     There,
-    Wire,
     pack_ids,
     unpack_ids,
 )
+from octavo.processes.block_wire import MAX_MESSAGE_BYTES, Wire
 from octavo.processes.incoming_blocks import Incoming
 from octavo.server_config import TransferConfig
 from tests.conftest import TinyFolder

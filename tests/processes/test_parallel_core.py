@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from octavo.child import Note
+from octavo.channel import Note
 from octavo.errors import EngineDeadError
 from octavo.processes.offline_engines import OfflineEngines
 from octavo.processes.parallel_core import ParallelCore

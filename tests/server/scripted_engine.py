@@ -15,7 +15,8 @@ from octavo.engine.core import EngineStats
 from octavo.engine.input import InputProcessor
 from octavo.engine.llm_engine import EngineClient, GenerateCall, has_ended
 from octavo.engine.output import RequestText
-from octavo.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, TokenLogprobs
+from octavo.logprobs import Logprob, TokenLogprobs
+from octavo.outputs import CompletionOutput, RequestMetrics, RequestOutput
 from octavo.request import ModelInfo, Request, RequestLimits
 from octavo.sampling_params import RequestOutputKind, SamplingParams
 from octavo.server.app import create_app

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octavo.outputs import Logprob, TokenLogprobs
+from octavo.logprobs import Logprob, TokenLogprobs
 from octavo.sampling_params import SamplingParams
 from octavo.server.generation import Generation
 from octavo.server.logprobs import chat_logprobs, completion_logprobs

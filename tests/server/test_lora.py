@@ -16,7 +16,7 @@ pytest.importorskip("safetensors")
 from safetensors.numpy import save_file
 
 from octavo import LLM, LoRARequest, SamplingParams
-from octavo.child import Note
+from octavo.channel import Note
 from octavo.errors import InvalidRequestError
 from octavo.processes.process_client import ProcessClient
 from octavo.server.app import create_app

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from octavo.outputs import CompletionOutput, TokenLogprobs
+from octavo.logprobs import TokenLogprobs
+from octavo.outputs import CompletionOutput
 from octavo.server.answer_bodies import ChatTokenLogprob
 from octavo.server.answers import AnswerEvents, Reading
 from octavo.server.logprobs import chat_logprobs
