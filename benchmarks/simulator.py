@@ -35,8 +35,6 @@ from octavo.simulator.engine import SimulatedEngine, SimulatedSizes
 from octavo.simulator.fleet import Fleet
 from octavo.simulator.generate import TraceRecipe
 from octavo.simulator.measure_cost import (
-    Patience,
-    StepTimer,
     decode_cells,
     measure_decodes,
     measure_mixed,
@@ -47,6 +45,7 @@ from octavo.simulator.measure_cost import (
 from octavo.simulator.measure_host import measure_host
 from octavo.simulator.report import METRICS, PERCENTAGES, Result, result_of
 from octavo.simulator.requests import RequestMaker, drawn_below, never_repeated
+from octavo.simulator.step_timer import Patience, StepTimer
 from octavo.worker.task import WorkerTask
 
 Clock = Callable[[], float]

@@ -25,7 +25,8 @@ from octavo.kernels.kv_layout import KVGroup, KVLayout
 from octavo.kernels.triton.attention.decode_attention import decode_attention
 from octavo.kernels.triton.attention.hopper_decode import HopperDecode
 from octavo.kernels.triton.attention.hopper_prefill import HopperPrefill
-from octavo.kernels.triton.attention.memory import DecodeWorkspace, LayerPool, join_parts
+from octavo.kernels.triton.attention.join import join_parts
+from octavo.kernels.triton.attention.memory import DecodeWorkspace, LayerPool
 from octavo.kernels.triton.attention.plan import AttentionPlan, make_plan
 from octavo.kernels.triton.attention.prefill_attention import prefill_attention
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform

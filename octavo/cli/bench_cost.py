@@ -39,14 +39,9 @@ def run(args: argparse.Namespace) -> int:
     from octavo.engine.assemble import engine_config
     from octavo.executor.executor import executor_here
     from octavo.simulator.cost_table import CostTable, spread_of
-    from octavo.simulator.measure_cost import (
-        Patience,
-        StepTimer,
-        measure_decodes,
-        measure_mixed,
-        sizes_of,
-    )
+    from octavo.simulator.measure_cost import measure_decodes, measure_mixed, sizes_of
     from octavo.simulator.measure_host import measure_host
+    from octavo.simulator.step_timer import Patience, StepTimer
     from octavo.worker.task import WorkerTask
 
     _check(args)

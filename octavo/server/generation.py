@@ -6,10 +6,9 @@ POST {"prompt": ["a", "b"]} ── id "cmpl-1" ──┬── engine request "c
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,18 +23,16 @@ from octavo.outputs import RequestOutput
 from octavo.pooling_params import PoolingParams
 from octavo.sampling_params import RequestOutputKind, SamplingParams
 from octavo.server.api_errors import ApiError, as_api_error, bad_field
+from octavo.server.merged_streams import MergedStreams
 from octavo.server.protocol import SAME, GenerationRequest
 from octavo.server.response_format import asked_form
 from octavo.server.serving import Serving
 from octavo.server.settings import ServerSettings
+from octavo.server.streaming import closing
 from octavo.shown import shown
 
 #: vLLM's name of the header that chooses an engine
 RANK_HEADER = "x-data-parallel-rank"
-#: prompts of a call that become engine requests without a pause
-_STARTED_AT_ONCE = 16
-#: outputs that may wait for a call's reader; beyond that the streams of its prompts wait, and lose nothing
-_MAX_AHEAD = 64
 _MAX_BIASES = _MAX_IDS = 4096  # each is checked separately
 
 
@@ -158,81 +155,6 @@ async def _run(client: EngineClient, generation: Generation, kind: RequestOutput
         for place, prompt in enumerate(generation.prompts)
     ]
     outputs = streams[0] if len(streams) == 1 else MergedStreams().outputs(dict(enumerate(streams)))
-    async with _closing(outputs):
+    async with closing(outputs):
         async for output in outputs:
             yield output
-
-
-class MergedStreams:
-    """Several streams at once, to which others may be added while they run. The first that fails ends the others."""
-
-    def __init__(self) -> None:
-        self._queue: asyncio.Queue[RequestOutput | Exception | None] = asyncio.Queue(_MAX_AHEAD)
-        self._pumps: dict[int, asyncio.Task[None]] = {}
-        self._num_running = 0
-
-    async def outputs(self, streams: Mapping[int, AsyncIterator[RequestOutput]]) -> AsyncGenerator[RequestOutput]:
-        """Until all have ended. streams: those to begin with, each with a number of its own."""
-        try:
-            for place, (number, stream) in enumerate(streams.items()):
-                if number not in self._pumps:  # else it was ended before it began
-                    self.add(number, stream)
-                if place % _STARTED_AT_ONCE == _STARTED_AT_ONCE - 1:
-                    await asyncio.sleep(0)  # checking prompts takes time, and other calls must go on
-            while self._num_running:
-                item = await self._queue.get()
-                if isinstance(item, Exception):
-                    raise item
-                if item is None:
-                    self._num_running -= 1
-                else:
-                    yield item
-        finally:
-            for pump in self._pumps.values():
-                pump.cancel()
-            await asyncio.gather(*self._pumps.values(), return_exceptions=True)
-
-    def add(self, number: int, stream: AsyncIterator[RequestOutput]) -> None:
-        self._pumps[number] = asyncio.create_task(_pump(number, stream, self._queue))
-        self._num_running += 1
-
-    async def end(self, number: int, last: RequestOutput) -> None:
-        """End one stream, which frees its blocks. last: its last output, unless it has had one."""
-        pump = self._pumps.get(number)
-        if pump is None:
-            self._num_running += 1
-        elif pump.cancel():
-            await asyncio.gather(pump, return_exceptions=True)
-        else:
-            return
-        self._pumps[number] = asyncio.create_task(_put(self._queue, last, None))
-
-
-async def _put(queue: asyncio.Queue[RequestOutput | Exception | None], *items: RequestOutput | None) -> None:
-    for item in items:
-        await queue.put(item)
-
-
-async def _pump(
-    place: int, outputs: AsyncIterator[RequestOutput], queue: asyncio.Queue[RequestOutput | Exception | None]
-) -> None:
-    try:
-        async with _closing(outputs):
-            async for output in outputs:
-                await queue.put(output)
-        await queue.put(None)
-    except InvalidRequestError as refusal:
-        await queue.put(InvalidRequestError(f"prompt[{place}]: {refusal}"))
-    except Exception as error:
-        await queue.put(error)
-
-
-@contextlib.asynccontextmanager
-async def _closing(outputs: AsyncIterator[RequestOutput]) -> AsyncIterator[None]:
-    """Leaving the block ends the stream now, not when it is garbage-collected."""
-    try:
-        yield
-    finally:
-        close = getattr(outputs, "aclose", None)
-        if close is not None:
-            await close()

@@ -19,7 +19,8 @@ from octavo.errors import InvalidRequestError
 from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.sampling_params import RequestOutputKind, SamplingParams
 from octavo.server.api_errors import bad_field
-from octavo.server.generation import MergedStreams, raise_failure
+from octavo.server.generation import raise_failure
+from octavo.server.merged_streams import MergedStreams
 from octavo.server.openai_calls import Call
 from octavo.server.serving import Serving
 from octavo.server.session_store import Expect, StoredSession

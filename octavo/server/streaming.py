@@ -193,3 +193,14 @@ async def cancelled_on_disconnect(receive: Receive) -> AsyncIterator[None]:
     finally:
         is_inside = False
         watcher.cancel()
+
+
+@contextlib.asynccontextmanager
+async def closing(outputs: AsyncIterator[object]) -> AsyncIterator[None]:
+    """Leaving the block ends the stream now, not when it is garbage-collected."""
+    try:
+        yield
+    finally:
+        close = getattr(outputs, "aclose", None)
+        if close is not None:
+            await close()

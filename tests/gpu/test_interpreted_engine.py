@@ -26,7 +26,7 @@ from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.device import DTypes
 from octavo.kernels.triton.attention.triton_attention import TritonAttention
 from octavo.observe.events import Sampled
-from octavo.simulator.measure_cost import Patience, StepTimer
+from octavo.simulator.step_timer import Patience, StepTimer
 from octavo.worker.rows import RequestStates
 from octavo.worker.task import WorkerTask
 from tests.conftest import TinyFolder

@@ -16,7 +16,8 @@ from octavo import LLM, LoRARequest, SamplingParams  # isort: skip
 from octavo.kernels.cuda.device import CudaDevice  # isort: skip
 from octavo.kernels.cuda.driver import GPU  # isort: skip
 from octavo.kernels.triton.linear import adapters  # isort: skip
-from octavo.kernels.triton.linear.adapters import RowLists, SlotMatrices, Tiling  # isort: skip
+from octavo.kernels.triton.linear.adapter_rows import RowLists  # isort: skip
+from octavo.kernels.triton.linear.adapters import SlotMatrices, Tiling  # isort: skip
 
 NUM_SLOTS, RANK, DEPTH = 5, 12, 200
 PROMPTS = [[5, 9, 2], [*range(3, 23)], [101, 4], [60]]

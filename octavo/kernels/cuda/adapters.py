@@ -15,7 +15,8 @@ from octavo.kernels.cuda import sizes
 from octavo.kernels.cuda.step import DeviceStep
 from octavo.kernels.device import StepLimits
 from octavo.kernels.triton.linear import adapters
-from octavo.kernels.triton.linear.adapters import RowLists, SlotMatrices
+from octavo.kernels.triton.linear.adapter_rows import RowLists, gather_slots
+from octavo.kernels.triton.linear.adapters import SlotMatrices
 
 
 class DeviceAdapters:
@@ -66,7 +67,7 @@ class DeviceAdapters:
         num_tokens = len(step.input_ids)
         if step.adapters is None:
             given = step.rows, step.seq_lens, self.rows, self.body.slots
-            adapters.gather_slots(*given, chained=self._chained)
+            gather_slots(*given, chained=self._chained)
         else:
             self.body.slots[:num_tokens].copy_(step.adapters)
         self.body.make(num_tokens, chained=self._chained)

@@ -30,10 +30,11 @@ from octavo.kernels.attention import AttentionChoice, ModelAttention
 from octavo.kernels.cuda import sizes
 from octavo.kernels.cuda.block_mover import DeviceMover
 from octavo.kernels.cuda.driver import GPU, has_hopper_kernels
-from octavo.kernels.cuda.program import Program, Shared
+from octavo.kernels.cuda.program import Program
 from octavo.kernels.cuda.quantized_product import QuantizedProducts
 from octavo.kernels.cuda.rank_sums import RankSums
 from octavo.kernels.cuda.row_programs import first_for, programs_by_rows
+from octavo.kernels.cuda.shared import Shared
 from octavo.kernels.cuda.sizes import MAX_EDITED_ROWS
 from octavo.kernels.cuda.step import DeviceStep, Staging, StepKind, slots_of
 from octavo.kernels.cuda.weights import DeviceWeights

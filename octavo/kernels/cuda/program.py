@@ -3,63 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from octavo.kernels.adapters import AdaptedModule
-from octavo.kernels.attention import ModelAttention
 from octavo.kernels.attention_layer import AttentionLayer
-from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda.kv_calibration import with_calibration
+from octavo.kernels.cuda.shared import Shared
 from octavo.kernels.cuda.sizes import aligned, buffer_elements
 from octavo.kernels.cuda.step import DeviceStep
-from octavo.kernels.cuda.weights import DeviceWeights
 from octavo.kernels.mixture import Mixture
 from octavo.kernels.ops import OPS, Activation, Index, Outside
 from octavo.kernels.parameters import Linear, Parameter
 from octavo.kernels.program.recorder import Instruction, OpByOp, Recording, See, Value, share_buffers
 from octavo.kernels.triton.attention.latent_kv_write import LatentWeights, latent_kv_write
-from octavo.kernels.triton.attention.memory import AttentionMemory
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform, rotary_kv_write
 from octavo.kernels.triton.elementwise import elementwise, norm
 from octavo.kernels.triton.elementwise.elementwise import embedding
 from octavo.kernels.triton.experts.mixture import Experts, mixture
-from octavo.kernels.triton.experts.room import Room
 from octavo.kernels.triton.linear.fixed_linear import fixed_linear
 from octavo.kernels.triton.linear.head_linear import head_linear
 from octavo.kernels.triton.linear.skinny_linear import choose_tiling, library_linear, skinny_linear
 
 if TYPE_CHECKING:
     from octavo.kernels.cuda.adapters import DeviceAdapters
-    from octavo.kernels.cuda.quantized_product import Product, QuantizedProducts
-    from octavo.kernels.cuda.rank_sums import RankSums
     from octavo.kernels.triton.linear.tile_linear import TileLinear
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Shared:
-    """What all programs of a model share."""
-
-    weights: DeviceWeights
-    gpu: GPU
-    memory: AttentionMemory
-    attention: ModelAttention
-    see: See | None  # None: a program runs as a whole
-    sums: RankSums | None = None  # None: the model is whole
-    is_fixed: bool = False  # all programs launch the same kernels, whose sums do not depend on the number of rows
-    room: Room | None = None  # None: no layer has experts
-    quantized: QuantizedProducts | None = None  # None: all matrices are dense
-    adapters: DeviceAdapters | None = None  # None: the model has no slots for any
-
-    def quantized_product(self, weight: Linear) -> Product | None:
-        return None if self.quantized is None else self.quantized.product(weight, self.weights)
-
-    @property
-    def fuses_sums(self) -> bool:
-        """Whether a sum of all ranks and the norm after it are one instruction."""
-        return self.sums is not None and self.see is None and not self.is_fixed
 
 
 Launch = Callable[..., None]  # (step, the instruction's tensors: inputs, then outputs)

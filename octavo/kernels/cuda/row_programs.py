@@ -16,7 +16,8 @@ from dataclasses import replace
 
 import torch
 
-from octavo.kernels.cuda.program import Program, Shared
+from octavo.kernels.cuda.program import Program
+from octavo.kernels.cuda.shared import Shared
 from octavo.kernels.cuda.sizes import FEW_QUANTIZED_ROWS, TILED_ROWS
 from octavo.kernels.program.fuse import Fusions, fuse
 from octavo.kernels.program.recorder import Recording

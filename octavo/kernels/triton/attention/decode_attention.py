@@ -32,7 +32,8 @@ import triton.language as tl
 
 from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.triton.attention.codes import loaded, stored, unit
-from octavo.kernels.triton.attention.memory import BOX_TOKENS, DecodeWorkspace, LayerPool, join_parts, padded_dim
+from octavo.kernels.triton.attention.join import join_parts
+from octavo.kernels.triton.attention.memory import BOX_TOKENS, DecodeWorkspace, LayerPool, padded_dim
 from octavo.kernels.triton.attention.plan import AttentionPlan
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform, norm_and_rotate
 from octavo.kernels.triton.attention.scores import LOG2_E, cap_scores, finite, score_box, sum_with_sink

@@ -18,7 +18,8 @@ from octavo.kernels.cuda.step import AttentionLaunch, DeviceStep
 from octavo.kernels.kv_layout import LARGEST_CODE, KVDType, KVLayout
 from octavo.kernels.triton.attention.decode_attention import decode_attention
 from octavo.kernels.triton.attention.fixed_attention import ROWS, PartialResults, fixed_attention, num_parts
-from octavo.kernels.triton.attention.memory import AttentionMemory, join_parts
+from octavo.kernels.triton.attention.join import join_parts
+from octavo.kernels.triton.attention.memory import AttentionMemory
 from octavo.kernels.triton.attention.prefill_attention import prefill_attention
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform
 

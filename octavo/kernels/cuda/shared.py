@@ -1,0 +1,43 @@
+"""Shared: what all programs of a model on a GPU have in common: weights, memory, and choices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from octavo.kernels.attention import ModelAttention
+from octavo.kernels.cuda.driver import GPU
+from octavo.kernels.cuda.weights import DeviceWeights
+from octavo.kernels.parameters import Linear
+from octavo.kernels.program.recorder import See
+from octavo.kernels.triton.attention.memory import AttentionMemory
+from octavo.kernels.triton.experts.room import Room
+
+if TYPE_CHECKING:
+    from octavo.kernels.cuda.adapters import DeviceAdapters
+    from octavo.kernels.cuda.quantized_product import Product, QuantizedProducts
+    from octavo.kernels.cuda.rank_sums import RankSums
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shared:
+    """What all programs of a model share."""
+
+    weights: DeviceWeights
+    gpu: GPU
+    memory: AttentionMemory
+    attention: ModelAttention
+    see: See | None  # None: a program runs as a whole
+    sums: RankSums | None = None  # None: the model is whole
+    is_fixed: bool = False  # all programs launch the same kernels, whose sums do not depend on the number of rows
+    room: Room | None = None  # None: no layer has experts
+    quantized: QuantizedProducts | None = None  # None: all matrices are dense
+    adapters: DeviceAdapters | None = None  # None: the model has no slots for any
+
+    def quantized_product(self, weight: Linear) -> Product | None:
+        return None if self.quantized is None else self.quantized.product(weight, self.weights)
+
+    @property
+    def fuses_sums(self) -> bool:
+        """Whether a sum of all ranks and the norm after it are one instruction."""
+        return self.sums is not None and self.see is None and not self.is_fixed
