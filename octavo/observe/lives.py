@@ -105,8 +105,7 @@ class RequestLives:
             return self._arrived(event)
         if type(event) is PrefixHit:
             return self._prefix_hit(event)
-        handler = self._handlers.get(type(event))
-        if handler is None:
+        if (handler := self._handlers.get(type(event))) is None:
             return None
         life = self.live.get(event.request_id)  # type: ignore[attr-defined]  # every event with a handler has one
         if life is not None:
@@ -135,10 +134,9 @@ class RequestLives:
         return life
 
     def _started(self, life: RequestLife, event: Started) -> None:
-        is_first = life.start is None
-        if is_first:
-            life.start = event.time
-        self._starting = life if is_first else None  # a resumed sequence finds its own blocks
+        self._starting = None
+        if life.start is None:  # a resumed sequence finds its own blocks
+            life.start, self._starting = event.time, life
 
     def _forked(self, life: RequestLife, event: Forked) -> None:
         life.num_live += 1

@@ -153,7 +153,8 @@ class Sampler:
         self._is_special[row] = needs is not None
         if needs is None:
             self._special.pop(row, None)
-            self.processed.set(row, (), 0)
+            if self.processed.rows:
+                self.processed.leave([row])
         else:
             self._special[row] = needs
             self.processed.set(row, needs.processors, needs.num_prompt_tokens)

@@ -15,18 +15,12 @@ from octavo.server.generation import sampling_params, stream
 from octavo.server.json_pieces import LazyList
 from octavo.server.logprob_room import check_num_logprobs
 from octavo.server.logprobs import chat_logprobs, prompt_logprobs
-from octavo.server.openai_calls import (
-    Call,
-    check_pairs,
-    make_call,
-    names_logprob_tokens,
-    total_usage,
-    whole_answer,
-)
+from octavo.server.openai_calls import Call, check_pairs, make_call, names_logprob_tokens
 from octavo.server.prompts import cut, encode_conversation, room_for_output
 from octavo.server.protocol import ChatCompletionRequest, ConversationRequest
 from octavo.server.serving import Serving
 from octavo.server.tools import asked_tools
+from octavo.server.whole_answer import total_usage, whole_answer
 from octavo.text.answers.parser import Answer, num_thoughts
 
 

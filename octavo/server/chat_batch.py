@@ -24,9 +24,10 @@ from octavo.server.chat import (
     read_answer,
     reading_of,
 )
-from octavo.server.openai_calls import Call, check_pairs, make_call, total_usage, whole_answer
+from octavo.server.openai_calls import Call, check_pairs, make_call
 from octavo.server.protocol import BatchChatCompletionRequest, ChatCompletionRequest
 from octavo.server.serving import Serving
+from octavo.server.whole_answer import total_usage, whole_answer
 from octavo.text.answers.parser import num_thoughts
 
 

@@ -16,19 +16,13 @@ from octavo.server.chunks import CompletionChunks, stream_answer
 from octavo.server.generation import sampling_params, stream
 from octavo.server.logprob_room import check_num_logprobs
 from octavo.server.logprobs import completion_logprobs, prompt_logprobs
-from octavo.server.openai_calls import (
-    Call,
-    check_pairs,
-    make_call,
-    names_logprob_tokens,
-    total_usage,
-    whole_answer,
-)
+from octavo.server.openai_calls import Call, check_pairs, make_call, names_logprob_tokens
 from octavo.server.prompts import cut, encode_texts, room_for_output
 from octavo.server.protocol import CompletionRequest
 from octavo.server.serving import Serving
 from octavo.server.session_protocol import SessionGenerateRequest
 from octavo.server.streaming import lane_for
+from octavo.server.whole_answer import total_usage, whole_answer
 from octavo.text.tokenizer import LONG_TEXT
 
 DEFAULT_MAX_TOKENS = 16

@@ -1,26 +1,20 @@
-"""What completions and chat completions share: checks of fields that depend on each other, a Call, and its answer."""
+"""What completions and chat completions share: checks of fields that depend on each other, and a Call."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import msgspec
 from starlette.requests import Request
-from starlette.responses import Response
 
-from octavo.outputs import RequestOutput
 from octavo.sampling_params import SamplingParams
-from octavo.server.answer_bodies import Usage, usage
 from octavo.server.api_errors import ApiError, bad_field
-from octavo.server.generation import Generation, complete, from_headers
-from octavo.server.json_pieces import answer
+from octavo.server.generation import Generation, from_headers
 from octavo.server.logprob_room import count_logprobs
 from octavo.server.logprobs import TextPlace
 from octavo.server.protocol import GenerationRequest
 from octavo.server.serving import Serving, request_id
-from octavo.server.streaming import CLIENT_CLOSED_REQUEST, cancelled_on_disconnect
 from octavo.text.detokenizer import TextStream
 
 _MAX_STREAM_INTERVAL, _MAX_PRIORITY = 2**16, 2**31
@@ -195,37 +189,3 @@ def names_logprob_tokens(asked: GenerationRequest, has_logprobs: bool) -> bool:
     if asked.logprob_token_ids and not has_logprobs:
         raise bad_field("logprob_token_ids", "is set and logprobs is not, allowed is both or neither: set logprobs")
     return bool(asked.logprob_token_ids)
-
-
-async def whole_answer(
-    request: Request,
-    serving: Serving,
-    call: Call,
-    make: Callable[[list[RequestOutput]], msgspec.Struct],
-    echo: str = "",
-    run: Callable[[], Awaitable[list[RequestOutput]]] | None = None,
-) -> Response:
-    """The response that `make` builds of all finished outputs. echo: text repeated with each sample. run: has the
-    engine make the outputs; None: those of the call's prompts."""
-    async with cancelled_on_disconnect(request.receive):
-        with await serving.logprob_room.take(call.num_logprobs) as share:
-            outputs = await (complete(serving.client, call.generation) if run is None else run())
-            size = _answer_size(call, outputs, echo)
-            headers = serving.id_headers(call.known_as)
-            return share.until_sent(await answer(serving.lanes, size, lambda: make(outputs), headers))
-    return Response(status_code=CLIENT_CLOSED_REQUEST)
-
-
-def _answer_size(call: Call, outputs: list[RequestOutput], echo: str) -> int:
-    """In the units of json_pieces.SMALL_ANSWER."""
-    texts = len(echo) * call.params.n + sum(len(one.text) for output in outputs for one in output.outputs)
-    ids = sum(len(o.prompt_token_ids) + sum(len(one.token_ids) for one in o.outputs) for o in outputs)
-    return call.num_logprobs + texts // 16 + (ids if call.has_token_ids else 0)
-
-
-def total_usage(outputs: list[RequestOutput], num_thoughts: int | None = None) -> Usage:
-    return usage(
-        sum(len(output.prompt_token_ids) for output in outputs),
-        sum(len(one.token_ids) for output in outputs for one in output.outputs),
-        *(sum(output.num_cached_tokens for output in outputs), num_thoughts),
-    )

@@ -17,7 +17,7 @@ from octavo.server.api_errors import ApiError, bad_field
 from octavo.server.chunks import CompletionChunks, stream_answer
 from octavo.server.completions import completion_choice, completion_params, completion_response
 from octavo.server.json_pieces import answer
-from octavo.server.openai_calls import Call, check_pairs, make_call, whole_answer
+from octavo.server.openai_calls import Call, check_pairs, make_call
 from octavo.server.prompts import encode_texts, room_for_output
 from octavo.server.serving import Endpoint, Serving, json_response
 from octavo.server.session_calls import SessionCall, check_count
@@ -32,6 +32,7 @@ from octavo.server.session_protocol import (
     SessionResponse,
 )
 from octavo.server.session_store import StoredSession
+from octavo.server.whole_answer import whole_answer
 
 #: fields of completions that a session's generate refuses -> the values that ask for nothing, and the reason
 _NOT_HERE: dict[str, tuple[tuple[object, ...], str]] = {

@@ -11,32 +11,27 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
 import msgspec
 
-from octavo.cache.blocks import CacheGroup
-from octavo.cache.kv_cache import KVCache
-from octavo.config import SchedulerConfig
 from octavo.errors import LogError, OctavoError
-from octavo.lora_config import LoRAConfig
 from octavo.messages import Candidates, LogprobRow, StepPlan, StepResult
 from octavo.observe import events
 from octavo.observe.event_log import EventLog
 from octavo.observe.events import Event
 from octavo.observe.flight_log import LogHeader
 from octavo.request import Sequence, SequenceId
-from octavo.scheduler.scheduler import Scheduler
 from octavo.scheduler.step import NO_TOKEN
 from octavo.shown import cut
+from octavo.simulator.recorded_engine import MOST_SEQS, check_sizes, recorded_cache, recorded_scheduler
 from octavo.simulator.replayed_tokens import ReplayedTokens, tokens_of_log
 
 #: opens the log; a replay reads it twice
 OpenLog = Callable[[], tuple[LogHeader, Iterator[Event]]]
 
-_MOST_BLOCKS, _MOST_TOKENS, _MOST_SEQS = 1 << 24, 1 << 24, 1 << 16
 #: what is not decided by the scheduler or the cache, or is told with times
 _NOT_COMPARED = (
     *(events.EngineStarted, events.Arrived, events.Refused, events.StepDone, events.EventsLost, events.EndAsked),
@@ -79,28 +74,10 @@ def replay(open_log: OpenLog, config: dict[str, Any] | None = None) -> Replayed:
 
 class _ReplayedEngine:
     def __init__(self, header: LogHeader, config: dict[str, Any], tokens: ReplayedTokens) -> None:
-        sizes, options = header.started, {**header.config.get("scheduler", {}), **config}
-        _check(sizes)
-        own = EventLog(0)
-        self._cache = KVCache(
-            num_blocks=sizes.num_blocks + 1,
-            block_size=sizes.block_size,
-            groups=[CacheGroup((), window) for window in sizes.windows],
-            enable_prefix_caching=sizes.enable_prefix_caching,
-            events=own,
-            clock=lambda: 0.0,
-        )
-        chosen = SchedulerConfig(**{"max_num_seqs": sizes.max_num_seqs, **options})
-        self._scheduler = Scheduler(
-            replace(chosen, max_num_seqs=chosen.max_num_seqs or sizes.max_num_seqs),
-            self._cache,
-            max_model_len=sizes.max_model_len,
-            max_num_batched_tokens=chosen.max_num_batched_tokens or sizes.max_num_batched_tokens,
-            events=own,
-            clock=lambda: 0.0,
-            num_stages=sizes.num_stages,
-            num_adapter_slots=_num_adapter_slots(header.config.get("lora", {})),
-        )
+        sizes, own = header.started, EventLog(0)
+        check_sizes(sizes)
+        self._cache = recorded_cache(sizes, own)
+        self._scheduler = recorded_scheduler(header, config, self._cache, own)
         self._tokens = tokens
         self._most_tokens = sizes.max_model_len
         self._is_overlapped = sizes.is_overlapped
@@ -120,7 +97,7 @@ class _ReplayedEngine:
         if kind in _DECIDES:
             self._tokens.settle_beams(self._scheduler.sequences)
         if kind is events.Arrived:
-            if not 0 <= event.num_prompt_tokens <= self._most_tokens or not 1 <= event.num_sequences <= _MOST_SEQS:
+            if not 0 <= event.num_prompt_tokens <= self._most_tokens or not 1 <= event.num_sequences <= MOST_SEQS:
                 raise LogError(f"a request has {event.num_prompt_tokens:,} tokens and {event.num_sequences:,} samples")
             self._scheduler.add_request(self._tokens.request(event))
         elif kind is events.EndAsked:
@@ -217,19 +194,3 @@ def _essence(event: Event) -> Event:
     if type(event) is events.Sampled:
         return msgspec.structs.replace(event, token_ids=())
     return msgspec.structs.replace(event, fault="") if type(event) is events.Finished else event
-
-
-def _num_adapter_slots(options: dict[str, Any]) -> int:
-    chosen = LoRAConfig(**{name: options[name] for name in ("enable_lora", "max_loras") if name in options})
-    return chosen.max_loras if chosen.enable_lora else 0
-
-
-def _check(sizes: events.EngineStarted) -> None:
-    """A file may say anything."""
-    limits = {"num_blocks": _MOST_BLOCKS, "max_model_len": _MOST_TOKENS, "block_size": _MOST_TOKENS}
-    limits |= {"max_num_seqs": _MOST_SEQS, "max_num_batched_tokens": 1 << 30, "num_stages": _MOST_SEQS}
-    for name, most in limits.items():
-        if not 1 <= getattr(sizes, name) <= most:
-            raise LogError(f"the log's {name} is {getattr(sizes, name):,}, allowed for a replay are 1 to {most:,}")
-    if not 1 <= len(sizes.windows) <= 1 << 10 or any(window is not None and window < 1 for window in sizes.windows):
-        raise LogError(f"the log's windows are {sizes.windows}, allowed are None and numbers from 1 on")

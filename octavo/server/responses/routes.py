@@ -20,12 +20,13 @@ from octavo.server.api_errors import ApiError, as_api_error, bad_field
 from octavo.server.chat import chat_params, encode_chat, number_of_alternatives
 from octavo.server.generation import complete, stream
 from octavo.server.json_pieces import answer
-from octavo.server.openai_calls import Call, make_call, whole_answer
+from octavo.server.openai_calls import Call, make_call
 from octavo.server.responses.asked import chat_of, check_fields, in_its_words, input_items, summary
 from octavo.server.responses.events import ResponseEvents
 from octavo.server.responses.making import BackgroundResponse, MadeEvents, MadeResponse
 from octavo.server.responses.protocol import Item, ResponseObject, ResponseReasoning, ResponsesRequest, ResponseText
 from octavo.server.serving import Serving
+from octavo.server.whole_answer import whole_answer
 
 #: items and parts of them that are read on the event loop; each takes a few microseconds
 _FEW_PARTS = 512
