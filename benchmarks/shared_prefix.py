@@ -18,7 +18,7 @@ import time
 import numpy as np
 
 from octavo import LLM, SamplingParams
-from octavo.bench.sharing import step_seconds
+from octavo.bench.sharing_time import step_seconds
 from octavo.observe.machine import cpu_name
 
 OWN_TOKENS = 4  # after the prefix

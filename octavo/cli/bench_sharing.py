@@ -30,7 +30,8 @@ from octavo.cli.terminal_text import beside_one_another
 from octavo.errors import ConfigError
 
 if TYPE_CHECKING:
-    from octavo.bench.sharing import Saving, Timing
+    from octavo.bench.sharing import Saving
+    from octavo.bench.sharing_time import Timing
 
 COMMON = (
     *("--model", "--n", "--beam-width", "--num-prompts", "--seed", "--block-size", "--input-len", "--output-len"),
@@ -110,7 +111,7 @@ def _block_size(args: argparse.Namespace) -> int:
 
 
 def _time(args: argparse.Namespace, counts: list[int]) -> dict[int, list[Timing]]:
-    from octavo.bench.sharing import time_samples, timing_table
+    from octavo.bench.sharing_time import time_samples, timing_table
     from octavo.llm import LLM
 
     num_tokens = vocab_size(args)

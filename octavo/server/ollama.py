@@ -9,27 +9,17 @@ One JSON object per line, or one in all with "stream": false.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.request import ModelInfo
 from octavo.sampling_params import SamplingParams, defaults_for, known_to
 from octavo.server.api_errors import JSON, ApiError, bad_field
-from octavo.server.generation import (
-    Generation,
-    checked_params,
-    complete,
-    ended_by_server,
-    from_headers,
-    raise_failure,
-    stream,
-)
+from octavo.server.generation import Generation, checked_params, complete, from_headers, stream
+from octavo.server.ollama_lines import OllamaLines, message_of, timestamp
 from octavo.server.ollama_protocol import (
     OllamaChatRequest,
     OllamaGenerateRequest,
@@ -54,7 +44,7 @@ async def chat(request: Request, serving: Serving) -> Response:
     """Answer a conversation, for Ollama's clients."""
     asked = await _read(request, serving, OllamaChatRequest)
     if not asked.messages:
-        return _loaded(asked, {"message": _message("")})
+        return _loaded(asked, {"message": message_of("")})
     is_begun = asked.messages[-1].get("role") == "assistant"
     conversation = ChatCompletionRequest(
         messages=asked.messages, add_generation_prompt=not is_begun, continue_final_message=is_begun
@@ -179,74 +169,3 @@ def _loaded(asked: OllamaRequest, answer: dict[str, Any]) -> Response:
     body = {"model": asked.model, "created_at": timestamp(), **answer, "done": True, "done_reason": "load"}
     is_stream = asked.stream is not False
     return Response(_encode(body) + (b"\n" if is_stream else b""), media_type=LINES if is_stream else JSON)
-
-
-def timestamp(seconds: float | None = None) -> str:
-    """seconds: since 1970; None for now."""
-    moment = datetime.now(UTC) if seconds is None else datetime.fromtimestamp(seconds, UTC)
-    return moment.isoformat().replace("+00:00", "Z")
-
-
-def _message(text: str) -> dict[str, str]:
-    return {"role": "assistant", "content": text}
-
-
-@dataclass(slots=True)
-class OllamaLines:
-    """The lines of one streamed answer; see streaming.Events."""
-
-    model: str
-    is_chat: bool
-    num_tokens: int = 0
-
-    def output(self, output: RequestOutput) -> bytes:
-        raise_failure(output)
-        parts = []
-        for completion in output.outputs:
-            self.num_tokens += len(completion.token_ids)
-            if completion.text:
-                parts.append(self._line(completion.text, {"done": False}))
-            if completion.finish_reason is not None:
-                parts.append(self._line("", self._end(completion, output)))
-        return b"".join(parts)
-
-    def is_large(self, output: RequestOutput) -> bool:
-        return False
-
-    def end(self) -> bytes:
-        return b""
-
-    def error(self, error: ApiError) -> bytes:
-        return _encode(error.ollama_body()) + b"\n"
-
-    def whole(self, output: RequestOutput) -> bytes:
-        completion = output.outputs[0]
-        self.num_tokens = len(completion.token_ids)
-        return self._line(completion.text, self._end(completion, output)).rstrip(b"\n")
-
-    def _line(self, text: str, more: dict[str, Any]) -> bytes:
-        said = {"message": _message(text)} if self.is_chat else {"response": text}
-        return _encode({"model": self.model, "created_at": timestamp(), **said, **more}) + b"\n"
-
-    def _end(self, completion: CompletionOutput, output: RequestOutput) -> dict[str, Any]:
-        if completion.finish_reason not in ("stop", "length"):
-            raise ended_by_server()
-        times = output.metrics
-        assert times is not None, "finished outputs have their times"
-        begin, end = times.arrival_time, times.finished_time
-        first_step, first_token = times.first_scheduled_time, times.first_token_time
-        return {
-            "done": True,
-            "done_reason": completion.finish_reason,
-            "total_duration": _ns(begin, end),
-            "load_duration": _ns(begin, first_step),
-            "prompt_eval_count": len(output.prompt_token_ids),
-            "prompt_eval_duration": _ns(first_step, first_token),
-            "eval_count": self.num_tokens,
-            "eval_duration": _ns(first_token, end),
-        }
-
-
-def _ns(begin: float | None, end: float | None) -> int:
-    """In nanoseconds; 0 if either moment never came."""
-    return 0 if begin is None or end is None else round((end - begin) * 1e9)

@@ -25,7 +25,8 @@ from octavo.processes.transport import pack_params
 from octavo.sampling_params import SamplingParams, known_to
 from octavo.server.answer_bodies import ModelCard, ModelList
 from octavo.server.api_errors import ApiError
-from octavo.server.ollama import served_name, timestamp
+from octavo.server.ollama import served_name
+from octavo.server.ollama_lines import timestamp
 from octavo.server.ollama_protocol import OllamaShowRequest
 from octavo.server.serving import Serving, json_response
 from octavo.shown import shown

@@ -6,8 +6,16 @@ import random
 
 import pytest
 
-from octavo.bench.sharing import DATASETS, PAPER, PAPER_COUNTS, PAPER_OF_BEAMS, count_saving, step_seconds, table
+from octavo.bench.sharing import (
+    DATASETS,
+    PAPER,
+    PAPER_COUNTS,
+    PAPER_OF_BEAMS,
+    count_saving,
+    table,
+)
 from octavo.bench.sharing_plot import render
+from octavo.bench.sharing_time import step_seconds
 from octavo.bench.workloads import Work
 from octavo.errors import ConfigError
 from octavo.observe.events import StepDone
