@@ -13,7 +13,7 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import AsyncIterator, Mapping, Sized
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,7 @@ import zmq
 from octavo.config import DataParallelRouting
 from octavo.engine.calls import check_rank
 from octavo.engine.core import EngineStats, total_stats
-from octavo.engine.input import InputProcessor, Prompt, check_unused
+from octavo.engine.input import InputProcessor, check_unused
 from octavo.engine.llm_engine import EngineClient, GenerateCall, has_ended
 from octavo.engine.output import RequestText
 from octavo.engine.pooled import PoolingInput
@@ -32,7 +32,7 @@ from octavo.lora_request import LoRARequest
 from octavo.observe.exposition import joined
 from octavo.observe.logging import LOGGER
 from octavo.outputs import RequestOutput
-from octavo.pooling_params import PoolingParams
+from octavo.processes.call_size import takes_long
 from octavo.processes.engine_link import ClientStream
 from octavo.processes.household import front_end_identity
 from octavo.processes.remote_engine import RemoteEngine
@@ -41,11 +41,6 @@ from octavo.processes.transport import AbortById, Adapters, AdaptersAre, Load, W
 from octavo.request import ModelInfo, Request, least_limits
 from octavo.sampling_params import SamplingParams
 from octavo.text.tokenizer import Tokenizer
-
-#: characters or tokens; longer prompts are checked and tokenised on a thread, so that other streams go on
-MAX_INLINE_SIZE = 4096
-#: characters of bad words, which are tokenised one by one; likewise
-MAX_INLINE_BAD_WORDS = 256
 
 
 class ProcessClient(EngineClient):
@@ -92,7 +87,7 @@ class ProcessClient(EngineClient):
         arrival_time = time.monotonic()
         self._check_open()
         check_rank(call.data_parallel_rank, self._num_answering)
-        if _is_long(call.prompt) or _has_long_params(call.sampling_params):
+        if takes_long(call.prompt, call.sampling_params):
             request, pieces = await asyncio.to_thread(self._make_request, call, arrival_time)
         else:
             request, pieces = self._make_request(call, arrival_time)
@@ -309,15 +304,3 @@ class ProcessClient(EngineClient):
         if found := [one for one in answers if isinstance(one, bytes)]:
             return found
         raise self._death()
-
-
-def _is_long(prompt: Prompt) -> bool:
-    content = prompt.get("prompt") or prompt.get("prompt_token_ids") if isinstance(prompt, Mapping) else prompt
-    return isinstance(content, Sized) and len(content) > MAX_INLINE_SIZE
-
-
-def _has_long_params(params: SamplingParams | PoolingParams | None) -> bool:
-    """Whether there are many bad words, or a grammar to compile."""
-    if params is None or isinstance(params, PoolingParams):
-        return False
-    return params.structured_outputs is not None or sum(map(len, params.bad_words or ())) > MAX_INLINE_BAD_WORDS
