@@ -17,9 +17,9 @@ def test_a_hosts_model_is_built_for_the_context_that_its_cache_holds(
     """Rope scalings that depend on the length use this one, and the rotary tables end there."""
     lengths = []
 
-    def building(*given: object) -> object:
+    def building(*given: object, **options: object) -> object:
         lengths.append(given[3])
-        return build_model(*given)  # type: ignore[arg-type]
+        return build_model(*given, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr("octavo.worker.worker.build_model", building)
     config = engine_config(model=str(tiny_folder("llama")), backend="cpu", num_gpu_blocks_override=5)
