@@ -249,6 +249,21 @@ def test_padding_writes_nothing() -> None:
     assert torch.equal(batch.raw_pool.nan_to_num(), pool_before.nan_to_num())
 
 
+def test_a_row_of_padding_has_no_slot_of_an_earlier_step() -> None:
+    """In a step of decodes an empty sequence has a token as well."""
+    batch = make_batch([(30, 1), (3, 1)], dtype=torch.float32)
+    plan = AttentionPlan.allocate(4, 4, DEVICE)
+    plan.slots.fill_(17)
+    empty = torch.zeros(2, dtype=torch.int32, device=DEVICE)
+    make_plan(
+        plan, positions=torch.cat([batch.positions, empty]), block_size=16, rows=torch.cat([batch.rows, empty]),
+        query_start_loc=torch.arange(5, dtype=torch.int32, device=DEVICE), block_table=batch.block_table,
+        seq_lens=torch.cat([batch.seq_lens, empty]),
+    )  # fmt: skip
+    assert (plan.slots[:2] >= 16).all(), "not in the null block"
+    assert plan.slots[2:].tolist() == [-1, -1]
+
+
 BIG_MIX = [
     (0, 700),
     (3000, 1),

@@ -81,8 +81,8 @@ def make_plan(
     decode_threshold: int = 1,
     chained: bool = False,
 ) -> None:
-    """Fill `plan` for the step. A sequence of length 0 is padding: it gets no items and no slots. Tokens beyond the
-    last sequence's are padding too, with slots of -1."""
+    """Fill `plan` for the step. A sequence of length 0 is padding: it gets no items, and slots of -1, as do tokens
+    beyond the last sequence's."""
     num_seqs = len(seq_lens)
     room = len(plan.items) // (num_seqs * decode_threshold)  # each partial result is of one query row
     _plan_kernel[(num_seqs,)](
@@ -173,7 +173,9 @@ def _plan_kernel(
 
     table = block_table + table_row.to(tl.int64) * table_stride
     for t in range(token_start, token_end, 256):
-        mask = (t + chunk < token_end) & (seq_len > 0)
+        inside = t + chunk < token_end
+        mask = inside & (seq_len > 0)
         position = tl.load(positions + t + chunk, mask=mask, other=0)
         block = tl.load(table + position // BLOCK_SIZE, mask=mask, other=0)
-        tl.store(slots + t + chunk, block * BLOCK_SIZE + position % BLOCK_SIZE, mask=mask)
+        slot = tl.where(mask, block * BLOCK_SIZE + position % BLOCK_SIZE, -1)  # padding has those of an earlier step
+        tl.store(slots + t + chunk, slot, mask=inside)
