@@ -46,9 +46,9 @@ class RepetitionDetectionParams:
         """From a mapping of the fields, as requests have it; None if it looks for nothing."""
         if isinstance(given, Mapping):
             names = [one.name for one in fields(cls)]
-            if (unknown := next((name for name in given if name not in names), None)) is not None:
+            if unknown := [name for name in given if name not in names]:
                 raise InvalidRequestError(
-                    f"repetition_detection holds the field {shown(unknown)}; {suggestion(str(unknown), names)}"
+                    f"repetition_detection holds the field {shown(unknown[0])}; {suggestion(str(unknown[0]), names)}"
                 )
             given = cls(**{name: value for name, value in given.items() if value is not None})
         if not isinstance(given, cls):

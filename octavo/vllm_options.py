@@ -96,7 +96,9 @@ ENGINE_OPTIONS: dict[str, NotHere] = {
     **_each(NotHere(_FROM_FILE), "quantization_config", "quantization_param_path"),
     **_idle("there is no such quantisation", "allow_deprecated_quantization"),
     **_each(
-        NotHere("offline, SamplingParams(logits_processors=[...])"), "logits_processors", "logits_processor_pattern"
+        NotHere("offline, logits_processors of SamplingParams takes functions"),
+        "logits_processors",
+        "logits_processor_pattern",
     ),
     "io_processor_plugin": NotHere("there are no plugins"),
     "generation_config": NotHere("the defaults are the model's own; pass SamplingParams with other values", ("auto",)),
