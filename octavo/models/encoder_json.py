@@ -13,16 +13,9 @@ from octavo.models.rope_json import rope_config
 def bert(config: ConfigFile) -> dict[str, Any]:
     config.refuse("position_embedding_type", "absolute")
     config.refuse("is_decoder", False)
-    hidden_size, num_heads = config.size("hidden_size"), config.size("num_attention_heads")
     length = config.size("max_position_embeddings", 512)
     return {
-        "vocab_size": config.size("vocab_size"),
-        "hidden_size": hidden_size,
-        "num_layers": config.size("num_hidden_layers", largest=MOST_LAYERS),
-        "num_heads": num_heads,
-        "num_kv_heads": num_heads,
-        "head_dim": max(1, hidden_size // num_heads),
-        "intermediate_size": config.size("intermediate_size"),
+        **_sizes(config),
         "max_position_embeddings": length,
         "num_position_embeddings": length,
         "rope": None,
@@ -48,19 +41,12 @@ def mpnet(config: ConfigFile) -> dict[str, Any]:
 
 
 def modernbert(config: ConfigFile) -> dict[str, Any]:
-    hidden_size, num_heads = config.size("hidden_size"), config.size("num_attention_heads")
     every = config.size("global_attn_every_n_layers", 3)
     window = config.size("local_attention", 128) // 2 + 1  # to each side, the token itself included
     theta = config.number("global_rope_theta", 160_000.0, above=1)
     local_theta = config.optional_number("local_rope_theta", 10_000.0, above=1) or theta
     return {
-        "vocab_size": config.size("vocab_size"),
-        "hidden_size": hidden_size,
-        "num_layers": config.size("num_hidden_layers", largest=MOST_LAYERS),
-        "num_heads": num_heads,
-        "num_kv_heads": num_heads,
-        "head_dim": max(1, hidden_size // num_heads),
-        "intermediate_size": config.size("intermediate_size"),
+        **_sizes(config),
         "max_position_embeddings": config.size("max_position_embeddings", 8192),
         "rope": rope_config(config, theta, "full_attention"),
         "local_rope": rope_config(config, local_theta, "sliding_attention"),
@@ -98,3 +84,16 @@ def roberta(config: ConfigFile) -> dict[str, Any]:
         raise config.wrong("max_position_embeddings", f"more than {offset}, the rows before the first position's")
     lens = dict.fromkeys(("max_position_embeddings", "num_position_embeddings"), stated - offset)
     return {**found, **lens, "extra": {**found["extra"], "position_offset": offset}}
+
+
+def _sizes(config: ConfigFile) -> dict[str, Any]:
+    hidden_size, num_heads = config.size("hidden_size"), config.size("num_attention_heads")
+    return {
+        "vocab_size": config.size("vocab_size"),
+        "hidden_size": hidden_size,
+        "num_layers": config.size("num_hidden_layers", largest=MOST_LAYERS),
+        "num_heads": num_heads,
+        "num_kv_heads": num_heads,
+        "head_dim": max(1, hidden_size // num_heads),
+        "intermediate_size": config.size("intermediate_size"),
+    }
