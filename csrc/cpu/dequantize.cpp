@@ -119,6 +119,22 @@ Run read_run<DType::Q8_0>(const uint8_t* block, int) {
 }
 
 template <>
+Run read_run<DType::IQ4_NL>(const uint8_t* block, int) {
+  Run run = simple_run(read_half(block), 0.0f);
+  read_nibbles(block + 2, run);
+  return run;
+}
+
+// The exponent of a power of two, plus 127, of which d is half: numbers are twice the codes'.
+template <>
+Run read_run<DType::MXFP4>(const uint8_t* block, int) {
+  const uint32_t exponent = block[0];
+  Run run = simple_run(float_of_bits(exponent < 2 ? 0x00200000u << exponent : (exponent - 1) << 23), 0.0f);
+  read_nibbles(block + 1, run);
+  return run;
+}
+
+template <>
 Run read_run<DType::Q4_K>(const uint8_t* block, int run_index) {
   Run run = read_k_scales(block, run_index);
   read_k_nibbles(block + 16, run_index, run);
@@ -199,6 +215,12 @@ template <> Run read_run<DType::E2M1_32>(const uint8_t* block, int run) { return
 
 namespace {
 
+template <typename F>
+int number_of(uint8_t code) {
+  if constexpr (F::Codes::is_looked_up) return F::Codes::numbers[code] - F::offset;
+  return F::bits == 8 ? static_cast<int8_t>(code) : code - F::offset;
+}
+
 template <DType dtype>
 void dequantize_blocks(const uint8_t* row, int64_t cols, float* out) {
   using F = Format<dtype>;
@@ -207,8 +229,7 @@ void dequantize_blocks(const uint8_t* row, int64_t cols, float* out) {
     const Run run = read_row_run<dtype>(row, i);
     const float min = run.d_min * static_cast<float>(run.min);
     for (int j = 0; j < kRun; ++j) {
-      const int code = F::is_e2m1 ? kE2M1[run.q[j]] : run.q[j];
-      const int q = (F::bits == 8 ? static_cast<int8_t>(run.q[j]) : code - F::offset) - run.zero;
+      const int q = number_of<F>(run.q[j]) - run.zero;
       const float product = run.d * static_cast<float>(run.scale[j / 16]) * static_cast<float>(q);
       out[j] = F::has_min ? product + min : product;
     }
@@ -236,6 +257,8 @@ void dequantize_row(DType dtype, const uint8_t* row, int64_t cols, float* out) {
     case DType::Q4_K: return dequantize_blocks<DType::Q4_K>(row, cols, out);
     case DType::Q5_K: return dequantize_blocks<DType::Q5_K>(row, cols, out);
     case DType::Q6_K: return dequantize_blocks<DType::Q6_K>(row, cols, out);
+    case DType::IQ4_NL: return dequantize_blocks<DType::IQ4_NL>(row, cols, out);
+    case DType::MXFP4: return dequantize_blocks<DType::MXFP4>(row, cols, out);
     case DType::I8_32: return dequantize_blocks<DType::I8_32>(row, cols, out);
     case DType::I8_128: return dequantize_blocks<DType::I8_128>(row, cols, out);
     case DType::U4_32: return dequantize_blocks<DType::U4_32>(row, cols, out);

@@ -4,7 +4,7 @@
 
 namespace octavo {
 
-// Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0; null for any other dtype.
+// Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL and MXFP4; null for any other dtype.
 std::unique_ptr<PackedMatrix> pack_simple(ThreadPool& pool, DType dtype, const uint8_t* data, int64_t rows,
                                           int64_t cols, int activation_bytes);
 

@@ -33,11 +33,24 @@ simd::Bytes load_chunk(const uint8_t* vectors) {
   return low;
 }
 
+// What codes are looked up as, in the form in which products take numbers of so many bits.
+template <typename Codes>
+struct Numbers {
+  struct alignas(16) Table {
+    uint8_t bytes[16];
+  };
+  static constexpr Table packed = [] {
+    Table table{};
+    for (int i = 0; i < 16; ++i) table.bytes[i] = static_cast<uint8_t>(Codes::numbers[i] + (Codes::bits == 8 ? simd::kQ8Offset : 0));
+    return table;
+  }();
+};
+
 // Chunk c's numbers: its bytes, or what they are looked up as.
 template <typename F, int c>
 simd::Bytes load_numbers(const uint8_t* vectors) {
   const simd::Bytes codes = load_chunk<F::bits, c>(vectors);
-  if constexpr (F::is_e2m1) return simd::lookup(kE2M1, codes);
+  if constexpr (F::Codes::is_looked_up) return simd::lookup(Numbers<typename F::Codes>::packed.bytes, codes);
   return codes;
 }
 
@@ -87,8 +100,8 @@ struct QuantizedKernel {
   }
 
  private:
-  static constexpr int offset = F::bits == 8 ? simd::kQ8Offset : F::offset;
-  static constexpr int number_bits = F::is_e2m1 ? 5 : F::bits;  // what is looked up is at most 24
+  static constexpr int number_bits = F::Codes::bits;
+  static constexpr int offset = number_bits == 8 ? simd::kQ8Offset : F::offset;
   static constexpr int parts = F::scales_per_run;
   static constexpr int chunks_per_part = kChunks / parts;
 

@@ -114,6 +114,8 @@ template void pack_block<DType::Q8_0>(const uint8_t*, int64_t, int, int64_t, uin
 template void pack_block<DType::Q4_K>(const uint8_t*, int64_t, int, int64_t, uint8_t*);
 template void pack_block<DType::Q5_K>(const uint8_t*, int64_t, int, int64_t, uint8_t*);
 template void pack_block<DType::Q6_K>(const uint8_t*, int64_t, int, int64_t, uint8_t*);
+template void pack_block<DType::IQ4_NL>(const uint8_t*, int64_t, int, int64_t, uint8_t*);
+template void pack_block<DType::MXFP4>(const uint8_t*, int64_t, int, int64_t, uint8_t*);
 template void pack_block<DType::I8_32>(const uint8_t*, int64_t, int, int64_t, uint8_t*);
 template void pack_block<DType::I8_128>(const uint8_t*, int64_t, int, int64_t, uint8_t*);
 template void pack_block<DType::U4_32>(const uint8_t*, int64_t, int, int64_t, uint8_t*);

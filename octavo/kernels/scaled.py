@@ -11,7 +11,7 @@
     I8                 a byte: -128 to 127
     U4                 a nibble: 0 to 15; without zeros, 8 stands for zero
     E2M1               a nibble: 0, .5, 1, 1.5, 2, 3, 4, 6 and their negatives (MXFP4)
-    NF4                a nibble: one of bitsandbytes' sixteen numbers
+    NF4, IQ4_NL        a nibble: one of bitsandbytes', or of ggml's, sixteen numbers
 
 Two nibbles share a byte, the even column's in the low half. Checkpoints of every method are brought into this one form
 (`octavo/quantization/`), which is what a kernel gets.
@@ -28,10 +28,12 @@ from numpy.typing import NDArray
 
 from octavo.kernels.tensor import DType
 
-Code = Literal["F8_E4M3", "I8", "U4", "E2M1", "NF4"]
+Code = Literal["F8_E4M3", "I8", "U4", "E2M1", "NF4", "IQ4_NL"]
 CODES: tuple[Code, ...] = get_args(Code)
+NIBBLES: tuple[Code, ...] = ("U4", "E2M1", "NF4", "IQ4_NL")
 FloatArray = NDArray[np.float32]
 
+_IQ4_NL = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 #: quantiles of the normal distribution; from QLoRA (Dettmers et al., 2023), as bitsandbytes stores them
 _NF4 = (
@@ -53,7 +55,7 @@ class ScaledFormat:
 
     @property
     def is_nibbles(self) -> bool:
-        return self.code in ("U4", "E2M1", "NF4")
+        return self.code in NIBBLES
 
     @property
     def label(self) -> str:
@@ -133,6 +135,7 @@ _NUMBERS: dict[Code, FloatArray] = {
     "U4": np.arange(16, dtype=np.float32),
     "E2M1": np.array([*_E2M1, *(-number for number in _E2M1)], np.float32),
     "NF4": np.array(_NF4, np.float32),
+    "IQ4_NL": np.array(_IQ4_NL, np.float32),
 }
 #: what is subtracted from a code without a zero of its own
 IMPLIED_ZERO: dict[Code, int] = {"U4": 8}

@@ -20,7 +20,9 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-FileDType = Literal["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"]
+FileDType = Literal[
+    "F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "MXFP4"
+]
 #: codes in blocks of 32 or 128 columns, each with a float32 scale: as the CPU holds the matrices of `kernels/scaled.py`
 CodedDType = Literal["I8_32", "I8_128", "U4_32", "U4_128", "F8_32", "F8_128", "E2M1_32"]
 #: parts of a quantised matrix, which are no numbers without its scales; see `kernels/scaled.py`
@@ -44,6 +46,8 @@ BLOCK_FORMATS: dict[DType, tuple[int, int]] = {
     "Q4_K": (256, 144),
     "Q5_K": (256, 176),
     "Q6_K": (256, 210),
+    "IQ4_NL": (32, 18),
+    "MXFP4": (32, 17),
     "I8_32": (32, 37),
     "I8_128": (128, 133),
     "U4_32": (32, 21),

@@ -119,7 +119,7 @@ def _scales(code: Code, largest: FloatArray, smallest: FloatArray) -> FloatArray
     if code == "U4":  # codes have one number more below zero: the farther end gets it
         farther = np.where(largest > -smallest, largest, smallest)
         return (farther / np.float32(-8)).astype(np.float32)
-    limits = {"F8_E4M3": 448.0, "I8": 127.0, "E2M1": 6.0, "NF4": 1.0}
+    limits = {"F8_E4M3": 448.0, "I8": 127.0, "E2M1": 6.0, "NF4": 1.0, "IQ4_NL": 127.0}
     scales = (np.maximum(largest, -smallest) / limits[code]).astype(np.float32)
     if code == "E2M1":  # powers of two
         return np.exp2(np.ceil(np.log2(np.maximum(scales, 1e-30)))).astype(np.float32)

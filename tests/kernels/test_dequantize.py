@@ -42,7 +42,7 @@ def test_what_gguf_quantised_comes_back(dtype: DType) -> None:
     except NotImplementedError:
         pytest.skip(f"the gguf package does not write {dtype}")
     restored = dequantize(HostTensor(dtype, values.shape, packed.reshape(-1)))
-    assert np.abs(restored - values).max() < {"Q8_0": 0.02}.get(dtype, 0.35)
+    assert np.abs(restored - values).max() < {"Q8_0": 0.02, "MXFP4": 0.55}.get(dtype, 0.35)
 
 
 def test_float32_is_not_copied() -> None:

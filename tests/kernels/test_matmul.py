@@ -40,6 +40,8 @@ SCALES: dict[DType, tuple[int, ...]] = {
     "Q4_K": (0, 2),
     "Q5_K": (0, 2),
     "Q6_K": (208,),
+    "IQ4_NL": (0,),
+    "MXFP4": (),
 }
 
 FloatArray = NDArray[np.float32]
@@ -82,6 +84,8 @@ def random_weights(dtype: DType, rows: int, cols: int, seed: int = 0) -> ByteArr
     blocks = rng.integers(0, 256, (rows, cols // block_len, block_bytes), np.uint8)
     if dtype in FLOAT8:
         blocks[blocks & 0x7F == 0x7F] = 0x11  # no number
+    if dtype == "MXFP4":
+        blocks[:, :, 0] = rng.integers(110, 126, blocks.shape[:2])  # exponents
     for at in SCALES[dtype]:
         scales = (rng.standard_normal(blocks.shape[:2]) * 0.01).astype(scale_type(dtype))
         blocks[:, :, at : at + scales.itemsize] = scales[..., None].view(np.uint8)
@@ -218,6 +222,10 @@ def test_extremes_do_not_overflow(threads: KernelThreads, dtype: DType, num_byte
     rows = np.full_like(random_weights(dtype, 16, 256), 255)
     if dtype in ("Q8_0", "I8_32", "I8_128"):
         rows[:] = 0x80
+    if dtype == "IQ4_NL":
+        rows[:] = 0
+    if dtype == "MXFP4":
+        rows.reshape(16, -1, 17)[:, :, 0] = 127
     for at in SCALES[dtype]:
         block_bytes, one = BLOCK_FORMATS[dtype][1], np.ones(1, scale_type(dtype))
         rows.reshape(16, -1, block_bytes)[:, :, at : at + one.itemsize] = one.view(np.uint8)

@@ -13,7 +13,7 @@ namespace octavo {
 
 // Values agree with octavo/kernels/tensor.py: DTYPES, in order.
 enum class DType : int32_t {
-  F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K,
+  F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, IQ4_NL, MXFP4,
   I8_32, I8_128, U4_32, U4_128, F8_32, F8_128, E2M1_32  // codes and float32 scales, in blocks of 32 or 128 columns
 };
 

@@ -4,6 +4,7 @@
     Q4_1, Q5_1           code * d + m                 the minimum is -m
     Q4_K, Q5_K           code * (d * s) - (d_min * m)
     Q6_K                 code * (d * s)               groups of 16
+    IQ4_NL, MXFP4        number of the code * d       groups of 32
 
 The numbers are those of `reference/dequantize.py`, bit for bit.
 """
@@ -41,14 +42,16 @@ def _joined(parts: tuple[NDArray[Any] | None, ...], rows: int, device: torch.dev
 
 def _apart(dtype: str, blocks: Blocks) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32] | None]:
     """[blocks, codes], [blocks, groups], [blocks, groups]."""
+    if dtype == "MXFP4":
+        return dequantize.halves(blocks), np.ldexp(np.float32(1), blocks["e"].astype(np.int32) - 127), None
     d = blocks["d"].astype(np.float32)
     if dtype in ("Q4_K", "Q5_K"):
         scales, mins = dequantize.six_bit_scales(blocks["scales"])
         runs = dequantize.nibble_runs(blocks) if dtype == "Q4_K" else dequantize.five_bit_runs(blocks)
         return runs.reshape(len(blocks), -1), d * scales, blocks["m"].astype(np.float32) * mins
     minimums = -blocks["m"].astype(np.float32) if dtype in ("Q4_1", "Q5_1") else None
-    if dtype in ("Q4_0", "Q4_1"):
-        return np.concatenate([blocks["q"] & 15, blocks["q"] >> 4], axis=-1), d, minimums
+    if dtype in ("Q4_0", "Q4_1", "IQ4_NL"):
+        return dequantize.halves(blocks), d, minimums
     if dtype in ("Q5_0", "Q5_1"):
         codes = dequantize.five_bits(blocks).view(np.int8) - np.int8(16 if dtype == "Q5_0" else 0)
     elif dtype == "Q8_0":

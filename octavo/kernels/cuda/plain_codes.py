@@ -15,7 +15,7 @@ from octavo.errors import UnsupportedModelError
 from octavo.kernels.cuda_cpp.quantized_format import scales_of
 from octavo.kernels.scaled import Code, ScaledFormat, ScaledTensor, numbers_of
 
-_LARGEST: dict[Code, float] = {"F8_E4M3": 448.0, "I8": 127.0, "E2M1": 6.0, "NF4": 1.0}
+_LARGEST: dict[Code, float] = {"F8_E4M3": 448.0, "I8": 127.0, "E2M1": 6.0, "NF4": 1.0, "IQ4_NL": 127.0}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

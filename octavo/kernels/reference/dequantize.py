@@ -6,6 +6,8 @@ A block format stores 32 or 256 elements as small integers and a few float16 sca
     Q4_1  d * q + m          Q5_1  d * q + m
     Q4_K, Q5_K  (d * scale) * q - (d_min * min)       8 runs of 32, a 6-bit scale and min each
     Q6_K        (d * scale) * (q - 32)                16 runs of 16, an 8-bit scale each
+    IQ4_NL      d * number of q                       one of sixteen whole numbers
+    MXFP4       d * number of q                       d is a power of two, its exponent a byte; floats of 4 bits
     I8, U4      d * (q - zero)                        float32 d, int8 zero; of two nibbles the even column's is low
     F8          d * number of q                       float32 d, a float of 8 bits (e4m3)
 
@@ -38,6 +40,8 @@ _FIELDS: dict[DType, list[tuple[str, str, int]]] = {
     "Q4_K": [("d", "<f2", 1), ("m", "<f2", 1), ("scales", "u1", 12), ("q", "u1", 128)],
     "Q5_K": [("d", "<f2", 1), ("m", "<f2", 1), ("scales", "u1", 12), ("high", "u1", 32), ("q", "u1", 128)],
     "Q6_K": [("q", "u1", 128), ("high", "u1", 64), ("scales", "i1", 16), ("d", "<f2", 1)],
+    "IQ4_NL": [("d", "<f2", 1), ("q", "u1", 16)],
+    "MXFP4": [("e", "u1", 1), ("q", "u1", 16)],
     "I8_32": [("d", "<f4", 1), ("zero", "i1", 1), ("q", "i1", 32)],
     "I8_128": [("d", "<f4", 1), ("zero", "i1", 1), ("q", "i1", 128)],
     "U4_32": [("d", "<f4", 1), ("zero", "i1", 1), ("q", "u1", 16)],
@@ -148,8 +152,7 @@ def _q5_1(blocks: Blocks, out: FloatArray) -> None:
 def five_bits(blocks: Blocks) -> NDArray[np.uint8]:
     """Nibbles as in the four-bit formats, the fifth bits of the 32 elements in one word."""
     high = np.unpackbits(blocks["high"].view(np.uint8), axis=-1, bitorder="little")
-    nibbles: NDArray[np.uint8] = np.concatenate([blocks["q"] & 15, blocks["q"] >> 4], axis=-1)
-    return nibbles | (high << np.uint8(4))
+    return halves(blocks) | (high << np.uint8(4))
 
 
 def _q8_0(blocks: Blocks, out: FloatArray) -> None:
@@ -207,6 +210,21 @@ def six_bits(blocks: Blocks) -> NDArray[np.int8]:
     return codes
 
 
+def _iq4_nl(blocks: Blocks, out: FloatArray) -> None:
+    np.multiply(numbers_of("IQ4_NL")[halves(blocks)], blocks["d"].astype(np.float32), out=out)
+
+
+def _mxfp4(blocks: Blocks, out: FloatArray) -> None:
+    """Twice each number, which is whole, at half the scale: no product overflows before it must."""
+    half_of_scale = np.ldexp(np.float32(1), blocks["e"].astype(np.int32) - 128)
+    np.multiply(_doubled()[halves(blocks)], half_of_scale, out=out)
+
+
+def halves(blocks: Blocks) -> NDArray[np.uint8]:
+    """Nibbles: elements 0 to 15 are the bytes' low halves, 16 to 31 their high ones."""
+    return np.concatenate([blocks["q"] & 15, blocks["q"] >> 4], axis=-1)
+
+
 def _i8(blocks: Blocks, out: FloatArray) -> None:
     np.multiply(blocks["q"].astype(np.int16) - blocks["zero"], blocks["d"], out=out)
 
@@ -217,8 +235,11 @@ def _u4(blocks: Blocks, out: FloatArray) -> None:
 
 def _e2m1(blocks: Blocks, out: FloatArray) -> None:
     """A block's unit is half of its scale, so that all numbers are whole."""
-    doubled = (2 * numbers_of("E2M1")).astype(np.int16)
-    np.multiply(doubled[_nibbles(blocks)] - blocks["zero"], blocks["d"], out=out)
+    np.multiply(_doubled()[_nibbles(blocks)] - blocks["zero"], blocks["d"], out=out)
+
+
+def _doubled() -> NDArray[np.int16]:
+    return (2 * numbers_of("E2M1")).astype(np.int16)
 
 
 def _nibbles(blocks: Blocks) -> NDArray[np.uint8]:
@@ -238,6 +259,8 @@ _DECODERS: dict[DType, Callable[[Blocks, FloatArray], None]] = {
     "Q4_K": _q4_k,
     "Q5_K": _q5_k,
     "Q6_K": _q6_k,
+    "IQ4_NL": _iq4_nl,
+    "MXFP4": _mxfp4,
     "I8_32": _i8,
     "I8_128": _i8,
     "U4_32": _u4,

@@ -15,7 +15,7 @@ from octavo.kernels.scaled import Code, ScaledFormat
 from octavo.kernels.tensor import DType
 
 UNIT = 32  # inputs that a kernel takes at a time: they share a scale
-CODED: tuple[Code, ...] = ("F8_E4M3", "I8", "U4", "E2M1", "NF4")
+CODED: tuple[Code, ...] = ("F8_E4M3", "I8", "U4", "E2M1", "NF4", "IQ4_NL")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,8 @@ BLOCKS: dict[DType, BlockFormat] = {
     "Q4_K": BlockFormat("U4", (1, 32), dtype="Q4_K", has_minimums=True),
     "Q5_K": BlockFormat("I8", (1, 32), dtype="Q5_K", has_minimums=True),
     "Q6_K": BlockFormat("I8", (1, 16), dtype="Q6_K"),
+    "IQ4_NL": BlockFormat("IQ4_NL", (1, 32), dtype="IQ4_NL", has_halves=True),
+    "MXFP4": BlockFormat("E2M1", (1, 32), dtype="MXFP4"),
 }
 #: parts that are one below the other in one format
 Piece = tuple[tuple[Parameter, ...], ScaledFormat]

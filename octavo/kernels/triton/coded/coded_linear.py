@@ -11,9 +11,10 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo.kernels.scaled import NIBBLES
 from octavo.kernels.triton.chain import wait_for_previous
 from octavo.kernels.triton.coded.numbers import are_nibbles, first_inputs, load_tile, multiply_codes, row_product
-from octavo.kernels.triton.coded.weight_stack import NIBBLES, WeightStack
+from octavo.kernels.triton.coded.weight_stack import WeightStack
 from octavo.kernels.triton.linear.skinny_linear import shared_memory
 
 MAX_ROWS = 64

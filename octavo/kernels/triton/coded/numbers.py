@@ -6,8 +6,8 @@ codes share a byte; of whole bytes only the first half counts, which then has al
     bytes     first: inputs 0 1 2 ...
     nibbles   first: inputs 0..15, 32..47, 64..79 ...     second: inputs 16..31, 48..63 ...
 
-zeros_ptr has the zeros of units (ZEROS "codes"), what is subtracted after scaling ("minimums"), or for NF4 the sixteen
-numbers.
+zeros_ptr has the zeros of units (ZEROS "codes"), what is subtracted after scaling ("minimums"), or the sixteen
+numbers of codes that are looked up.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import triton.language as tl
 
 @triton.constexpr_function
 def are_nibbles(code: str) -> bool:
-    return code in ("U4", "E2M1", "NF4")
+    return code in ("U4", "E2M1", "NF4", "IQ4_NL")
 
 
 @triton.constexpr_function
@@ -209,7 +209,7 @@ def _nibbles(nibble, table_ptr, CODE: tl.constexpr):
     if CODE == "E2M1":  # moved to where float32 has its exponent and mantissa, and the missing bias multiplied in
         bits = ((nibble & 7) << 22) | ((nibble & 8) << 28)
         return bits.to(tl.float32, bitcast=True) * 8.507059173023462e37
-    elif CODE == "NF4":
+    elif CODE != "U4":
         return tl.load(table_ptr + nibble)
     else:
         return ((nibble << 19) | 0x41800000).to(tl.float32, bitcast=True) - 16

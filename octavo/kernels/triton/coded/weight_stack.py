@@ -2,7 +2,7 @@
 
     code              data [rows, bytes], rows = experts x outputs
     F8_E4M3, I8       a byte for each input
-    U4, E2M1, NF4     units of 32 inputs in 16 bytes: input i in byte i's low half, input 16 + i in its high half
+    nibbles           units of 32 inputs in 16 bytes: input i in byte i's low half, input 16 + i in its high half
 
 A half of a unit is a run of inputs, so a kernel that has unpacked halves finds the numbers to multiply them by in runs,
 too, and never interleaves. Scales are float32; for E2M1 exponents of two in a byte, for some of GGUF's types float16.
@@ -21,7 +21,7 @@ from octavo.kernels.scaled import Code, ScaledFormat, numbers_of
 from octavo.kernels.triton.coded.coded_format import UNIT, has_minimums, row_block, scale_bytes
 
 _SCALES = {1: torch.uint8, 2: torch.float16, 4: torch.float32}
-NIBBLES: tuple[Code, ...] = ("U4", "E2M1", "NF4")
+LOOKED_UP: tuple[Code, ...] = ("NF4", "IQ4_NL")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,10 +89,10 @@ class WeightStack:
 
     @property
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Codes, scales and zeros, or what stands for them: NF4's numbers, which have no zeros."""
+        """Codes, scales and zeros, or what stands for them: for zeros the numbers of codes that are looked up."""
         scales = self.data if self.scales is None else self.scales
-        if self.code == "NF4":
-            return self.data, scales, _table(self.data.device)
+        if self.code in LOOKED_UP:
+            return self.data, scales, _table(self.code, self.data.device)
         return self.data, scales, scales if self.zeros is None else self.zeros
 
     @property
@@ -107,8 +107,8 @@ class WeightStack:
 
 
 @cache
-def _table(device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(numbers_of("NF4")).to(device)
+def _table(code: Code, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(numbers_of(code)).to(device)
 
 
 @cache

@@ -21,10 +21,10 @@ import triton
 import triton.language as tl
 
 from octavo.kernels.mixture import Gate
-from octavo.kernels.scaled import Code
+from octavo.kernels.scaled import NIBBLES, Code
 from octavo.kernels.triton.chain import wait_for_previous
 from octavo.kernels.triton.coded.numbers import multiply_codes
-from octavo.kernels.triton.coded.weight_stack import NIBBLES, WeightStack
+from octavo.kernels.triton.coded.weight_stack import WeightStack
 from octavo.kernels.triton.experts.gate import gated
 from octavo.kernels.triton.experts.room import Room
 from octavo.kernels.triton.linear.skinny_linear import shared_memory
