@@ -164,7 +164,7 @@ def _core(
         num_adapter_slots=config.lora.max_loras if config.lora.enable_lora else 0,
     )
     parts, check = (scheduler, cache, executor, events, clock), config.observe.check_invariants
-    gate = GrammarGate(compiler, executor.constrain, config.backend.pipeline_parallel_size)
+    gate = GrammarGate(compiler, executor.constrain)
     options: dict[str, Any] = {"check_invariants": check, "gate": gate, "adapters": _adapter_book(config, shape)}
     if num_stages > 1:
         from octavo.engine.pipelined import PipelinedCore

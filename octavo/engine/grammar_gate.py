@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
-from octavo.errors import InvalidRequestError
 from octavo.request import Request, Sequence, SequenceId, SequenceState
 from octavo.scheduler.step import SequenceUpdate
 from octavo.structured.compiler import GrammarCompiler
@@ -22,26 +21,15 @@ NUM_THREADS = 2
 class GrammarGate:
     """Owner of the requests that wait for their grammars. waiting: by id."""
 
-    def __init__(
-        self,
-        compiler: GrammarCompiler,
-        constrain: Callable[[GrammarCompiler], None],
-        num_stages: int = 1,
-    ) -> None:
-        """constrain: gives the compiler to the workers. num_stages: of the pipeline that they are."""
-        self._compiler, self._constrain, self._num_stages = compiler, constrain, num_stages
+    def __init__(self, compiler: GrammarCompiler, constrain: Callable[[GrammarCompiler], None]) -> None:
+        """constrain: gives the compiler to the workers."""
+        self._compiler, self._constrain = compiler, constrain
         self._threads: ThreadPoolExecutor | None = None
         self.waiting: dict[str, tuple[Request, Future[None]]] = {}
         self._workers_know = False
 
     def holds(self, request: Request) -> bool:
-        """Keep a request until its grammar is compiled; False: it need not wait. Raises InvalidRequestError."""
-        if self._num_stages > 1:
-            name = "thinking_token_budget" if request.grammar is None else "structured_outputs"
-            raise InvalidRequestError(
-                f"{name} is set and pipeline_parallel_size is {self._num_stages}, allowed is one of the "
-                f"two: use tensor_parallel_size, or leave {name} out"
-            )
+        """Keep a request until its grammar is compiled; False: it need not wait."""
         if request.grammar is None:
             return False
         if self._workers_know and self._compiler.knows(request.grammar):

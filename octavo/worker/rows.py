@@ -132,9 +132,11 @@ class LiveRows:
     """All parts of the rows: tokens and blocks, sampling parameters, and grammars. num_prompt_logprobs: row -> the
     number that its request asks for, if it asks."""
 
-    def __init__(self, states: RequestStates, max_num_seqs: int, adapters: AdapterStore | None = None) -> None:
-        """adapters: None if no row may have one."""
-        self.states = states
+    def __init__(
+        self, states: RequestStates, max_num_seqs: int, adapters: AdapterStore | None = None, *, draws: bool = True
+    ) -> None:
+        """adapters: None if no row may have one. draws: whether tokens are drawn here: then grammars are followed."""
+        self.states, self._draws = states, draws
         self.adapters = adapters
         self.grammars = ConstrainedRows()
         self.sampler = Sampler(max_num_seqs, self.grammars)
@@ -151,7 +153,7 @@ class LiveRows:
         for new in plan.new_rows:
             self.states.enter(new)
             self.sampler.enter(new)
-            if new.grammar is not None or new.thoughts is not None:
+            if self._draws and (new.grammar is not None or new.thoughts is not None):
                 self.grammars.enter(new)
             if new.sampling_params.prompt_logprobs is not None:
                 self.num_prompt_logprobs[new.row] = new.sampling_params.prompt_logprobs

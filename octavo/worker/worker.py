@@ -224,7 +224,7 @@ def _runner(
     limits = shape.limits
     sizes = limits.max_num_seqs, limits.max_model_len, shape.layout.block_size, len(shape.groups)
     states = RequestStates(*sizes, has_adapters=task.lora.enable_lora)
-    rows = LiveRows(states, limits.max_num_seqs, _adapters(task, shape))
+    rows = LiveRows(states, limits.max_num_seqs, _adapters(task, shape), draws=task.world.is_last_stage)
     explain = StepFaults(task, device, shape.layout.num_blocks * shape.layout.block_bytes).explain
     given, link = (model, rows, limits.max_num_seqs, task.logprobs_mode), None if ranks is None else ranks.stages
     if shape.architecture.pooling is not None:

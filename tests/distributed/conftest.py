@@ -27,14 +27,12 @@ HEADS: dict[int, tuple[int, int] | None] = {2: None, 3: (12, 3), 4: (12, 2)}
 
 def engine(folder: object, num_ranks: int, num_stages: int = 1, **options: Any) -> LLM:
     """An engine on the CPU, with so many stages of so many ranks. Its ranks are threads if there are more than one."""
-    options = {"dtype": "float32", "backend": "cpu", "num_threads": 1, "distributed_executor_backend": "uni"} | options
+    given = {"dtype": "float32", "backend": "cpu", "num_threads": 1, "distributed_executor_backend": "uni"}
+    given |= {"skip_tokenizer_init": True, "max_model_len": 96, "max_num_seqs": 16, "check_invariants": True} | options
     with pytest.MonkeyPatch.context() as patch:
         if num_ranks * num_stages > 1:
             patch.setattr(assemble, "build_executor", _threaded)
-        return LLM(
-            str(folder), tensor_parallel_size=num_ranks, pipeline_parallel_size=num_stages,
-            skip_tokenizer_init=True, max_model_len=96, max_num_seqs=16, check_invariants=True, **options,
-        )  # fmt: skip
+        return LLM(str(folder), tensor_parallel_size=num_ranks, pipeline_parallel_size=num_stages, **given)
 
 
 def _threaded(config: EngineConfig, *, serves: bool = False) -> ThreadedRanks:

@@ -20,14 +20,18 @@ from octavo.messages import END_OF_GRAMMAR, NewRow, StepPlan, StepResult
 from octavo.models.loader import open_checkpoint
 from octavo.models.registry import build_model, required_tensors
 from octavo.models.splits import layers_of
-from octavo.observe.events import EngineStarted, Preempted, Scheduled
+from octavo.observe.events import EngineStarted, Preempted, Sampled, Scheduled
 from octavo.worker.rows import RequestStates
 from octavo.worker.runner import Draws
 from octavo.worker.undrawn import UndrawnSteps
+from tests.conftest import TinyFolder
 from tests.distributed.conftest import engine
 from tests.distributed.test_tensor_parallel import FAMILIES, GREEDY, answers, check, tokens
 from tests.distributed.threaded_ranks import on_all_ranks
 from tests.engine.test_overlap import PROMPTS
+from tests.structured.spelling_model import spelling_model
+from tests.structured.test_engine import MANY, all_params
+from tests.structured.test_engine import tokens as texts
 
 
 @pytest.fixture(scope="session")
@@ -90,6 +94,19 @@ def test_the_reference_backend_has_stages_too(of_four_layers: Callable[[str], Pa
         expected = tokens(one)
     with engine(folder, 1, 2, backend="reference") as two:
         assert tokens(two) == expected
+
+
+def test_answers_follow_grammars_in_stages(tiny_folder: TinyFolder, tmp_path: Path) -> None:
+    """Masks are applied and tokens forced where they are drawn; the other stages learn both. Also with preemption."""
+    folder, given = spelling_model(tiny_folder, tmp_path), {"skip_tokenizer_init": False, "max_model_len": 128}
+    with engine(folder, 1, **given) as one:
+        expected = texts(one.generate(MANY, all_params(), use_tqdm=False))
+        assert any(isinstance(event, Sampled) and event.num_forced for event in one.events)
+    for num_ranks, options in ((1, {}), (2, {"num_gpu_blocks_override": 9, "schedule_conservativeness": 0})):
+        with engine(folder, num_ranks, 2, **given, **options) as several:
+            assert texts(several.generate(MANY, all_params(), use_tqdm=False)) == expected
+            assert several.stats().num_used_blocks == 0
+            assert any(isinstance(event, Preempted) for event in several.events) == bool(options)
 
 
 def test_each_step_has_its_part_of_the_sequences(of_four_layers: Callable[[str], Path]) -> None:

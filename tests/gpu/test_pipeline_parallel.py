@@ -18,12 +18,13 @@ from octavo.config import EngineConfig
 from octavo.engine import assemble
 from octavo.executor.executor import executor_here
 from octavo.messages import StepPlan, StepResult
-from octavo.observe.events import Preempted
+from octavo.observe.events import Preempted, Sampled
 from octavo.worker.task import WorkerTask
 from tests.conftest import TinyFolder
 from tests.distributed.threaded_ranks import ThreadedRanks
 from tests.gpu.device import ON_GPU
 from tests.gpu.interpreted_rank import pretend
+from tests.structured.spelling_model import spelling_model
 from tests.tiny_models import make_tiny_model
 
 PROMPTS = [list(range(3, 3 + length)) for length in (1, 37, 9, 20)]
@@ -38,8 +39,8 @@ FOUR_GPUS = pytest.mark.skipif(torch.cuda.device_count() < 4, reason="needs four
 
 def engine(folder: object, **options: Any) -> LLM:
     sizes = {"max_model_len": 96, "max_num_seqs": 8, "max_num_batched_tokens": 24, "num_gpu_blocks_override": 64}
-    options = sizes | {"backend": "triton", "dtype": "float32", "check_invariants": True} | options
-    return LLM(str(folder), skip_tokenizer_init=True, **options)
+    given: dict[str, Any] = {**sizes, "backend": "triton", "dtype": "float32", "check_invariants": True}
+    return LLM(str(folder), **(given | {"skip_tokenizer_init": True} | options))
 
 
 def answers(
@@ -81,7 +82,7 @@ def test_stages_of_two_gpus_are_preempted_and_go_on(tiny_folder: TinyFolder) -> 
 @TWO_GPUS
 def test_long_chunks_reach_the_next_stage_whole(tmp_path: Path) -> None:
     """Steps that are not captured, and so many in a row that one's hidden states wait for the next stage."""
-    sizes = {"max_model_len": 2048, "max_num_batched_tokens": 4096, "num_gpu_blocks_override": 1200}
+    sizes: dict[str, Any] = {"max_model_len": 2048, "max_num_batched_tokens": 4096, "num_gpu_blocks_override": 1200}
     prompts = [[3 + (start + index) % 40 for index in range(1500)] for start in range(8)]
     folder = make_tiny_model("qwen3", tmp_path / "long", max_position_embeddings=2048)
     found = []
@@ -178,3 +179,21 @@ def test_interpreted_stages_preempt(tiny_folder: TinyFolder) -> None:
             preempts = any(isinstance(event, Preempted) for event in llm.events)
     assert found[0] == found[1]
     assert preempts
+
+
+def test_grammars_are_followed_in_the_last_stage(
+    tiny_folder: TinyFolder, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A late draw waits for its mask while another step is launched; what is forced reaches the other stage's rows."""
+    if ON_GPU:
+        monkeypatch.setenv("OCTAVO_RANKS_PER_GPU", "2")
+    else:
+        request.getfixturevalue("_interpreted")
+    folder, form = spelling_model(tiny_folder, tmp_path), {"regex": r"name(a|b)(name|age)[a-c]12"}
+    params = [SamplingParams(structured_outputs=form, seed=1, max_tokens=9), GREEDY.replace(max_tokens=3, logprobs=1)]
+    found = []
+    for options in ({"backend": "reference"}, {"pipeline_parallel_size": 2}):
+        with engine(folder, skip_tokenizer_init=False, **options) as llm:
+            found.append(answers(llm, params, INTERPRETED[1:]))
+            assert any(isinstance(event, Sampled) and event.num_forced for event in llm.events)
+    assert found[0] == found[1]

@@ -14,10 +14,8 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from octavo import LLM, InvalidRequestError, RequestOutput, SamplingParams, StructuredOutputsParams
-from octavo.engine.grammar_gate import GrammarGate
 from octavo.observe.events import Preempted, Sampled, StepDone
 from octavo.observe.tally import Tally
-from octavo.request import Request
 from octavo.structured.compiler import GrammarCompiler
 from tests.conftest import TinyFolder
 from tests.structured.spelling_model import END, spelling_model
@@ -286,10 +284,3 @@ def test_a_grammar_that_fails_late_fails_alone(folder: Path, monkeypatch: pytest
         one, other = llm.generate(PROMPTS[:2], [params("gbnf", n=2), SamplingParams(max_tokens=3)], use_tqdm=False)
     assert [(each.finish_reason, each.stop_reason) for each in one.outputs] == [("error", str(gate.fault))] * 2
     assert other.outputs[0].finish_reason == "length"
-
-
-def test_a_model_in_a_pipeline_follows_no_grammar() -> None:
-    gate = GrammarGate(None, lambda compiler: None, num_stages=2)
-    request = Request("a", [5], params("json"), 0, 0.0, 9, grammar='start: "a"')
-    with pytest.raises(InvalidRequestError, match="pipeline_parallel_size is 2"):
-        gate.holds(request)
