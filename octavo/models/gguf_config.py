@@ -15,7 +15,8 @@ import numpy as np
 from octavo.errors import ModelLoadError, UnsupportedModelError
 from octavo.models.architecture import Architecture, RopeConfig, checked, known_tokens
 from octavo.models.gguf import GGUFFile
-from octavo.models.gguf_experts import experts_config
+from octavo.models.gguf_experts import experts_config, gpt_oss, olmoe, qwen2_moe, qwen3_moe
+from octavo.models.gguf_latent import deepseek2
 from octavo.models.gguf_metadata import GGUFMetadata
 from octavo.models.gguf_rope import gguf_rope
 from octavo.models.gguf_values import StringArray
@@ -24,6 +25,7 @@ from octavo.shown import shown
 
 #: tokens that end a chat model's turn; many files do not name them
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")
+_TURN_ENDS_OF = {"gpt-oss": ("<|return|>", "<|call|>")}  # where <|end|> ends thoughts, too
 _CONTROL = 3  # of tokenizer.ggml.token_type
 _EOS_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
@@ -49,7 +51,7 @@ def _common(config: GGUFMetadata) -> dict[str, Any]:
     """The values that all families share."""
     hidden_size, num_heads = config.size("embedding_length"), config.size("attention.head_count")
     head_dim = config.head_dim
-    if config.size("attention.value_length", head_dim) != head_dim:
+    if config.size("attention.value_length", head_dim) != head_dim and config.architecture != "deepseek2":
         raise UnsupportedModelError(f"{config.file.path}: keys and values of different lengths are not supported")
     return {
         "family": config.architecture,
@@ -80,7 +82,7 @@ def _eos_token_ids(config: GGUFMetadata) -> tuple[int, ...]:
     tokens, types = (metadata.get(f"tokenizer.ggml.{key}") for key in ("tokens", "token_type"))
     is_chat = "tokenizer.chat_template" in metadata
     if is_chat and isinstance(tokens, StringArray) and isinstance(types, np.ndarray) and len(types) == len(tokens):
-        found = (tokens.index(text) for text in _TURN_ENDS)
+        found = (tokens.index(text) for text in _TURN_ENDS_OF.get(config.architecture, _TURN_ENDS))
         ids += [token_id for token_id in found if token_id is not None and types[token_id] == _CONTROL]
     return tuple(dict.fromkeys(token_id for token_id in ids if token_id is not None))
 
@@ -107,22 +109,6 @@ def _llama(config: GGUFMetadata) -> dict[str, Any]:
 
 def _qwen(config: GGUFMetadata) -> dict[str, Any]:
     return {"rope": gguf_rope(config)}
-
-
-def _qwen2_moe(config: GGUFMetadata) -> dict[str, Any]:
-    experts = experts_config(config, "expert_feed_forward_length", renormalises=False, has_shared=True)
-    has_biases = "blk.0.attn_q.bias" in config.file.tensors
-    return {"family": "qwen2_moe", "rope": gguf_rope(config), "experts": experts, "extra": {"qkv_bias": has_biases}}
-
-
-def _qwen3_moe(config: GGUFMetadata) -> dict[str, Any]:
-    experts = experts_config(config, "expert_feed_forward_length", renormalises=True)
-    return {"family": "qwen3_moe", "rope": gguf_rope(config), "experts": experts}
-
-
-def _olmoe(config: GGUFMetadata) -> dict[str, Any]:
-    experts = experts_config(config, "feed_forward_length", renormalises=False)
-    return {"rope": gguf_rope(config), "experts": experts}
 
 
 def _granite(config: GGUFMetadata) -> dict[str, Any]:
@@ -200,20 +186,28 @@ FAMILIES: dict[str, Callable[[GGUFMetadata], dict[str, Any]]] = {
     "llama": _llama,
     "qwen2": _qwen,
     "qwen3": _qwen,
-    "qwen2moe": _qwen2_moe,
-    "qwen3moe": _qwen3_moe,
+    "qwen2moe": qwen2_moe,
+    "qwen3moe": qwen3_moe,
     "olmo2": _qwen,
-    "olmoe": _olmoe,
+    "olmoe": olmoe,
     "granite": _granite,
     "granitemoe": _granite_moe,
+    "gpt-oss": gpt_oss,
+    "deepseek2": deepseek2,
     "gemma2": _gemma2,
     "gemma3": _gemma3,
     "phi3": _phi3,
     "gpt2": _gpt2,
 }
-_WITH_EXPERTS = frozenset({"llama", "qwen2moe", "qwen3moe", "olmoe", "granitemoe"})
+_WITH_EXPERTS = frozenset({"llama", "qwen2moe", "qwen3moe", "olmoe", "granitemoe", "gpt-oss", "deepseek2"})
 #: names of families that differ from GGUF's
-_OWN_NAMES = {"qwen2moe": ("qwen2_moe",), "qwen3moe": ("qwen3_moe",), "llama": ("llama", "mistral", "mixtral")}
+_OWN_NAMES = {
+    "qwen2moe": ("qwen2_moe",),
+    "qwen3moe": ("qwen3_moe",),
+    "llama": ("llama", "mistral", "mixtral"),
+    "gpt-oss": ("gpt_oss",),
+    "deepseek2": ("deepseek_v2", "deepseek_v3"),
+}
 #: the families whose models GGUF files hold; Mistral's are Llama's there
 FAMILIES_READ = frozenset(family for name in FAMILIES for family in _OWN_NAMES.get(name, (name,)))
 

@@ -1,20 +1,25 @@
-"""Experts in a GGUF file: their numbers in its metadata, and each layer's stacks taken apart.
+"""Experts in a GGUF file: their numbers in its metadata, families that have them, and each layer's stacks taken apart.
 
-GGUF has a matrix of all experts as one tensor [experts, out, in]; the canonical form is a tensor for each expert, which
-here is a view of the stack. How the router chooses is not in the file but in llama.cpp's code, for each architecture.
+GGUF has a matrix of all experts as one tensor [experts, out, in], and their biases as [experts, out]; the canonical
+form is a tensor for each expert, which here is a view of the stack. How the router chooses is not in the file but in
+llama.cpp's code, for each architecture.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from octavo.errors import ModelLoadError
-from octavo.kernels.mixture import Routing
+from octavo.kernels.mixture import Gate, Routing
 from octavo.kernels.tensor import HostTensor, StoredTensor, at_hand
 from octavo.models.architecture import ExpertsConfig
 from octavo.models.gguf_metadata import GGUFMetadata
+from octavo.models.gguf_rope import gguf_rope
 
 #: stands for an expert's number in the canonical name of a stack
 EVERY_EXPERT = "*"
-_MOST_EXPERTS = 1 << 12
+MOST_EXPERTS = 1 << 12
 
 
 def experts_config(
@@ -22,7 +27,7 @@ def experts_config(
 ) -> ExpertsConfig:
     """inner_key: the key with an expert's inner size."""
     count, chosen = config.size("expert_count"), config.size("expert_used_count")
-    for key, value, most in (("expert_count", count, _MOST_EXPERTS), ("expert_used_count", chosen, count)):
+    for key, value, most in (("expert_count", count, MOST_EXPERTS), ("expert_used_count", chosen, count)):
         if value > most:
             raise ModelLoadError(f"{config.file.path}: {config.architecture}.{key} is {value}; allowed: 1 to {most}")
     shared = config.size("expert_shared_feed_forward_length", config.size("feed_forward_length")) if has_shared else 0
@@ -34,11 +39,40 @@ def experts_config(
     )
 
 
+def qwen2_moe(config: GGUFMetadata) -> dict[str, Any]:
+    experts = experts_config(config, "expert_feed_forward_length", renormalises=False, has_shared=True)
+    has_biases = "blk.0.attn_q.bias" in config.file.tensors
+    return {"family": "qwen2_moe", "rope": gguf_rope(config), "experts": experts, "extra": {"qkv_bias": has_biases}}
+
+
+def qwen3_moe(config: GGUFMetadata) -> dict[str, Any]:
+    experts = experts_config(config, "expert_feed_forward_length", renormalises=True)
+    return {"family": "qwen3_moe", "rope": gguf_rope(config), "experts": experts}
+
+
+def olmoe(config: GGUFMetadata) -> dict[str, Any]:
+    experts = experts_config(config, "feed_forward_length", renormalises=False)
+    return {"rope": gguf_rope(config), "experts": experts}
+
+
+def gpt_oss(config: GGUFMetadata) -> dict[str, Any]:
+    """Every other layer has a window, the first one included. What the gate is limited by is not in the file."""
+    rope, window = gguf_rope(config), config.size("attention.sliding_window", 128)
+    experts = experts_config(config, "expert_feed_forward_length", renormalises=True)
+    return {
+        "family": "gpt_oss",
+        "attention_bias": True,
+        "rope": replace(rope, scaling=rope.scaling and rope.scaling | {"truncate": False}),
+        "windows": tuple(window if layer % 2 == 0 else None for layer in range(config.num_layers)),
+        "experts": replace(experts, gate=Gate("clamped")),
+    }
+
+
 def experts_apart(name: str, tensor: HostTensor) -> dict[str, StoredTensor]:
     """A tensor under its canonical name, or a stack's under one for each expert."""
     if name.endswith("shared_expert_gate.weight") and len(tensor.shape) == 1:
         tensor = HostTensor(tensor.dtype, (1, *tensor.shape), tensor.data)
-    if EVERY_EXPERT not in name or len(tensor.shape) != 3:
+    if EVERY_EXPERT not in name or len(tensor.shape) != (2 if name.endswith(".bias") else 3):
         return {name: at_hand(tensor)}
     count, *shape = tensor.shape
     experts = tensor.data.reshape(count, -1)

@@ -85,6 +85,12 @@ class GGUFMetadata:
     def optional_number(self, key: str, **bounds: float) -> float | None:
         return self.number(key, **bounds) if self.has(key) else None
 
+    def flag(self, key: str, *, default: bool) -> bool:
+        value = self.file.metadata.get(f"{self.architecture}.{key}", default)
+        if not isinstance(value, bool):
+            raise self.wrong(f"{self.architecture}.{key}", value, "true or false")
+        return value
+
     def token_id(self, key: str) -> int | None:
         """None where the file has -1, or -1 as an unsigned number."""
         value = self._get(f"tokenizer.ggml.{key}", int, None)

@@ -7,6 +7,7 @@ is read:
     llama    (and granite) Q and K rows are interleaved, pair by pair, for ggml's rotary: their order is restored
     gemma    norm weights have 1 added: it is subtracted
     gpt2     already [out, in], unlike Hugging Face's own files (see checkpoint.py)
+    deepseek2   one matrix of latents may be two: see gguf_latent.py
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _QK_NORM_NAMES = {
     "blk.{}.attn_q_norm": "model.layers.{}.self_attn.q_norm",
     "blk.{}.attn_k_norm": "model.layers.{}.self_attn.k_norm",
 }
-#: a * stands for each expert's number
+#: a * stands for each expert's number. A name with its .weight or .bias becomes another one as a whole
 _MIXTRAL_NAMES = {
     "blk.{}.ffn_gate_inp": "model.layers.{}.block_sparse_moe.gate",
     "blk.{}.ffn_gate_exps": "model.layers.{}.block_sparse_moe.experts.*.w1",
@@ -63,6 +64,25 @@ _GRANITE_MOE_NAMES = {
     "blk.{}.ffn_gate_shexp": "model.layers.{}.shared_mlp.gate_proj",
     "blk.{}.ffn_up_shexp": "model.layers.{}.shared_mlp.up_proj",
     "blk.{}.ffn_down_shexp": "model.layers.{}.shared_mlp.down_proj",
+}
+_DEEPSEEK_NAMES = {
+    "blk.{}.attn_q_a": "model.layers.{}.self_attn.q_a_proj",
+    "blk.{}.attn_q_a_norm": "model.layers.{}.self_attn.q_a_layernorm",
+    "blk.{}.attn_q_b": "model.layers.{}.self_attn.q_b_proj",
+    "blk.{}.attn_kv_a_mqa": "model.layers.{}.self_attn.kv_a_proj_with_mqa",
+    "blk.{}.attn_kv_a_norm": "model.layers.{}.self_attn.kv_a_layernorm",
+    "blk.{}.attn_kv_b": "model.layers.{}.self_attn.kv_b_proj",
+    "blk.{}.attn_k_b": "model.layers.{}.self_attn.k_b_proj",
+    "blk.{}.attn_v_b": "model.layers.{}.self_attn.v_b_proj",
+    "blk.{}.exp_probs_b.bias": "model.layers.{}.mlp.gate.e_score_correction_bias",
+    "blk.{}.ffn_gate_shexp": "model.layers.{}.mlp.shared_experts.gate_proj",
+    "blk.{}.ffn_up_shexp": "model.layers.{}.mlp.shared_experts.up_proj",
+    "blk.{}.ffn_down_shexp": "model.layers.{}.mlp.shared_experts.down_proj",
+}
+_GPT_OSS_NAMES = {
+    "blk.{}.attn_sinks.weight": "model.layers.{}.self_attn.sinks",
+    "blk.{}.post_attention_norm": "model.layers.{}.post_attention_layernorm",
+    "blk.{}.ffn_gate_inp": "model.layers.{}.mlp.router",
 }
 _OLMO2_NAMES = {
     "blk.{}.post_attention_norm": "model.layers.{}.post_attention_layernorm",
@@ -99,6 +119,8 @@ NAMES: dict[str, dict[str, str]] = {
     "olmoe": _LLAMA_NAMES | _QK_NORM_NAMES | _QWEN_MOE_NAMES,
     "granite": _LLAMA_NAMES,
     "granitemoe": _LLAMA_NAMES | _GRANITE_MOE_NAMES,
+    "gpt-oss": _LLAMA_NAMES | _QWEN_MOE_NAMES | _GPT_OSS_NAMES,
+    "deepseek2": _LLAMA_NAMES | _QWEN_MOE_NAMES | _DEEPSEEK_NAMES,
     "gemma2": _LLAMA_NAMES | _GEMMA_NAMES,
     "gemma3": _LLAMA_NAMES | _QK_NORM_NAMES | _GEMMA_NAMES,
     "phi3": _LLAMA_NAMES | _PHI3_NAMES,
@@ -120,10 +142,11 @@ def canonical_name(gguf_architecture: str, name: str) -> str | None:
     if match is None:
         return name
     layer = _LAYER.search(match["stem"])
-    target = NAMES[gguf_architecture].get(_LAYER.sub("{}", match["stem"]))
-    if target is None:
-        return name
-    return target.format(layer[0] if layer else "") + "." + match["kind"]
+    names, number = NAMES[gguf_architecture], layer[0] if layer else ""
+    if (whole := names.get(_LAYER.sub("{}", name))) is not None:
+        return whole.format(number)
+    target = names.get(_LAYER.sub("{}", match["stem"]))
+    return name if target is None else f"{target.format(number)}.{match['kind']}"
 
 
 def layout_change(

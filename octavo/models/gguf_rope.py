@@ -12,6 +12,7 @@ from octavo.models.gguf_metadata import GGUFMetadata
 from octavo.models.rope_json import LARGEST_FACTOR, SMALLEST_FACTOR
 from octavo.shown import shown
 
+_BETAS = ("beta_fast", "beta_slow")
 _FACTORS = {"least": SMALLEST_FACTOR, "most": LARGEST_FACTOR}
 
 
@@ -36,13 +37,15 @@ def _rope_scaling(config: GGUFMetadata) -> dict[str, Any] | None:
     if kind == "none":
         return None
     factor = config.number("rope.scaling.factor", 1.0, **_FACTORS)
-    extra = config.number("rope.scaling.attn_factor", 1.0)
-    if extra != 1:
-        raise UnsupportedModelError(f"{config.file.path}: rope.scaling.attn_factor is {extra}; allowed: 1")
+    for key in ("attn_factor", "yarn_attn_factor"):
+        if (extra := config.number(f"rope.scaling.{key}", 1.0)) != 1:
+            raise UnsupportedModelError(f"{config.file.path}: rope.scaling.{key} is {extra}; allowed: 1")
     if kind in ("linear", "yarn"):
         states_len = kind == "yarn" or config.has("rope.scaling.original_context_length")
         original = {"original_max_position_embeddings": trained_len} if states_len else {}
-        return {"rope_type": kind, "factor": factor, **original}
+        named = [key for key in _BETAS if kind == "yarn" and config.has(f"rope.scaling.yarn_{key}")]
+        betas = {key: config.number(f"rope.scaling.yarn_{key}", **_FACTORS) for key in named}
+        return {"rope_type": kind, "factor": factor, **original, **betas}
     raise UnsupportedModelError(
         f"{config.file.path}: {config.architecture}.rope.scaling.type is {shown(kind)}; "
         "Octavo knows none, linear, yarn, and longrope with its factor tensors"

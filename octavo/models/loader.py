@@ -35,6 +35,7 @@ from octavo.models.dummy import dummy_tensors
 from octavo.models.folder import open_config, open_folder, saved_dtype
 from octavo.models.gguf_config import architecture_from_gguf
 from octavo.models.gguf_experts import experts_apart
+from octavo.models.gguf_latent import joined_latents
 from octavo.models.gguf_metadata import GGUFMetadata
 from octavo.models.gguf_names import canonical_name, layout_change
 from octavo.models.gguf_parts import first_parts, read_gguf_model
@@ -168,7 +169,7 @@ def open_gguf(path: Path, label: str) -> Checkpoint:
     return Checkpoint(
         label=label,
         architecture=architecture,
-        stored=stored,
+        stored=joined_latents(stored, architecture, label),
         tokenizer_source=file,
         sampling_defaults=GGUFMetadata(file).sampling_defaults(),
     )

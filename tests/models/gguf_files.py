@@ -30,13 +30,15 @@ Tensor = np.ndarray[Any, Any] | tuple[np.ndarray[Any, Any], str]
 
 def family_of(kind: str) -> str:
     """Our family of a GGUF architecture."""
-    return kind.replace("moe", "_moe") if kind.startswith("qwen") else kind
+    named = {"gpt-oss": "gpt_oss", "deepseek2": "deepseek_v3"}
+    return named.get(kind, kind.replace("moe", "_moe") if kind.startswith("qwen") else kind)
 
 
 def in_the_table(kind: str, name: str) -> str:
     """The name under which the gguf package's table looks a canonical tensor up. Experts have no numbers there, and of
     Granite it knows the stacks' own names alone."""
     name = re.sub(r"experts\.\d+\.", "experts.", name)
+    name = name.replace("e_score_correction_bias", "e_score_correction.bias").replace("sinks", "sinks.weight")
     if kind != "granitemoe":
         return name
     name = name.replace("block_sparse_moe.experts", "mlp.experts").replace("router.layer", "gate")

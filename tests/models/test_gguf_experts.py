@@ -32,6 +32,7 @@ KINDS = {
     "qwen3-moe": "qwen3moe",
     "olmoe": "olmoe",
     "granite-moe": "granitemoe",
+    "gpt-oss": "gpt-oss",
 }
 
 
@@ -40,6 +41,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     name = request.param
     changes: dict[str, Any] = {"num_attention_heads": 4} | ({"sliding_window": None} if name == "mixtral" else {})
     changes |= {"shared_expert_intermediate_size": 64, "mlp_only_layers": []} if name == "qwen2-moe" else {}
+    changes |= {"swiglu_limit": 7.0} if name == "gpt-oss" else {}
     return make_tiny_model(name, tmp_path_factory.mktemp("experts") / name, **SIZES | changes)
 
 
@@ -65,6 +67,11 @@ def metadata(checkpoint: Checkpoint, kind: str) -> dict[str, Any]:
     if kind == "granitemoe":
         scales = {"embedding_scale": a.embedding_scale, "residual_scale": a.residual_scale}
         values |= scales | {"attention.scale": a.attention_scale, "logit_scale": 1 / a.logits_scale}
+    if (scaling := a.rope.scaling) is not None:
+        values |= {"rope.scaling.type": scaling["rope_type"], "rope.scaling.factor": scaling["factor"]}
+        values["rope.scaling.original_context_length"] = scaling["original_max_position_embeddings"]
+    if kind == "gpt-oss":
+        values["attention.sliding_window"] = a.windows[0]
     if a.experts.shared_size:
         values["expert_shared_feed_forward_length"] = a.experts.shared_size
     tokens = {"tokenizer.ggml.tokens": [f"t{i}" for i in range(a.vocab_size)]}
@@ -74,7 +81,7 @@ def metadata(checkpoint: Checkpoint, kind: str) -> dict[str, Any]:
 def tensors(folder: Path, kind: str, quantised: str | None) -> dict[str, Tensor]:
     """As llama.cpp's converter makes them: experts stacked, and Llama's Q and K rows interleaved."""
     code = next(code for code, name in gguf.MODEL_ARCH_NAMES.items() if name == kind)
-    table = gguf.get_tensor_name_map(code, 3)
+    table = gguf.get_tensor_name_map(code, 4)
     stacks: dict[str, list[np.ndarray[Any, Any]]] = {}
     found: dict[str, Tensor] = {}
     saved = _each_expert(load_file(folder / "model.safetensors"))
@@ -88,13 +95,16 @@ def tensors(folder: Path, kind: str, quantised: str | None) -> dict[str, Tensor]
         else:
             found[theirs] = values[0] if "shexp" in theirs and len(values) == 1 else values
     stacked = {name: np.stack(each) for name, each in stacks.items()}
-    return found | {name: (each, quantised) if quantised else each for name, each in stacked.items()}
+    return found | {name: (each, quantised) if quantised and each.ndim > 2 else each for name, each in stacked.items()}
 
 
 def _each_expert(saved: dict[str, Any]) -> dict[str, Any]:
-    """Granite's stacks as a matrix of gate, up or down for each expert, and for the shared one."""
+    """Granite's stacks as a matrix of gate, up or down for each expert, and for the shared one; gpt-oss's as well."""
     found: dict[str, Any] = {}
     for name, values in saved.items():
+        if ".mlp.experts." in name and values.shape[0] == 5:
+            found |= _of_gpt_oss(name, values)
+            continue
         module, _, kind = name.removesuffix(".weight").rpartition(".")
         if kind not in ("input_linear", "output_linear"):
             found[name] = values
@@ -106,6 +116,18 @@ def _each_expert(saved: dict[str, Any]) -> dict[str, Any]:
                 f"{where}.{one}.weight": each for one, each in zip(parts, np.split(matrix, len(parts)), strict=True)
             }
     return found
+
+
+def _of_gpt_oss(name: str, values: Any) -> dict[str, Any]:
+    """Outputs are its last dimension, and those of gate and up take turns."""
+    where, kind = name.removesuffix("_bias").rsplit(".", 1)
+    ending = "bias" if name.endswith("_bias") else "weight"
+    parts = ("gate_proj", "up_proj") if kind == "gate_up_proj" else ("down_proj",)
+    return {
+        f"{where}.{expert}.{part}.{ending}": np.ascontiguousarray(values[expert].T[at :: len(parts)])
+        for expert in range(len(values))
+        for at, part in enumerate(parts)
+    }
 
 
 def _by_expert(entry: tuple[str, Any]) -> tuple[str, int]:
@@ -123,7 +145,10 @@ def test_a_file_has_the_folders_tensors(folder: Path, tmp_path: Path) -> None:
     assert theirs is not None
     assert ours.dense_layers == theirs.dense_layers
     assert (ours.shared_size, ours.has_shared_gate) == (theirs.shared_size, theirs.has_shared_gate)
-    assert ours.routing == theirs.routing
+    assert (ours.routing, ours.gate) == (theirs.routing, theirs.gate)
+    if kind == "gpt-oss":
+        assert checkpoint.architecture.rope == original.architecture.rope
+        assert checkpoint.architecture.windows == original.architecture.windows
     for scale in ("embedding_scale", "residual_scale", "logits_scale"):
         assert getattr(checkpoint.architecture, scale) == pytest.approx(getattr(original.architecture, scale))
     assert set(checkpoint.stored) == set(original.stored)
@@ -137,7 +162,12 @@ def numbers(tensor: StoredTensor) -> np.ndarray[Any, Any]:
 
 def test_quantised_experts_on_the_cpu(folder: Path, tmp_path: Path) -> None:
     kind, original = KINDS[folder.name], open_checkpoint(ModelConfig(model=str(folder)))
-    path = write_gguf(tmp_path / "m.gguf", kind, metadata(original, kind), tensors(folder, kind, "Q8_0"))
+    path = write_gguf(
+        tmp_path / "m.gguf",
+        kind,
+        metadata(original, kind),
+        tensors(folder, kind, "MXFP4" if kind == "gpt-oss" else "Q8_0"),
+    )
     checkpoint, logits = open_checkpoint(ModelConfig(model=str(path))), []
     for device in (CpuDevice(2, "int16"), ReferenceDevice()):
         driver = Driver(device, checkpoint.architecture, checkpoint, DriverSetting())
@@ -163,6 +193,6 @@ def test_experts_of_other_architectures_are_refused_by_name(tmp_path: Path) -> N
     keys = {key.replace("llama.", "gemma2."): value for key, value in TINY_LLAMA.items()} | {"gemma2.expert_count": 4}
     path = write_gguf(tmp_path / "m.gguf", "gemma2", keys, tiny_llama_tensors())
     with pytest.raises(
-        UnsupportedModelError, match=r"gemma2\.expert_count is 4; Octavo reads experts of granitemoe, llama"
+        UnsupportedModelError, match=r"gemma2\.expert_count is 4; Octavo reads experts of deepseek2, gpt-oss"
     ):
         open_checkpoint(ModelConfig(model=str(path)))
