@@ -18,7 +18,7 @@ from octavo.simulator.replay import replay
 
 def add_arguments(parser: CommandParser) -> None:
     parser.usage = "octavo replay FILE"
-    parser.add_argument("log", metavar="FILE", help="an event log of a whole run (--record)")
+    parser.add_argument("log", metavar="FILE", help="an event log: of a whole run (--record), or its last events")
 
 
 def run(args: argparse.Namespace) -> int:

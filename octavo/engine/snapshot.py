@@ -9,6 +9,7 @@ from octavo.cache.kv_cache import KVCache
 from octavo.observe.snapshot import SequenceState, Snapshot
 from octavo.request import Sequence
 from octavo.scheduler.places import arrival_of
+from octavo.scheduler.saved_state import state_of, why_no_replay
 from octavo.scheduler.scheduler import Scheduler
 
 #: requests without blocks that a snapshot names; a queue may be long, and a step must not wait for it
@@ -19,9 +20,10 @@ def take_snapshot(time: float, scheduler: Scheduler, cache: KVCache) -> Snapshot
     sequences = scheduler.sequences
     holding = [one for one in sequences if one.row >= 0]
     waiting = islice((one for one in sequences if one.row < 0), MAX_WAITING)
-    named = [*holding, *waiting]
+    named = sorted([*holding, *waiting], key=lambda one: one.sequence_id)
     requests = {one.request.request_id: one.request for one in named}
     tree = cache.tree.nodes
+    why_not = why_no_replay(scheduler, len(named)) or ("blocks were on loan" if cache.pool.lent else "")
     return Snapshot(
         time=time,
         step=scheduler.num_steps,
@@ -31,6 +33,9 @@ def take_snapshot(time: float, scheduler: Scheduler, cache: KVCache) -> Snapshot
         cached=tuple(cache.pool.cached),
         tree_blocks=tuple(tree),
         tree_nodes=tuple(tree.values()),
+        free=() if why_not else tuple(cache.pool.free),
+        scheduler=None if why_not else state_of(scheduler, requests.values()),
+        why_not=why_not,
     )
 
 
@@ -42,4 +47,11 @@ def _state_of(sequence: Sequence, tables: BlockTables | None) -> SequenceState:
         num_tokens=sequence.num_tokens,
         num_computed=sequence.num_computed_tokens,
         tables=() if tables is None else tuple([tuple(table) for table in tables.block_ids]),
+        num_pending=sequence.num_pending,
+        expected_len=sequence.expected_len,
+        num_hashes=-1 if tables is None else len(tables.hashes) - 1,
+        first_visible=() if tables is None else tuple(tables.first_visible),
+        num_found=0 if tables is None else tables.num_found,
+        num_published=0 if tables is None else tables.num_published,
+        room=0 if tables is None else tables.room,
     )

@@ -1,4 +1,4 @@
-"""The cache and the scheduler of a recorded engine, built again from the header of its log."""
+"""The cache and the scheduler of a recorded engine, built again: new, or as they were at a snapshot."""
 
 from __future__ import annotations
 

@@ -3,7 +3,9 @@
     Arrived ──▶ add_request       Scheduled ──▶ schedule       StepDone ──▶ update, with as many tokens as were drawn
     what the scheduler and the cache then write into their own log must be what is in the file
 
-The log has no tokens; replayed_tokens.py makes some that are alike where the recorded ones were.
+The log has no tokens; replayed_tokens.py makes some that are alike where the recorded ones were. A log that has lost
+its beginning is replayed from its first snapshot on (restored_engine.py), and at each later one the engine's whole
+state must be the recorded one, too.
 """
 
 from __future__ import annotations
@@ -23,11 +25,13 @@ from octavo.observe import events
 from octavo.observe.event_log import EventLog
 from octavo.observe.events import Event
 from octavo.observe.flight_log import LogHeader
+from octavo.observe.snapshot import Snapshot
 from octavo.request import Sequence, SequenceId
 from octavo.scheduler.step import NO_TOKEN
 from octavo.shown import cut
 from octavo.simulator.recorded_engine import MOST_SEQS, check_sizes, recorded_cache, recorded_scheduler
 from octavo.simulator.replayed_tokens import ReplayedTokens, tokens_of_log
+from octavo.simulator.restored_engine import restore_engine, unlike_state
 
 #: opens the log; a replay reads it twice
 OpenLog = Callable[[], tuple[LogHeader, Iterator[Event]]]
@@ -35,6 +39,7 @@ OpenLog = Callable[[], tuple[LogHeader, Iterator[Event]]]
 #: what is not decided by the scheduler or the cache, or is told with times
 _NOT_COMPARED = (
     *(events.EngineStarted, events.Arrived, events.Refused, events.StepDone, events.EventsLost, events.EndAsked),
+    Snapshot,
 )
 #: where blocks may enter the prefix tree
 _DECIDES = frozenset((events.Scheduled, events.StepDone, events.StepFailed, events.EndAsked))
@@ -52,16 +57,12 @@ class Replayed:
 def replay(open_log: OpenLog, config: dict[str, Any] | None = None) -> Replayed:
     """config: other options of the scheduler than the recorded ones. Raises LogError for a log that cannot be
     replayed."""
-    header, log = open_log()
-    if not header.is_whole:
-        raise LogError(
-            "the log does not begin with its engine: only one written with --record can be replayed; octavo viz and "
-            "octavo explain read it, from its first snapshot on"
-        )
-    tokens = tokens_of_log(log, header.started.block_size)
+    header, log = open_log()[0], _replayable(open_log)
+    check_sizes(header.started)
+    tokens = tokens_of_log(log, header.started.block_size, header.started.max_model_len)
     engine = _ReplayedEngine(header, config or {}, tokens)
     try:
-        for event in open_log()[1]:
+        for event in _replayable(open_log):
             engine.follow(event)
             if engine.difference is not None:
                 break
@@ -72,10 +73,26 @@ def replay(open_log: OpenLog, config: dict[str, Any] | None = None) -> Replayed:
     return Replayed(engine.num_steps, engine.num_alike, engine.difference)
 
 
+def _replayable(open_log: OpenLog) -> Iterator[Event]:
+    """The log's events, from one on at which a replay can begin."""
+    header, log = open_log()
+    if header.is_whole:
+        return log
+    why_not = "it has no snapshot of its engine"
+    for event in log:
+        if type(event) is Snapshot:
+            if event.scheduler is not None:
+                return itertools.chain([event], log)
+            why_not = event.why_not
+    raise LogError(
+        f"the log does not begin with its engine, and no replay can begin later: {cut(why_not, 200)}. Write it with "
+        "--record, from the beginning; octavo viz and octavo explain read this one"
+    )
+
+
 class _ReplayedEngine:
     def __init__(self, header: LogHeader, config: dict[str, Any], tokens: ReplayedTokens) -> None:
         sizes, own = header.started, EventLog(0)
-        check_sizes(sizes)
         self._cache = recorded_cache(sizes, own)
         self._scheduler = recorded_scheduler(header, config, self._cache, own)
         self._tokens = tokens
@@ -86,6 +103,7 @@ class _ReplayedEngine:
         self._has_failed = False
         self._made: deque[Event] = deque()
         self._told: deque[Event] = deque()
+        self._is_new = True
         self.num_steps = self.num_alike = 0
         self.difference: str | None = None
         own.listen(self._take)
@@ -115,13 +133,30 @@ class _ReplayedEngine:
             self._has_failed = True  # it forgets the prefix tree, too
         elif kind is events.StepDone:
             self._update(event.step)
+        elif kind is Snapshot:
+            self._at_snapshot(event)
         elif kind is events.BlocksForgotten and event.block_ids is None:
             if not self._has_failed:
                 self._cache.forget()
             self._has_failed = False
+        self._is_new = False
         if kind not in _NOT_COMPARED:
             self._told.append(event)
         self._compare()
+
+    def _at_snapshot(self, event: Snapshot) -> None:
+        """Go on from the first one; at a later one, compare."""
+        state = event.scheduler
+        if state is None:
+            return
+        if not self._is_new:
+            self.difference = self.difference or unlike_state(event, self._scheduler, self._cache)
+            return
+        restore_engine(event, state, self._tokens, self._scheduler, self._cache)
+        for draft in state.drafts:
+            plan = StepPlan(draft.step, num_draws=[*draft.num_draws], prompt_logprobs=[*draft.prompt_logprobs])
+            plan.num_scheduled_tokens.extend(draft.num_scheduled)
+            self._plans[draft.step] = plan, [SequenceId(one) for one in (*draft.granted, *draft.forked)]
 
     def _end(self, event: Any) -> None:
         if event.sequence_id < 0:

@@ -4,18 +4,21 @@
     replayed              [0 0 0 ... 0 5]                   [0 ... 0 9]       0 0 0
 
 A block's hash includes all before it, so one token that belongs to the hash is enough. It is in the last slot: a prompt
-may end in a block's middle, and the samples that go on from there differ only behind it.
+may end in a block's middle, and the samples that go on from there differ only behind it. A log that begins with a
+snapshot tells of blocks by what is in the prefix tree there, whose parents may be gone: such a one is given a name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from hashlib import blake2b
 from itertools import count
 
 from octavo.errors import LogError
 from octavo.lora_request import LoadedAdapter, LoRARequest
 from octavo.observe import events
 from octavo.observe.events import Event
+from octavo.observe.snapshot import Snapshot
 from octavo.request import Request, Sequence
 from octavo.sampling_params import SamplingParams
 from octavo.simulator.replayed_beams import END, FILLER, ReplayedBeams
@@ -24,10 +27,12 @@ _FIRST_OWN = 2  # no filler, and no end
 
 
 class ReplayedTokens:
-    """corrupted: sequences that ended because nothing could be drawn. beams: what beam searches chose."""
+    """corrupted: sequences that ended because nothing could be drawn. beams: what beam searches chose. most_tokens: of
+    a sequence."""
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, block_size: int, most_tokens: int) -> None:
         self._block_size = block_size
+        self.most_tokens = most_tokens
         self._numbers = count(_FIRST_OWN)
         self._token_of: dict[bytes, int] = {}
         self._content: dict[int, bytes] = {}  # block -> what it holds at this moment of the log
@@ -49,10 +54,12 @@ class ReplayedTokens:
             )
         if type(event) is events.BlocksPublished:
             chain = self._chains.setdefault(event.sequence_id, {})
-            before = self._content.get(event.parent, b"") if event.first else b""
+            before = chain.get(event.first - 1, self._content.get(event.parent, b"")) if event.first else b""
             for place, (block_id, content) in enumerate(zip(event.block_ids, event.hashes, strict=False), event.first):
-                self._before.setdefault(content, before)
+                self._follows(content, before)
                 self._content[block_id] = chain[place] = before = content
+        elif type(event) is Snapshot:
+            self._learn_all(event)
         elif type(event) is events.PrefixHit and event.block_ids:
             place = event.num_tokens // self._block_size - 1
             last = self._content.get(event.block_ids[-1])
@@ -70,7 +77,32 @@ class ReplayedTokens:
             elif event.reason in ("stop", "repetition") and event.sequence_id not in self._asked:
                 self._stops[event.sequence_id] = event.num_output_tokens
 
+    def _learn_all(self, event: Snapshot) -> None:
+        found = dict[int, bytes]()
+        for block_id, (_, depth, content, parent) in zip(event.tree_blocks, event.tree_nodes, strict=False):
+            found[block_id] = content
+            self._follows(content, parent if depth else b"")
+        self._content |= found
+        for one in event.sequences:
+            chain = self._chains.setdefault(one.sequence_id, {})
+            for table in one.tables:
+                chain |= {place: found[block_id] for place, block_id in enumerate(table) if block_id in found}
+
+    def _follows(self, content: bytes, before: bytes) -> None:
+        self._before[content] = self._before.get(content) or before
+
     # Making what was recorded
+
+    def first_tokens(self, sequence_id: int, num_tokens: int) -> list[int]:
+        return [self._token(sequence_id, position) for position in range(num_tokens)]
+
+    def of_block(self, content: bytes) -> list[int]:
+        """A block's tokens."""
+        return [FILLER] * (self._block_size - 1) + [self._token_of.setdefault(content, next(self._numbers))]
+
+    def before(self, content: bytes) -> bytes:
+        """What is in the block before this one, which is not a sequence's first."""
+        return self._before.get(content) or blake2b(content, digest_size=8, person=b"before").digest()
 
     def request(self, event: events.Arrived) -> Request:
         ids = range(event.sequence_id, event.sequence_id + (0 if event.num_beams else event.num_sequences))
@@ -88,7 +120,7 @@ class ReplayedTokens:
             params = params.replace(use_beam_search=True, best_of=event.num_beams, early_stopping="never")
         return Request(
             request_id=event.request_id,
-            prompt_token_ids=[self._token(event.sequence_id, position) for position in range(event.num_prompt_tokens)],
+            prompt_token_ids=self.first_tokens(event.sequence_id, event.num_prompt_tokens),
             sampling_params=params,
             seed=0,
             arrival_time=0.0,
@@ -134,10 +166,11 @@ class ReplayedTokens:
 
     def _fill(self, chain: dict[int, bytes]) -> None:
         """A block that was found tells of those before it."""
-        for place in sorted(chain, reverse=True):
+        most = self.most_tokens // self._block_size
+        for place in sorted((place for place in chain if 0 <= place <= most), reverse=True):
             content = chain[place]
-            while place and (content := self._before.get(content, b"")):
-                place -= 1
+            while place:
+                content, place = self.before(content), place - 1
                 if chain.setdefault(place, content) != content:
                     break
 
@@ -149,8 +182,8 @@ def _adapter(event: events.Arrived) -> LoadedAdapter | None:
     return LoadedAdapter(event.adapter_key, str(event.adapter_key), LoRARequest(event.adapter or "?", 1))
 
 
-def tokens_of_log(log: Iterable[Event], block_size: int) -> ReplayedTokens:
-    tokens = ReplayedTokens(max(1, block_size))
+def tokens_of_log(log: Iterable[Event], block_size: int, most_tokens: int) -> ReplayedTokens:
+    tokens = ReplayedTokens(max(1, block_size), most_tokens)
     for event in log:
         tokens.learn(event)
     return tokens

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+import msgspec
 import pytest
 
 from octavo.cache.blocks import make_groups
@@ -18,6 +19,7 @@ from octavo.cli import main as cli
 from octavo.config import SchedulerConfig
 from octavo.engine.core import EngineCore, OverlappedCore
 from octavo.engine.pipelined import PipelinedCore
+from octavo.engine.snapshot import take_snapshot
 from octavo.errors import InvalidRequestError, LogError
 from octavo.executor.executor import ThreadExecutor
 from octavo.messages import StepPlan, StepResult
@@ -34,12 +36,13 @@ from octavo.observe.events import (
     Waits,
 )
 from octavo.observe.flight_log import LogHeader, LogWriter, read_log, read_open_log
+from octavo.observe.snapshot import Snapshot
 from octavo.scheduler.scheduler import Scheduler
 from octavo.simulator.replay import Replayed, replay
 from octavo.testing.fake_executor import FakeExecutor
 from octavo.testing.fake_tokens import VOCAB_SIZE
 from octavo.testing.simulate import make_request
-from tests.observe.test_flight_log import event_of, kinds
+from tests.observe.test_flight_log import event_of, kinds, made
 
 OPTIONS = {"scheduling_policy": "priority", "schedule_conservativeness": 0.3, "max_bypasses": 3}
 
@@ -63,9 +66,11 @@ def recorded(
     windows: tuple[int | None, ...] = (None,),
     num_stages: int = 1,
     has_beams: bool = False,
+    has_snapshots: bool = False,
+    capacity: int = 100_000,
 ) -> tuple[bytes, list[Event]]:
     """A log of prefixes, samples, priorities, aborts, stops and faults, in little memory."""
-    draw, log, groups = random.Random(seed), EventLog(100_000), make_groups(windows)
+    draw, log, groups = random.Random(seed), EventLog(capacity), make_groups(windows)
     started = EngineStarted(0.0, 29, 4, 1, len(groups), 128, windows=tuple(group.window for group in groups))
     log.start(
         EngineStarted(
@@ -100,6 +105,8 @@ def recorded(
                 )
         if core.has_unfinished:
             core.step()
+            if has_snapshots:
+                log.write(take_snapshot(0.0, scheduler, cache))
         if step == 70:
             core.reset_prefix_cache()
         if scheduler.sequences and draw.random() < 0.08:
@@ -112,7 +119,9 @@ def recorded(
         core.step()
     core.close()
     assert log.started is not None
-    header = LogHeader(version="1", written_at=0.0, clock=0.0, started=log.started, config={"scheduler": OPTIONS})
+    times = {"written_at": 0.0, "clock": 0.0}
+    is_whole = next(iter(log)) is log.started
+    header = LogHeader(version="1", **times, started=log.started, config={"scheduler": OPTIONS}, is_whole=is_whole)
     file = io.BytesIO()
     LogWriter(file, header).write(log)
     return file.getvalue(), list(log)
@@ -134,6 +143,23 @@ def test_a_run_is_decided_as_it_was(num_stages: int, windows: tuple[int | None, 
         seen |= {type(event) for event in events}
         seen |= {event.reason for event in events if type(event) is Finished}
     assert {BlockCopied, Preempted, PrefixHit, Waits, "stop", "length", "abort"} <= seen
+
+
+@pytest.mark.parametrize("num_stages", [0, 1, 3], ids=["plain", "overlapped", "pipelined"])
+@pytest.mark.parametrize("windows", [(None,), (8, None), (8,)], ids=["full", "window", "sliding"])
+def test_a_run_goes_on_as_it_did_from_any_snapshot(num_stages: int, windows: tuple[int | None, ...]) -> None:
+    """At each later snapshot, the engine's whole state is the recorded one, too."""
+    options = {"is_overlapped": num_stages > 0, "windows": windows, "num_stages": max(1, num_stages)}
+    data, _ = recorded(num_stages, has_snapshots=True, **options)
+    header, events = read_open_log(io.BytesIO(data), "a.olog")
+    whole = list(events)
+    places = [place for place, event in enumerate(whole) if type(event) is Snapshot]
+    assert len(places) > 100
+    for place in random.Random(num_stages).sample(places[:-30], 12):
+        last = msgspec.structs.replace(header, is_whole=False), whole[place:]
+        found = replay(lambda last=last: (last[0], iter(last[1])))
+        assert found.difference is None, f"from event {place}, after {found.num_events}: {found.difference}"
+        assert found.num_steps > 20
 
 
 @pytest.mark.parametrize("is_overlapped", [False, True], ids=["plain", "overlapped"])
@@ -166,8 +192,64 @@ def test_a_log_that_cannot_be_replayed_is_refused() -> None:
         replayed(file.getvalue())
     file = io.BytesIO()
     LogWriter(file, LogHeader(version="1", written_at=0.0, clock=0.0, started=started, is_whole=False)).write([])
-    with pytest.raises(LogError, match="only one written with --record"):
+    with pytest.raises(LogError, match=r"it has no snapshot of its engine\. Write it with --record"):
         replayed(file.getvalue())
+
+
+def test_a_state_that_comes_out_otherwise_is_named() -> None:
+    data, _ = recorded(1, is_overlapped=False, has_snapshots=True)
+    header, events = read_open_log(io.BytesIO(data), "a.olog")
+    whole = list(events)
+    first, second = [place for place, event in enumerate(whole) if type(event) is Snapshot][20:22]
+    snapshot: Any = whole[second]
+    whole[second] = msgspec.structs.replace(snapshot, free=snapshot.free[::-1])
+    found = replay(lambda: (msgspec.structs.replace(header, is_whole=False), iter(whole[first:])))
+    assert found.difference is not None
+    assert found.difference.startswith(f"at step {snapshot.step}, free: the log has ")
+
+
+def test_a_snapshot_without_the_schedulers_state_is_passed_over() -> None:
+    data, _ = recorded(1, is_overlapped=True, has_beams=True, has_snapshots=True)
+    header, events = read_open_log(io.BytesIO(data), "a.olog")
+    whole = list(events)
+    without = [event for event in whole if type(event) is Snapshot and event.scheduler is None]
+    assert {event.why_not for event in without} == {"a beam search was running"}
+    first = whole.index(without[0])
+    last = msgspec.structs.replace(header, is_whole=False)
+    assert replay(lambda: (last, iter(whole[first:]))).difference is None
+    with pytest.raises(LogError, match="no replay can begin later: a beam search was running"):
+        replay(lambda: (last, iter([without[0]])))
+
+
+def test_a_snapshot_of_anything_is_replayed_or_refused() -> None:
+    data, _ = recorded(2, is_overlapped=True, has_snapshots=True)
+    header, events = read_open_log(io.BytesIO(data), "a.olog")
+    whole = list(events)
+    places = [place for place, event in enumerate(whole) if type(event) is Snapshot]
+    last = msgspec.structs.replace(header, is_whole=False)
+    for seed in range(150):
+        draw = random.Random(seed)
+        place = draw.choice(places[20:90])
+        snapshot = damaged(draw, whole[place])
+        with suppress(LogError):
+            found = replay(lambda log=[snapshot, *whole[place + 1 : place + 20]]: (last, iter(log)))
+            assert found.num_steps >= 0
+
+
+def damaged(draw: random.Random, told: Any) -> Any:
+    """The same struct with another value somewhere."""
+    hints = get_type_hints(type(told))
+    name = draw.choice(list(hints))
+    value = getattr(told, name)
+    if isinstance(value, tuple) and value and draw.random() < 0.7:
+        place = draw.randrange(len(value))
+        one = damaged(draw, value[place]) if isinstance(value[place], msgspec.Struct) else draw.choice(value)
+        made_value: Any = (*value[:place], *[one] * draw.randrange(3), *value[place + 1 :])
+    elif isinstance(value, msgspec.Struct):
+        made_value = damaged(draw, value)
+    else:
+        made_value = made(draw, hints[name])
+    return msgspec.structs.replace(told, **{name: made_value})
 
 
 def test_events_that_make_no_sense_differ() -> None:
@@ -179,9 +261,9 @@ def test_events_that_make_no_sense_differ() -> None:
         def log(draw: random.Random = draw) -> Iterator[Event]:
             return iter([event_of(draw, draw.choice(kinds())) for _ in range(20)])
 
-        made = list(log())
+        events = list(log())
         try:
-            found = replay(lambda made=made: (header, iter(made)))
+            found = replay(lambda events=events: (header, iter(events)))
         except LogError:
             continue
         assert found.num_steps >= 0
@@ -192,6 +274,13 @@ def test_the_command_says_whether_it_comes_out_the_same(tmp_path: Path, capsys: 
     path.write_bytes(recorded(2, is_overlapped=False)[0])
     assert cli.main(["replay", str(path)]) == 0
     assert capsys.readouterr().out.endswith(" events: all decided as they were\n")
+    path.write_bytes(recorded(2, is_overlapped=True, capacity=500)[0])
+    header, events = read_log(path)
+    assert not header.is_whole
+    assert type(next(events)) is Snapshot
+    assert cli.main(["replay", str(path)]) == 0
+    assert capsys.readouterr().out.endswith(" events: all decided as they were\n")
+    path.write_bytes(recorded(2, is_overlapped=False)[0])
     header, events = read_log(path)
     with path.open("wb") as file:
         writer = LogWriter(file, header)
