@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from octavo.checked_fields import checked, knob
+from octavo.eplb_config import EPLBConfig, read_eplb_config, refuse_eplb
 from octavo.errors import ConfigError
 from octavo.lora_config import LoRAConfig
 from octavo.pooler_options import read_pooler_options
@@ -235,6 +236,12 @@ class BackendConfig:
         "the ranks of tensor_parallel_size divide a mixture's experts among them, each whole on one rank; otherwise "
         "each rank has a part of every expert",
     )
+    enable_eplb: bool = knob(
+        False, "experts of enable_expert_parallel change places between ranks as their measured load asks"
+    )
+    eplb_config: str | dict[str, Any] | None = knob(
+        None, "when they do, as JSON with window_size, step_interval, num_redundant_experts and the like"
+    )
     disable_custom_all_reduce: bool = knob(
         False, "ranks on GPUs add up small messages by NCCL, too, and not over peer memory by Octavo's own kernel"
     )
@@ -267,11 +274,21 @@ class BackendConfig:
                 f"attention_backend is {self.attention_backend!r}, and deterministic is True, which has its own "
                 "attention: leave attention_backend at 'auto', or set deterministic=False"
             )
+        assert self.eplb or not self.enable_eplb, "it is read, and so checked"
         if self.distributed_executor_backend == "ray" and self.device != "auto":
             raise ConfigError(
                 f"device is {self.device!r}, and distributed_executor_backend is 'ray': Ray chooses the GPUs; leave "
                 "device at 'auto', or the backend at 'mp'"
             )
+
+    @property
+    def eplb(self) -> EPLBConfig | None:
+        """None: experts stay where they are."""
+        if not self.enable_eplb and self.eplb_config is None:
+            return None
+        config = read_eplb_config(self.eplb_config)
+        refuse_eplb(self.enable_eplb, self.enable_expert_parallel, self.deterministic)
+        return config
 
     @property
     def device_index(self) -> int:

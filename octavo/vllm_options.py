@@ -71,7 +71,7 @@ _NO_COMPILER = "torch compiles nothing; graphs are captured when first needed, o
 _NO_SPECULATION = "each step generates one token per sequence"
 _NO_TRANSFER = "octavo serve has --prefill-engines, and for several machines --role, --kv-listen and --kv-peer"
 _NO_OFFLOAD = "weights and KV blocks stay on one device; a quantised GGUF file or a smaller max_model_len needs less"
-_PLACED_ONCE = "a rank has consecutive experts, which stay there, and one all-reduce adds up what they compute"
+_IN_EPLB_CONFIG = "it is a key of eplb_config"
 _ROUTES = "an answer does not tell which experts its tokens used"
 _FORMER_GRAMMAR = "use structured_outputs, a field of SamplingParams"
 _ONE_GRAMMAR = "llguidance compiles every grammar, and structured_outputs has the switches"
@@ -131,10 +131,10 @@ ENGINE_OPTIONS: dict[str, NotHere] = {
     **_each(NotHere("the worker is Octavo's own", ("auto",)), "worker_cls", "worker_extension_cls"),
     "scheduler_cls": NotHere("the scheduler is Octavo's own; scheduling_policy chooses its order"),
     **_idle("engines do not wait for each other", "disable_nccl_for_dp_synchronization"),
-    "enable_eplb": NotHere(_PLACED_ONCE),
-    "num_redundant_experts": NotHere(_PLACED_ONCE, (0,)),
-    "expert_placement_strategy": NotHere(_PLACED_ONCE, ("linear",)),
-    **_idle(_PLACED_ONCE, "eplb_config", "all2all_backend"),
+    **_each(NotHere(_IN_EPLB_CONFIG), "eplb_log_balancedness", "eplb_step_interval", "eplb_window_size"),
+    "num_redundant_experts": NotHere(_IN_EPLB_CONFIG, (0,)),
+    "expert_placement_strategy": NotHere("a rank begins with consecutive experts; enable_eplb moves them", ("linear",)),
+    **_idle("tokens do not travel: one all-reduce adds up what the ranks' experts compute", "all2all_backend"),
     "moe_backend": NotHere("each backend has its own kernels for experts", ("auto",)),
     "enable_return_routed_experts": NotHere(_ROUTES),
     **_idle("there is no dual batch", "dbo_decode_token_threshold", "dbo_prefill_token_threshold"),

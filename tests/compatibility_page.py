@@ -40,6 +40,7 @@ DIFFERENT: dict[str, dict[str, str]] = {
         "device": "a GPU by its number, `cuda:1`; `backend` chooses between GPU and CPU",
         "distributed_executor_backend": "`uni`, `mp` or `ray`; several ranks are `mp` unless `ray` is asked for",
         "enable_expert_parallel": "the ranks of one engine divide the experts; several engines do not",
+        "eplb_config": "without `communicator`; one that is given needs `enable_eplb`",
         "kv_cache_dtype": "of 8-bit types `fp8` (e4m3) and `int8`, with a scale for each layer or KV head",
         "calculate_kv_scales": "by pseudorandom tokens at the start, not by the first request",
         "block_size": "16 by default everywhere",

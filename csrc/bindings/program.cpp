@@ -286,6 +286,14 @@ int octavo_mixture_pack(Mixture* mixture, ThreadPool* pool, int32_t product, int
   });
 }
 
+// The bytes of a matrix of one of the two products of experts; null: the product has fewer.
+uint8_t* octavo_mixture_weight(const Mixture* mixture, int32_t product, int64_t expert, int64_t part, int64_t* bytes) {
+  const octavo::PackedMatrix* matrix = mixture->matrix(octavo::MixtureProduct(product), expert, part);
+  if (!matrix) return nullptr;
+  *bytes = matrix->packed_bytes();
+  return matrix->packed_data();
+}
+
 int octavo_program_append_mixture(Program* program, const Mixture* mixture, Slot x, Slot out) {
   return guarded([&] { program->append_mixture(*mixture, x, out); });
 }

@@ -56,6 +56,7 @@ class [[gnu::visibility("hidden")]] GroupedMatrix final : public PackedMatrix {
   }
 
   int64_t packed_bytes() const override { return num_groups_ * group_bytes_; }
+  uint8_t* packed_data() const override { return packed_.get(); }
 
   int64_t scratch_bytes(int64_t num_tokens) const override { return num_tiles(num_tokens) * tile_bytes_; }
 

@@ -115,6 +115,11 @@ int64_t Mixture::packed_bytes() const {
   return total;
 }
 
+const PackedMatrix* Mixture::matrix(MixtureProduct product, int64_t expert, int64_t part) const {
+  const Weight& weight = product == MixtureProduct::gate_up ? gate_up_.at(expert) : down_.at(expert);
+  return part < int64_t(weight.size()) ? weight[part].matrix.get() : nullptr;
+}
+
 void Mixture::run(ThreadPool& pool, Rows x, Rows out, int64_t num_tokens, MixtureScratch& scratch) const {
   for (int64_t first = 0; first < num_tokens; first += kMostTokens) {
     const Rows some{x[first], x.width, x.stride}, result{out[first], out.width, out.stride};
@@ -127,6 +132,7 @@ void Mixture::run_some(ThreadPool& pool, Rows x, Rows out, int64_t num_tokens, M
   const int64_t logits_floats = padded(num_tokens * spec_.num_experts);
   scratch.rows.reserve(logits_floats + padded(num_rows * hidden) + padded(num_rows * 2 * inner));
   route(pool, x, num_tokens, scratch);
+  if (spec_.loads) place(num_tokens, scratch);
   sort(num_tokens, scratch);
 
   const Rows sorted{scratch.rows.data() + logits_floats, hidden, hidden};
@@ -164,6 +170,16 @@ void Mixture::route(ThreadPool& pool, Rows x, int64_t num_tokens, MixtureScratch
   for_each_token(pool, num_tokens, (8 + spec_.num_chosen) * count, [&](int64_t t) {
     choose(spec_, logits + t * count, &scratch.ids[t * spec_.num_chosen], &scratch.weights[t * spec_.num_chosen]);
   });
+}
+
+// Counts the rows of each expert, and puts slots in the place of experts.
+void Mixture::place(int64_t num_tokens, MixtureScratch& scratch) const {
+  for (int64_t i = 0; i < num_tokens * spec_.num_chosen; ++i) {
+    int32_t& id = scratch.ids[i];
+    ++spec_.loads[id];
+    const int32_t* slots = spec_.places + id * spec_.place_width;
+    id = slots[1 + i / spec_.num_chosen % slots[0]];
+  }
 }
 
 // Rows by expert, and each expert's by token.

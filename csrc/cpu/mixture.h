@@ -31,7 +31,10 @@ struct MixtureSpec {
   Gate gate;
   float alpha, limit;  // of a clamped gate
   int64_t hidden_size, inner_size;
-  int64_t first_expert, num_own;  // the experts that are here
+  int64_t first_expert, num_own;  // the experts that are here, or the slots
+  int64_t* loads;         // [experts]: rows that chose each; or null: experts stay where they are
+  const int32_t* places;  // [experts, place_width]: the number of an expert's slots, and the slots
+  int64_t place_width;
 };
 
 // Scratch memory, kept from one run to the next.
@@ -60,6 +63,8 @@ class Mixture {
   // Adds a matrix with the product's next outputs. expert: counted among those that are here.
   void add(MixtureProduct product, int64_t expert, std::unique_ptr<PackedMatrix> matrix, const float* bias);
   int64_t packed_bytes() const;
+  // One of the matrices that an expert's product was made of; null: there are fewer.
+  const PackedMatrix* matrix(MixtureProduct product, int64_t expert, int64_t part) const;
   void run(ThreadPool& pool, Rows x, Rows out, int64_t num_tokens, MixtureScratch& scratch) const;
 
  private:
@@ -71,6 +76,7 @@ class Mixture {
 
   void run_some(ThreadPool& pool, Rows x, Rows out, int64_t num_tokens, MixtureScratch& scratch) const;
   void route(ThreadPool& pool, Rows x, int64_t num_tokens, MixtureScratch& scratch) const;
+  void place(int64_t num_tokens, MixtureScratch& scratch) const;
   void sort(int64_t num_tokens, MixtureScratch& scratch) const;
   void multiply_own(ThreadPool& pool, const std::vector<Weight>& weights, Rows x, Rows y, MixtureScratch& scratch) const;
   static void multiply_all(ThreadPool& pool, MixtureScratch& scratch);

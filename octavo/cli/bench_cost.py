@@ -22,7 +22,10 @@ COMMON = (
     *("--num-gpu-blocks-override", "--load-format", "--backend"),
 )
 _RANKS = frozenset(
-    {"distributed_executor_backend", "tensor_parallel_size", "pipeline_parallel_size", "enable_expert_parallel"}
+    (
+        *("distributed_executor_backend", "tensor_parallel_size", "pipeline_parallel_size"),
+        *("enable_expert_parallel", "enable_eplb", "eplb_config"),
+    )
 )
 _NOT_FLAGS = _RANKS | {"model", "trace_ops"}
 _FLAGS = {"num-iters": ("N", 4, "the fewest steps that are timed for a point, after two that warm up")}

@@ -151,13 +151,13 @@ def _allowed(planner: Planner, device: Device, task: WorkerTask, asked: list[int
         if asked not in (None, [1]):
             raise ConfigError("--tensor-parallel-size is for GPUs, and this plan is for a CPU: leave it out")
         return [1]
-    experts = task.backend.enable_expert_parallel
-    wrong = [ranks for ranks in asked or () if not planner.can_share(ranks, experts)]
+    backend = task.backend
+    wrong = [ranks for ranks in asked or () if not planner.can_share(ranks, backend)]
     if wrong:
-        good = [str(ranks) for ranks in range(1, 65) if planner.can_share(ranks, experts)]
-        why = "leaves ranks without experts" if planner.can_share(wrong[0]) else "does not divide the model's heads"
+        good = [str(ranks) for ranks in range(1, 65) if planner.can_share(ranks, backend)]
+        why = "does not divide its experts" if planner.can_share(wrong[0]) else "does not divide the model's heads"
         raise ConfigError(f"--tensor-parallel-size is {wrong[0]}, which {why}; allowed are {', '.join(good)}")
-    return asked or [ranks for ranks in _SIZES if planner.can_share(ranks, experts)]
+    return asked or [ranks for ranks in _SIZES if planner.can_share(ranks, backend)]
 
 
 def _ranks(text: str | None) -> list[int] | None:

@@ -2,6 +2,7 @@
 
     all_reduce    [1 2] + [3 4]  ->  [4 6] on each rank       a layer's partial products
     gather        [1 2], [3 4]   ->  [1 2; 3 4] on each       parts of the vocabulary
+    exchange      [1 2], [3 4]   ->  [1 3], [2 4]             what each rank has for each other one
     smallest      5, 3           ->  3                        sizes on which ranks of all stages must agree
 
 All ranks of a stage call the same ones in the same order. One waits for the others for a limited time; after that, or
@@ -49,7 +50,8 @@ class Collectives:
         self.link = "gloo" if device is None else "NCCL"
         self._rests = False
         self._sum, self._together = distributed.AllreduceOptions(), distributed.AllgatherOptions()
-        for options in (self._sum, self._together):
+        self._apart = distributed.AllToAllOptions()
+        for options in (self._sum, self._together, self._apart):
             options.asyncOp = False  # on the caller's stream, which a graph may capture
         self._limit = timedelta(seconds=meeting.time_limit)
         store = self._met(lambda: self._store(world, meeting))
@@ -107,6 +109,14 @@ class Collectives:
         if near_out is not out:
             out.copy_(near_out)
 
+    def exchange(self, x: torch.Tensor, counts: list[int], out: torch.Tensor, out_counts: list[int]) -> None:
+        """x: what goes to each rank, in their order, counts elements each; out gets what comes from each. All flat."""
+        near, near_out = self._near(x), self._near(out)
+        given = (near_out, near, out_counts, counts, self._apart)
+        self._met(lambda: _wait(self._group.alltoall_base(*given)))
+        if near_out is not out:
+            out.copy_(near_out)
+
     @contextmanager
     def resting(self) -> Iterator[None]:
         """Inside this context collectives do nothing: a rank rehearses alone."""
@@ -128,11 +138,18 @@ class Collectives:
 
     def smallest(self, *numbers: int) -> list[int]:
         """For each number, the smallest of all ranks', of every stage."""
+        return self._smallest(self._everyone, numbers)
+
+    def smallest_of_stage(self, *numbers: int) -> list[int]:
+        """The same of the ranks of this stage."""
+        return self._smallest(self._hosts, numbers)
+
+    def _smallest(self, group: Any, numbers: Sequence[int]) -> list[int]:
         options = distributed.AllreduceOptions()
         options.reduceOp = distributed.ReduceOp.MIN
         told = torch.tensor(numbers, dtype=torch.int64)
-        self._met(lambda: _wait(self._everyone.allreduce([told], options)))
-        return [int(number) for number in told]
+        self._met(lambda: _wait(group.allreduce([told], options)))
+        return told.tolist()
 
     def words(self, own: str) -> list[str]:
         """What each rank of the world calls itself, cut to 96 bytes."""

@@ -45,7 +45,11 @@ def start_up_card(shape: WorkerShape, measured: Mapping[str, int], seconds: floa
         lines.insert(-1, ("ranks", f"{text}: {', '.join(shape.ranks)}"))
     if shape.experts is not None and architecture.experts is not None:
         own, count = shape.experts, architecture.experts.routing.num_experts
-        lines.insert(-1, ("experts", f"{own[0]}..{own[-1]} of {count} on the first rank, each whole"))
+        text = f"{own[0]}..{own[-1]} of {count} on the first rank, each whole"
+        if (plan := shape.balances) is not None:
+            text += f"; balanced every {plan.step_interval:,} steps, by the rows of the last {plan.window_size:,}"
+            text += f", with {plan.num_redundant_experts} redundant ones" if plan.num_redundant_experts else ""
+        lines.insert(-1, ("experts", text))
     return lines
 
 

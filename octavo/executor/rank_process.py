@@ -45,6 +45,7 @@ def run_rank(task: WorkerTask, connection: Connection) -> bool:
     the reason."""
     LOGGER.addHandler(_SendingHandler(connection))
     LOGGER.propagate = False
+    LOGGER.setLevel(logging.INFO)  # the parent chooses what it shows
     try:
         executor = executor_here(task)
     except Exception as error:

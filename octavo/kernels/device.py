@@ -34,6 +34,7 @@ from octavo.sampling.columns import SamplingBatch
 
 if TYPE_CHECKING:
     from octavo.distributed.collectives import Collectives
+    from octavo.distributed.placed_experts import PlacedExperts
 
 Logits = Any  # [N, V], a backend's own: a FloatArray on the host, a tensor on a device
 
@@ -146,6 +147,10 @@ class Loaded(Protocol):
     def parameters(self) -> Mapping[str, Any]:
         """Each parameter on the device, by its name in the checkpoint: a tensor, a view of a stacked matrix, or a
         position in one."""
+
+    @property
+    def placed(self) -> PlacedExperts | None:
+        """The experts that change places between ranks; None: all stay where they are."""
 
     def held(self) -> Measured:
         """Bytes that it has allocated, beside KV blocks."""

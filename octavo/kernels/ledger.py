@@ -9,10 +9,11 @@ blocks and the messages of an out-of-memory read it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from octavo.distributed.expert_moves import moving_bytes
 from octavo.kernels.adapters import AdaptedModule
 from octavo.kernels.attention_layer import AttentionLayer, RotaryTable
 from octavo.kernels.latent import Latent
@@ -105,6 +106,17 @@ class Contents:
         modules = list(self.adapted.values())
         total = sum(module.num_bytes(element_bytes) for module in modules)
         return [Entry("weights", total, f"slots of {module.sizes.num_slots} adapters") for module in modules[:1]]
+
+    def moving_entries(self, expert_bytes: Callable[[Mixture], int]) -> list[Entry]:
+        """What experts need to change places, if they do: counts, tables, and room for those on their way."""
+        layers = [layer for layer in self.mixtures.values() if layer.slots is not None]
+        if not layers:
+            return []
+        one = layers[0]
+        assert one.slots is not None, "it has been asked"
+        tables = len(layers) * one.routing.num_experts * (8 + 4 * (1 + one.slots.most_copies))
+        total = tables + moving_bytes(max(map(expert_bytes, layers)), one.num_own)
+        return [Entry("workspace", total, "experts that change places")]
 
     def _add(self, argument: object) -> None:
         if isinstance(argument, AdaptedModule):

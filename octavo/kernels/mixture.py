@@ -8,7 +8,8 @@
 Weights are the chosen scores (without bias), divided by their sum if `renormalises`, times `scale`. Softmax before the
 choice and renormalising after it is the softmax of the chosen logits, which some families are written with.
 
-A rank may have some of the experts, or a part of each: the ranks' results are then added up.
+A rank may have some of the experts, or a part of each: the ranks' results are then added up. Where experts change
+places, ranks have slots for them instead, and a table says which slots an expert is in (`placed_experts.py`).
 """
 
 from __future__ import annotations
@@ -79,9 +80,18 @@ class ExpertStack:
         return tuple(bias for expert in self.experts for bias in expert.biases)
 
 
+@dataclass(frozen=True, slots=True)
+class ExpertSlots:
+    """Of all ranks together, as many on each. most_copies: slots that an expert may have."""
+
+    num_slots: int
+    most_copies: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Mixture:
-    """bias: [experts], of the choice. gate_up: gate first. first_expert: the first of this rank's."""
+    """bias: [experts], of the choice. gate_up: gate first. first_expert: the first of this rank's, or its first slot.
+    slots: None: experts stay where they are; else gate_up and down are what the slots hold at first."""
 
     name: str
     routing: Routing
@@ -91,6 +101,7 @@ class Mixture:
     down: ExpertStack  # [own, H, F]
     gate: Gate = SILU
     first_expert: int = 0
+    slots: ExpertSlots | None = None
 
     @property
     def num_own(self) -> int:
@@ -99,7 +110,13 @@ class Mixture:
     @property
     def is_partial(self) -> bool:
         """Whether the results of all ranks are to be added up."""
-        return self.num_own < self.routing.num_experts or self.down.experts[0].is_partial
+        num_experts = self.routing.num_experts if self.slots is None else self.slots.num_slots
+        return self.num_own < num_experts or self.down.experts[0].is_partial
+
+    @property
+    def pairs(self) -> Iterator[tuple[Linear, Linear]]:
+        """gate_up and down of each expert that is here, or of each slot."""
+        return zip(self.gate_up.experts, self.down.experts, strict=True)
 
     @property
     def linears(self) -> Iterator[Linear]:

@@ -140,7 +140,7 @@ def layer_mlp(a: Architecture, index: int, w: Weights, names: ExpertNames) -> ML
 
 def _mixture(w: Weights, experts: ExpertsConfig, names: ExpertNames) -> Mixture:
     """Of all experts the tensors are found, and so missing and unused ones told; a rank keeps its own."""
-    held, own = w.of_experts(experts.routing.num_experts)
+    held, first, own, slots = w.of_experts(experts.routing.num_experts)
     matrices = [names.matrices(expert) for expert in range(experts.routing.num_experts)]
     gate_up = [held.column(gate, up, num_segments=2, read_by=down) for gate, up, down in matrices]
     down = [held.row(down) for _, _, down in matrices]
@@ -149,10 +149,11 @@ def _mixture(w: Weights, experts: ExpertsConfig, names: ExpertNames) -> Mixture:
         routing=experts.routing,
         router=w.replicated(f"{names.mlp}.{names.router}"),
         bias=_bias(w, names),
-        gate_up=ExpertStack(tuple(gate_up[own.start : own.stop])),
-        down=ExpertStack(tuple(down[own.start : own.stop])),
+        gate_up=ExpertStack(tuple(gate_up[expert] for expert in own)),
+        down=ExpertStack(tuple(down[expert] for expert in own)),
         gate=experts.gate,
-        first_expert=own.start,
+        first_expert=first,
+        slots=slots,
     )
 
 

@@ -86,12 +86,14 @@ def build_model(
     scales: Mapping[int, KVScales] = MappingProxyType({}),
     *,
     divides_experts: bool = False,
+    num_redundant: int | None = None,
 ) -> Decoder:
     """Bind a checkpoint's tensors, or a rank's parts of them, to its family's decoder.
 
     layer_slots: for each layer, the cache group and the place in it that hold its keys and values. layers: those of the
     rank's stage; None: all. Nothing is read of the others. scales: of an 8-bit KV cache, for the rank's heads.
-    divides_experts: the ranks have some of a mixture's experts each, not a part of every one.
+    divides_experts: the ranks have some of a mixture's experts each, not a part of every one. num_redundant: copies
+    beside them, all of which change places; None: experts stay where they are.
     """
     learned = architecture.num_position_embeddings
     if learned and max_model_len > learned:
@@ -103,7 +105,7 @@ def build_model(
         raise ConfigError(
             f"enable_expert_parallel is True, but this {architecture.family} model has no experts: leave it out"
         )
-    family, shared = _family(architecture), (rank, num_ranks, divides_experts)
+    family, shared = _family(architecture), (rank, num_ranks, divides_experts, num_redundant)
     weights = Weights(source, family.tensors(architecture), architecture.quantization, *shared)
     whole = family.build(architecture, weights, AttentionSpecs(architecture, layer_slots, max_model_len, scales))
     if architecture.pooling is not None:

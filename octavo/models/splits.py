@@ -12,8 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from octavo.distributed.expert_placement import first_slots
 from octavo.errors import ConfigError
 from octavo.kernels.attention_layer import AttentionLayer
+from octavo.kernels.mixture import ExpertSlots
 
 
 def layers_of(num_layers: int, stage: int, num_stages: int) -> range:
@@ -44,6 +46,30 @@ def own_experts(num_experts: int, rank: int, num_ranks: int) -> range:
             f"enable_expert_parallel each rank needs one: allowed are up to {num_experts} ranks"
         )
     return range(rank * num_experts // num_ranks, (rank + 1) * num_experts // num_ranks)
+
+
+def expert_slots(num_experts: int, num_redundant: int, num_ranks: int) -> ExpertSlots:
+    """Of ranks whose experts change places. Raises ConfigError if they cannot have as many each."""
+    if num_ranks == 1:
+        raise ConfigError(
+            "enable_eplb is True, which balances experts between ranks, and tensor_parallel_size is 1: set it to 2 or "
+            "more, or leave enable_eplb out"
+        )
+    num_slots, most = num_experts + num_redundant, num_experts * (num_ranks - 1)
+    if num_slots % num_ranks == 0 and num_redundant <= most:
+        return ExpertSlots(num_slots, min(num_ranks, num_redundant + 1))
+    least = -num_experts % num_ranks
+    raise ConfigError(
+        f"num_redundant_experts of eplb_config is {num_redundant}, but {num_experts} experts and these do not give "
+        f"{num_ranks} ranks as many each, all different: allowed are {least} to {most - (most - least) % num_ranks} in "
+        f"steps of {num_ranks}"
+    )
+
+
+def own_slots(slots: ExpertSlots, num_experts: int, rank: int, num_ranks: int) -> tuple[int, list[int]]:
+    """The first of a rank's slots, and the experts that its slots hold at first."""
+    size = slots.num_slots // num_ranks
+    return rank * size, first_slots(num_experts, slots.num_slots)[rank * size : (rank + 1) * size]
 
 
 def own_heads(layer: AttentionLayer, num_ranks: int, block_len: int = 1) -> AttentionLayer:

@@ -14,12 +14,13 @@ from typing import Protocol
 import numpy as np
 
 from octavo.kernels.attention_layer import AttentionLayer
+from octavo.kernels.mixture import ExpertSlots
 from octavo.kernels.ops import Activation
 from octavo.kernels.parameters import REPLICATED, Linear, Parameter, Scheme, Shape, Shard
 from octavo.kernels.tensor import BLOCK_FORMATS, StoredTensor, at_hand, from_array
 from octavo.layers.blocks import GatedMLP, LayerNorm, PlainMLP, RMSNorm, SelfAttention
 from octavo.models.architecture import Architecture
-from octavo.models.splits import granule, own_experts, own_heads
+from octavo.models.splits import expert_slots, granule, own_experts, own_heads, own_slots
 from octavo.quantization.described import Quantization
 from octavo.quantization.registry import DENSE, scheme_of
 
@@ -35,7 +36,8 @@ class TensorSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The parameters under one prefix, or a rank's parts of them. divides_experts: among the ranks, each whole."""
+    """The parameters under one prefix, or a rank's parts of them. divides_experts: among the ranks, each whole.
+    num_redundant: of a layer's experts, which then change places; None: they stay where they are."""
 
     source: TensorSource
     table: Mapping[str, Shape]
@@ -43,6 +45,7 @@ class Weights:
     rank: int = 0
     num_ranks: int = 1
     divides_experts: bool = False
+    num_redundant: int | None = None
     prefix: str = ""
 
     def under(self, prefix: str) -> Weights:
@@ -51,11 +54,17 @@ class Weights:
     def lists(self, name: str) -> bool:
         return self.prefix + name in self.table
 
-    def of_experts(self, num_experts: int) -> tuple[Weights, range]:
-        """Where the matrices of a layer's experts are, and which of these experts this rank has."""
+    def of_experts(self, num_experts: int) -> tuple[Weights, int, Sequence[int], ExpertSlots | None]:
+        """Where the matrices of a layer's experts are; which of these experts this rank has, and the number of the
+        first or of its slot; and the slots, if experts change places."""
         if not self.divides_experts:
-            return self, range(num_experts)
-        return replace(self, rank=0, num_ranks=1), own_experts(num_experts, self.rank, self.num_ranks)
+            return self, 0, range(num_experts), None
+        whole = replace(self, rank=0, num_ranks=1)
+        if self.num_redundant is None:
+            own = own_experts(num_experts, self.rank, self.num_ranks)
+            return whole, own.start, own, None
+        slots = expert_slots(num_experts, self.num_redundant, self.num_ranks)
+        return whole, *own_slots(slots, num_experts, self.rank, self.num_ranks), slots
 
     def parameter(self, name: str, shard: Shard = REPLICATED) -> Parameter:
         full = self.prefix + name

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from octavo.config import EngineConfig
+from octavo.config import BackendConfig, EngineConfig
 from octavo.distributed.world import World
 from octavo.errors import ConfigError, OutOfMemoryError
 from octavo.kernels.device import Device
@@ -24,7 +24,7 @@ from octavo.lora_config import LoRAConfig
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.loader import has_weights, open_checkpoint
 from octavo.models.registry import build_model
-from octavo.models.splits import head_splits
+from octavo.models.splits import expert_slots, head_splits
 from octavo.models.supported import check_on
 from octavo.observe.machine import memory
 from octavo.vllm_options import ENGINE_OPTIONS
@@ -80,7 +80,7 @@ class Planner:
 
     def __init__(self, checkpoint: Checkpoint, device: Device, memory: int | None = None) -> None:
         self._checkpoint, self._device, self._memory = checkpoint, device, memory
-        self._recordings: dict[tuple[range, int, LoRAConfig, bool], ModelRecording] = {}
+        self._recordings: dict[tuple[range, int, LoRAConfig, bool, int | None], ModelRecording] = {}
 
     @classmethod
     def of(cls, task: WorkerTask, device: Device, memory: int | None = None) -> Planner:
@@ -101,16 +101,25 @@ class Planner:
         """Free bytes of a host; None for a GPU."""
         return None if self._device.sizes_cache_last else self._memory or memory()[1]
 
-    def can_share(self, num_ranks: int, divides_experts: bool = False) -> bool:
+    def can_share(self, num_ranks: int, backend: BackendConfig | None = None) -> bool:
+        """backend: if ranks are to divide the experts, as it says; None: by heads alone."""
         a = self._checkpoint.architecture
-        has_some = not divides_experts or a.experts is None or num_ranks <= a.experts.routing.num_experts
-        return has_some and num_ranks in head_splits(a.num_heads, a.num_kv_heads)
+        if num_ranks not in head_splits(a.num_heads, a.num_kv_heads):
+            return False
+        if backend is None or a.experts is None or not backend.enable_expert_parallel:
+            return True
+        try:
+            if backend.eplb is not None:
+                expert_slots(a.experts.routing.num_experts, backend.eplb.num_redundant_experts, num_ranks)
+        except ConfigError:
+            return False
+        return num_ranks <= a.experts.routing.num_experts
 
     def plan(self, task: WorkerTask, num_ranks: int = 1) -> MemoryPlan:
         device, utilization = self._device, task.cache.gpu_memory_utilization
         stage = task.world.stage, task.world.pipeline_parallel_size
         sizes = WorkerSizes.of(self._checkpoint, task, device)
-        model = self._recording(sizes, num_ranks, task.lora, task.backend.enable_expert_parallel)
+        model = self._recording(sizes, num_ranks, task)
         sizes = sizes.shared(model.body.layers)
         ledger = device.ledger(model, sizes.layout, sizes.limits, sizes.dtypes.compute)
         try:
@@ -130,24 +139,31 @@ class Planner:
 
     def starts(self, task: WorkerTask, num_ranks: int) -> bool:
         """Whether the engine would start on that many GPUs."""
-        if not self._device.sizes_cache_last or not self.can_share(num_ranks, task.backend.enable_expert_parallel):
+        if not self._device.sizes_cache_last or not self.can_share(num_ranks, task.backend):
             return False
         try:
             return self.plan(task, num_ranks).problem is None
         except ConfigError:  # blocks of numbers that do not divide
             return False
 
-    def _recording(self, sizes: WorkerSizes, num_ranks: int, lora: LoRAConfig, divides_experts: bool) -> ModelRecording:
+    def _recording(self, sizes: WorkerSizes, num_ranks: int, task: WorkerTask) -> ModelRecording:
         """The share of the last rank, which has most where a size does not divide. Rotary tables are made for one
         position: the ledger counts those of the whole context."""
-        own = (sizes.layers, num_ranks, lora, divides_experts)
+        lora, redundant = task.lora, num_redundant(task)
+        own = (sizes.layers, num_ranks, lora, divides := task.backend.enable_expert_parallel, redundant)
         if own not in self._recordings:
             checkpoint, last = self._checkpoint, num_ranks - 1
             given = (checkpoint.architecture, checkpoint, sizes.layer_slots, 1, last, num_ranks, sizes.layers)
-            model = build_model(*given, divides_experts=divides_experts)
+            model = build_model(*given, divides_experts=divides, num_redundant=redundant)
             adapted, _ = with_adapters(model, checkpoint.architecture, lora, last, num_ranks)
             self._recordings[own] = ModelRecording.of(adapted)
         return self._recordings[own]
+
+
+def num_redundant(task: WorkerTask) -> int | None:
+    """Of a layer's experts, if they change places."""
+    eplb = task.backend.eplb
+    return None if eplb is None else eplb.num_redundant_experts
 
 
 def of_stage(task: WorkerTask, stage: int, num_stages: int) -> WorkerTask:

@@ -9,6 +9,7 @@ from typing import Any
 from octavo.cache.blocks import CacheGroup
 from octavo.config import BackendConfig, CacheConfig, EngineConfig, LogprobsMode, ModelConfig, SchedulerConfig
 from octavo.distributed.world import Meeting, World
+from octavo.eplb_config import EPLBConfig
 from octavo.kernels.adapters import AdapterTarget
 from octavo.kernels.device import StepLimits
 from octavo.kernels.kv_layout import KVLayout
@@ -68,6 +69,7 @@ class WorkerShape:
     of all ranks, if there are several. num_stages: of the pipeline that they are. quantised: how the device multiplies
     the quantised matrices, if there are any. kv_scales: where those of KV blocks come from, if their type has any.
     experts: of each layer, those that this rank has whole; None: it has a part of every one, or there are none.
+    balances: how experts change places, if they do; experts are then the rank's slots.
     adapter_targets: what adapters may change; empty: there are none. planned: bytes of each component but the KV
     blocks, with the largest steps.
     """
@@ -92,5 +94,6 @@ class WorkerShape:
     quantised: str = ""
     kv_scales: str = ""
     experts: range | None = None
+    balances: EPLBConfig | None = None
     adapter_targets: tuple[AdapterTarget, ...] = ()
     planned: Measured = field(default_factory=dict)

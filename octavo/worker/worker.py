@@ -25,12 +25,12 @@ from octavo.models.classifier import Classifier, read_classifier
 from octavo.models.kv_scales import read_kv_scales
 from octavo.models.loader import open_checkpoint
 from octavo.models.registry import build_model
-from octavo.models.splits import own_experts
+from octavo.models.splits import expert_slots, own_experts, own_slots
 from octavo.models.supported import check_on
 from octavo.structured.compiler import GrammarCompiler
 from octavo.worker.held_as import held_as
 from octavo.worker.kv_codes import TO_CALIBRATE, calibrate, source_of_scales
-from octavo.worker.plan import explained
+from octavo.worker.plan import explained, num_redundant
 from octavo.worker.rows import LiveRows, RequestStates
 from octavo.worker.runner import HostRunner, Runner
 from octavo.worker.sizes import WorkerSizes, with_adapters
@@ -39,6 +39,7 @@ from octavo.worker.task import WorkerShape, WorkerTask
 
 if TYPE_CHECKING:
     from octavo.distributed.collectives import Collectives
+    from octavo.distributed.placed_experts import PlacedExperts
     from octavo.worker.adapters import AdapterStore
 
 
@@ -55,6 +56,7 @@ class Worker:
         self._ranks: Collectives | None = None
         self._held: Callable[[], Measured] = dict
         self._used: Callable[[], int | None] = lambda: None
+        self._placed: PlacedExperts | None = None
         self._system = 0  # set when it is first measured
         first = task.world.stage * task.world.tensor_parallel_size  # the ranks of a stage have the same kernels
         settings = replace(task, world=replace(task.world, rank=first, here=None), meeting=None)
@@ -105,12 +107,18 @@ class Worker:
         stages = task.world.pipeline_parallel_size
         label, planned = device.label(sizes.dtypes.compute), {name: ledger.of(name) for name in COMPONENTS}
         shape = _shape(checkpoint, selection, sizes, label, ranks, stages, notes, planned)
-        self.shape = replace(shape, adapter_targets=found, experts=_experts(checkpoint, task))
+        self.shape = replace(
+            shape, adapter_targets=found, experts=_experts(checkpoint, task), balances=task.backend.eplb
+        )
         self._runner = _runner(task, device, model, self.shape, ranks, classifier)
         self.submit, self.mover = self._runner.submit, model.mover
         self.measured()
         if task.warms_up:
             self._runner.warm_up(sizes.limits, compiler)
+        if self._placed is not None and ranks is not None and task.backend.eplb is not None:
+            from octavo.worker.expert_balancer import ExpertBalancer  # experts that stay need none
+
+            self.submit = ExpertBalancer(self._placed, ranks, task.backend.eplb, self.submit).submit
 
     def _load(
         self, task: WorkerTask, device: Device, checkpoint: Checkpoint, sizes: WorkerSizes, ranks: Collectives | None
@@ -125,6 +133,7 @@ class Worker:
         decoder = build_model(
             *(*given, *rank, sizes.layers, read_kv_scales(checkpoint, *rank)),
             divides_experts=task.backend.enable_expert_parallel,
+            num_redundant=num_redundant(task),
         )
         scales = source_of_scales(task, sizes, decoder)
         model, targets = with_adapters(decoder, checkpoint.architecture, task.lora, *rank)
@@ -135,7 +144,7 @@ class Worker:
         if device.sizes_cache_last:
             sizes = _fitted(task, sizes, device.free_bytes(ledger, utilization), device, ranks)
             ledger = device.ledger(recording, sizes.layout, sizes.limits, sizes.dtypes.compute)
-        self._held, self._used = loaded.held, device.used_bytes
+        self._held, self._used, self._placed = loaded.held, device.used_bytes, loaded.placed
         bound = loaded.bind(sizes.layout.num_blocks)
         if scales == TO_CALIBRATE:
             scales = calibrate(bound, sizes)
@@ -164,7 +173,11 @@ def _experts(checkpoint: Checkpoint, task: WorkerTask) -> range | None:
     experts, world = checkpoint.architecture.experts, task.world
     if experts is None or not task.backend.enable_expert_parallel or world.tensor_parallel_size == 1:
         return None
-    return own_experts(experts.routing.num_experts, world.tensor_rank, world.tensor_parallel_size)
+    count, num_ranks = experts.routing.num_experts, world.tensor_parallel_size
+    if (redundant := num_redundant(task)) is None:
+        return own_experts(count, world.tensor_rank, num_ranks)
+    first, own = own_slots(expert_slots(count, redundant, num_ranks), count, world.tensor_rank, num_ranks)
+    return range(first, first + len(own))
 
 
 def _meet(task: WorkerTask, device: Device) -> Collectives | None:

@@ -6,6 +6,7 @@ are launched kernel by kernel. Under Triton's interpreter each rank's GPU is the
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -52,6 +53,26 @@ def test_two_gpus_give_ones_tokens(name: str, eager: bool, tiny_folder: TinyFold
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize(("name", "redundant"), [("qwen3-moe", 0), ("qwen2-moe", 2), ("deepseek-v3", 4)])
+def test_experts_change_places_between_gpus(
+    name: str, redundant: int, eager: bool, tiny_folder: TinyFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While captured steps run, which find the new weights at their old addresses."""
+    caplog.set_level(logging.INFO, "octavo")
+    plan = {"window_size": 6, "step_interval": 7, "num_redundant_experts": redundant}
+    options = {"tensor_parallel_size": 2, "enable_expert_parallel": True, "enable_eplb": True, "eplb_config": plan}
+    with engine(tiny_folder(name)) as one:
+        expected = answers(one)
+    with engine(tiny_folder(name), enforce_eager=eager, **options) as two:
+        for _ in range(4):
+            assert answers(two) == expected
+    turns = [text for text in caplog.messages if "balancedness" in text]
+    assert len(turns) > 2
+    assert any(" 0 moved" not in text for text in turns), "placements changed"
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_two_gpus_draw_random_weights_as_one_does(tiny_folder: TinyFolder) -> None:
     """In bfloat16, where sums round: prompts and first tokens only."""
     first = [each.replace(max_tokens=1) for each in PARAMS]
@@ -72,12 +93,19 @@ def test_ranks_may_share_a_gpu(name: str, tiny_folder: TinyFolder, monkeypatch: 
 
 
 @pytest.mark.skipif(ON_GPU, reason="the tests above ask the same of GPUs")
-def test_interpreted_ranks_give_the_hosts_tokens(tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a model whose ranks divide the experts of its layers, and cut the MLP of the second one."""
+def test_interpreted_ranks_give_the_hosts_tokens(
+    tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a model whose ranks divide the experts of its layers, and cut the MLP of the second one. The experts change
+    places after the first step."""
+    caplog.set_level(logging.INFO, "octavo")
     monkeypatch.setattr(processes, "TARGET", "tests.gpu.interpreted_rank:main")
     folder, params = tiny_folder("qwen2-moe"), GREEDY.replace(max_tokens=2)
     found = []
-    for options in ({"backend": "reference"}, {"tensor_parallel_size": 2, "enable_expert_parallel": True}):
+    plan = {"step_interval": 1, "num_redundant_experts": 2, "use_async": False}
+    ranks = {"tensor_parallel_size": 2, "enable_expert_parallel": True, "enable_eplb": True, "eplb_config": plan}
+    for options in ({"backend": "reference"}, ranks):
         with engine(folder, **options) as llm:
             found.append([one.outputs[0].token_ids for one in llm.generate([[3, 4, 5], [7]], params, use_tqdm=False)])
     assert found[0] == found[1]
+    assert any("balancedness" in text and " 0 moved" not in text for text in caplog.messages), caplog.messages

@@ -132,7 +132,20 @@ def test_ranks_may_divide_experts(tiny_folder: TinyFolder) -> None:
     whole = replace(cut, backend=replace(cut.backend, enable_expert_parallel=True))
     own, parts = (planner.plan(task, 2).ledger.of("weights") for task in (whole, cut))
     assert own - parts == (3 - 2.5) * 3 * 3 * 48 * 80 * 4
-    assert [planner.can_share(6, divides) for divides in (True, False)] == [False, True]
+    assert [planner.can_share(6, each.backend) for each in (whole, cut)] == [False, True]
+
+
+def test_experts_that_change_places_need_room(tiny_folder: TinyFolder) -> None:
+    """Five and one redundant: three on each rank. Beside them counts, tables, and seven experts on their way."""
+    planner, task = planner_of(
+        str(tiny_folder("mixtral")), known_gpu("h200"), dtype="float32", enable_expert_parallel=True, enable_eplb=True,
+        eplb_config={"num_redundant_experts": 1},
+    )  # fmt: skip
+    stay = replace(task, backend=replace(task.backend, enable_eplb=False, eplb_config=None))
+    plan, without = (planner.plan(each, 2).ledger for each in (task, stay))
+    assert plan.of("weights") == without.of("weights")
+    assert plan.of("workspace") - without.of("workspace") == 3 * 5 * (8 + 4 * 3) + 7 * 3 * 48 * 80 * 4
+    assert [ranks for ranks in (1, 2, 3) if planner.can_share(ranks, task.backend)] == [2]
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ class PackedMatrix {
   int64_t rows() const { return rows_; }  // outputs
   int64_t cols() const { return cols_; }  // inputs
   virtual int64_t packed_bytes() const = 0;
+  virtual uint8_t* packed_data() const = 0;  // they lie together; may be replaced by those of a matrix of this shape
   virtual int64_t scratch_bytes(int64_t num_tokens) const = 0;
 
   // A product is two loops: its tokens are packed in tiles, then its cells are computed. grain: cells worth handing out.

@@ -24,8 +24,9 @@ from octavo.kernels.cpu.program import CpuProgram, slots
 from octavo.kernels.cpu.weights import CpuWeights, PackedRows
 from octavo.kernels.device import StepBatch, StepLimits, allocate_pool
 from octavo.kernels.kv_layout import KVDType, KVLayout, calibrated_code
-from octavo.kernels.ledger import Measured
+from octavo.kernels.ledger import Contents, Measured
 from octavo.kernels.model import Model
+from octavo.kernels.placed_experts import placed_experts
 from octavo.kernels.program.recorder import See, record_model
 from octavo.kernels.tensor import HostTensor
 from octavo.sampling.columns import SamplingBatch
@@ -67,7 +68,9 @@ class CpuModel:
         self._is_traced = see is not None
         self._kv = kv
         self.pool: NDArray[np.uint8] = np.empty(0, np.uint8)
-        self._weights = CpuWeights()
+        body, heads = record_model(model)
+        self.placed = placed_experts(Contents.of((body, *heads.values())).mixtures.values())
+        self._weights = CpuWeights(self.placed)
         self._adapters: IntArray | None = None
         self._logits = np.empty(0, np.float32)
         layout = library.KVPool(
@@ -79,7 +82,6 @@ class CpuModel:
         self._check: Callable[[int, str], None] = partial(check, loaded)
         if ranks is not None:
             self._check = AllReduce(loaded, self._handle, ranks).check
-        body, heads = record_model(model)
         (head,) = heads.values()
         self._check_layers(body.layers)
         self._hidden_width = sum(value.width for value in body.given)  # of the stage before; 0: there is none
@@ -95,6 +97,8 @@ class CpuModel:
         if body.given:
             (taken,) = slots(self._forward.plan, body.given)
             loaded.octavo_model_take_hidden(self._handle, taken)
+        if self.placed is not None and ranks is not None:
+            self.placed.join(ranks)
         loaded.octavo_model_join(self._handle, hidden, head_inputs, len(hidden), logits_slot)
 
     def _check_layers(self, layers: list[AttentionLayer]) -> None:
@@ -126,7 +130,7 @@ class CpuModel:
         return {
             "weights": self.packed_bytes + self._weights.num_bytes,
             "activations": buffers.value + self._logits.nbytes,
-            "workspace": scratch.value,
+            "workspace": scratch.value + (0 if self.placed is None else self.placed.num_bytes),
         }
 
     def forward(self, batch: StepBatch) -> None:

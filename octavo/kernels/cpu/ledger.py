@@ -55,6 +55,7 @@ class CpuLedger:
                 *self._latents(contents),
                 Entry("workspace", self._products(model, limits, contents), "products"),
                 *self._mixtures(contents, tokens),
+                *contents.moving_entries(self._expert_bytes),
                 Entry("workspace", self._num_threads * _attention_bytes(model.body.layers), "attention"),
                 host_rows(kv, limits),
             )
@@ -92,6 +93,11 @@ class CpuLedger:
             largest = max(largest, rows + self._tiles(layer, min(num_tokens, _MIXTURE_TOKENS)))
         if largest:
             yield Entry("workspace", largest, "experts")
+
+    def _expert_bytes(self, layer: Mixture) -> int:
+        one = layer.gate_up.experts[0], layer.down.experts[0]
+        biases = 4 * sum(bias.shape[0] for linear in one for bias in linear.biases)
+        return biases + sum(self._sizes(linear, 1)[0] for linear in one)
 
     def _tiles(self, layer: Mixture, num_tokens: int) -> int:
         """At most one tile that is not full for each expert with rows."""

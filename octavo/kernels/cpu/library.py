@@ -78,6 +78,9 @@ class MixtureSpec(Structure):
         ("alpha", c_float),
         ("limit", c_float),
         *((name, c_int64) for name in ("hidden_size", "inner_size", "first_expert", "num_own")),
+        ("loads", c_void_p),
+        ("places", c_void_p),
+        ("place_width", c_int64),
     )
 
 
@@ -148,6 +151,7 @@ _SIGNATURES: Signatures = {
         c_int,
         (_POINTER, _POINTER, c_int32, c_int64, c_int32, _POINTER, c_int64, c_int64, c_int32, _POINTER),
     ),
+    "octavo_mixture_weight": (_POINTER, (_POINTER, c_int32, c_int64, c_int64, POINTER(c_int64))),
     "octavo_program_append_mixture": (c_int, (_POINTER, _POINTER, Slot, Slot)),
     "octavo_mixture_row_bytes": (c_int64, (POINTER(MixtureSpec), c_int64)),
     "octavo_program_times": (None, (_POINTER, POINTER(c_double), POINTER(c_int64))),

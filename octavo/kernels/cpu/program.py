@@ -115,7 +115,8 @@ class _Emitter:
         if instruction.op == "mixture":
             layer = instruction.arguments["layer"]
             given = (self._library, self._pool, self._program, self._weights, layer, self._activation_bytes)
-            self._append("append_mixture", "mixture", pack_mixture(*given), *places)
+            packed = pack_mixture(*given, self._weights.placed)
+            self._append("append_mixture", "mixture", packed, *places)
             return
         if instruction.op in ("latent_kv_write", "latent_values"):
             self._heads(instruction.arguments["layer"], instruction.op, places[0], places[-1])

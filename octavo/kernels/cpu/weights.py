@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,9 @@ from octavo.kernels.reference.dequantize import convert as reference_convert
 from octavo.kernels.reference.dequantize import values
 from octavo.kernels.tensor import DENSE_DTYPES, DTYPES, DType, HostTensor, from_array, num_bytes
 from octavo.observe.machine import num_cores
+
+if TYPE_CHECKING:
+    from octavo.distributed.placed_experts import PlacedExperts
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +45,10 @@ class PackedRows:
 
 class CpuWeights:
     """Reads parameters one by one as a program is built, and keeps alive what C++ borrows. specs: of each layer.
-    adapters: the slots for them."""
+    adapters: the slots for them. placed: experts that change places, if any do."""
 
-    def __init__(self) -> None:
+    def __init__(self, placed: PlacedExperts | None = None) -> None:
+        self.placed = placed
         self.parameters: dict[str, HostTensor | PackedRows] = {}
         self.specs: dict[AttentionLayer, LayerSpec] = {}
         self.adapters = CpuAdapters()
@@ -70,12 +74,19 @@ class CpuWeights:
         if not parts:
             return None
         read = [values(part) for part in parts]
-        joined = read[0] if len(read) == 1 else np.concatenate(read)
+        is_mapped = len(read) == 1 and self.placed is None  # a bias that changes places is overwritten
+        joined = read[0] if is_mapped else np.concatenate(read)
         first = 0
         for part in parts:
             self.parameters[part.name] = from_array(joined[first : first + part.shape[0]])
             first += part.shape[0]
         return self.borrow(joined)
+
+    def held(self, vector: Parameter) -> NDArray[np.uint8]:
+        """The bytes of one that has been read."""
+        held = self.parameters[vector.name]
+        assert isinstance(held, HostTensor), "vectors are not packed"
+        return held.data
 
     def bias(self, bias: ScoreBias) -> tuple[int, int]:
         """The address of the biases of all distances, [heads, distances], which all layers share; and how far they

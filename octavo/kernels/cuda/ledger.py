@@ -14,6 +14,7 @@ from octavo.kernels.cuda_cpp.quantized_format import format_of, held_bytes
 from octavo.kernels.device import StepLimits
 from octavo.kernels.kv_layout import KV_ELEMENTS, KVDType, KVLayout
 from octavo.kernels.ledger import Contents, Entry, Ledger
+from octavo.kernels.mixture import Mixture
 from octavo.kernels.parameters import Linear, Shape
 from octavo.kernels.program.fuse import Fusions, fuse
 from octavo.kernels.program.model_recording import ModelRecording
@@ -46,6 +47,7 @@ def device_ledger(
             *_activations(model, limits, element_bytes, dtype, is_fused=not (traced or is_fixed)),
             *_workspace(model, limits, gpu, dtype, has_parts=not is_fixed),
             *_experts(model, limits, element_bytes, dtype, gpu),
+            *Contents.of((model.body, model.head)).moving_entries(lambda layer: _expert_bytes(layer, element_bytes)),
             *_adapters(model, limits, element_bytes),
             *_attention(layers, kv, limits, dtype, gpu, attention),
             *_rows(kv, limits),
@@ -152,6 +154,16 @@ def _experts(
         pairs = element_bytes * sum(sizes.mixture_pairs(layers, rows).values())
         codes, scales = sizes.mixture_codes(layers, rows, dtype, gpu).values()
         yield Entry("workspace", lists + pairs + codes + 4 * scales, f"experts of {rows:,} tokens")
+
+
+def _expert_bytes(layer: Mixture, element_bytes: int) -> int:
+    total = 0
+    for stack in (layer.gate_up, layer.down):
+        form, one = coded_format.format_of(stack.parts), stack.experts[0]
+        dense = one.parts if form is None else ()
+        total += element_bytes * sum(prod(part.shape) for part in (*dense, *one.biases))
+        total += 0 if form is None else coded_format.stack_bytes(form, stack) // len(stack.experts)
+    return total
 
 
 def _adapters(model: ModelRecording, limits: StepLimits, element_bytes: int) -> Iterator[Entry]:

@@ -43,11 +43,13 @@ from octavo.kernels.device import StepBatch, StepLimits
 from octavo.kernels.kv_layout import KVDType, KVLayout
 from octavo.kernels.ledger import Contents, Measured
 from octavo.kernels.model import Model
+from octavo.kernels.placed_experts import placed_experts
 from octavo.kernels.program.fuse import Fusions, fuse
 from octavo.kernels.program.model_recording import ModelRecording
 from octavo.kernels.program.recorder import See
 from octavo.kernels.triton.attention.memory import TORCH_DTYPE, AttentionMemory
 from octavo.kernels.triton.block_copies import copy_blocks, in_order
+from octavo.kernels.triton.experts.placing import Placings
 from octavo.kernels.triton.experts.room import Room
 from octavo.kernels.triton.linear.row_counts import cheap_row_counts, padded_size
 from octavo.kernels.triton.sampling import logprobs
@@ -107,7 +109,9 @@ class TritonModel:
 
             given = (contents.adapted.values(), limits, TORCH_DTYPE[dtype], device)
             self._adapters = DeviceAdapters(*given, is_fixed=is_fixed, chained=self.chained)
-        rest = self._sums, is_fixed, self._room, self._quantized, self._adapters
+        self.placed = placed_experts(contents.mixtures.values(), device)
+        self._placings = None if self.placed is None else Placings(self.placed)
+        rest = self._sums, is_fixed, self._room, self._quantized, self._adapters, self._placings
         self._shared = Shared(self._weights, gpu, self._memory, self._attention, see, *rest)
         tiled = has_hopper_kernels(gpu.capability) and dtype != "float32" and not is_fixed
         seqs = limits.max_num_seqs
@@ -130,6 +134,8 @@ class TritonModel:
             self.row_counts = cheap_row_counts(matrices, limits.max_num_tokens, self._activations[0])
         if ranks is not None:  # they were measured, and all ranks must pad a step alike
             self.row_counts = tuple(ranks.of_first(self.row_counts))
+        if self.placed is not None and ranks is not None:
+            self.placed.join(ranks)
         self._whole_logits = WholeLogits(ranks if draws else None, limits, TORCH_DTYPE[dtype], device)
         #: where hidden states stay until the next stage has taken them
         self.outgoing = torch.empty(
@@ -150,7 +156,8 @@ class TritonModel:
 
     def held(self) -> Measured:
         rest = self.staging.num_bytes + self._attention.num_bytes
-        rest += sum(each.num_bytes for each in (self._sums, self._room, self._quantized) if each is not None)
+        parts = self._sums, self._room, self._quantized, self.placed
+        rest += sum(each.num_bytes for each in parts if each is not None)
         activations = [*self._activations, *self._whole_logits.tensors, self.outgoing]
         workspace = [self._parts, *self._sampling.tensors, *self._editing.tensors, *self._memory.tensors]
         weights = self._weights.num_bytes
@@ -239,6 +246,8 @@ class TritonModel:
             torch.index_select(hidden, 0, indices, out=given)
         if self._adapters is not None:
             self._adapters.begin_head(indices)
+        if self._placings is not None:
+            self._placings.head = indices
         (logits,) = head.run(None, padded)
         return self._whole_logits.of(logits)[:num_rows]
 

@@ -240,12 +240,16 @@ class Program:
 
     def _mixture(self, layer: Mixture) -> Launch:
         experts, room, chained = Experts.of(layer, self._weights), self._shared.room, self._chained
-        is_fixed = self._shared.is_fixed
+        is_fixed, placings, name = self._shared.is_fixed, self._shared.placings, layer.name
         assert room is not None, "a model with experts has room for them"
+        if placings is not None and placings.placed.lacks(name):
+            placings.placed.hold(name, experts.slots)
 
         def launch(step: DeviceStep, x: torch.Tensor, *rest: torch.Tensor) -> None:
             *residuals, out = rest
-            mixture(x, residuals[0] if residuals else None, out, experts, room, is_fixed=is_fixed, chained=chained)
+            placing = None if placings is None else placings.of(name, step)
+            residual = residuals[0] if residuals else None
+            mixture(x, residual, out, experts, room, is_fixed=is_fixed, chained=chained, placing=placing)
 
         return launch
 

@@ -11,6 +11,7 @@ from octavo.kernels.cuda.weights import DeviceWeights
 from octavo.kernels.parameters import Linear
 from octavo.kernels.program.recorder import See
 from octavo.kernels.triton.attention.memory import AttentionMemory
+from octavo.kernels.triton.experts.placing import Placings
 from octavo.kernels.triton.experts.room import Room
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Shared:
     room: Room | None = None  # None: no layer has experts
     quantized: QuantizedProducts | None = None  # None: all matrices are dense
     adapters: DeviceAdapters | None = None  # None: the model has no slots for any
+    placings: Placings | None = None  # None: experts stay where they are
 
     def quantized_product(self, weight: Linear) -> Product | None:
         return None if self.quantized is None else self.quantized.product(weight, self.weights)

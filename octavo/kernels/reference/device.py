@@ -25,7 +25,9 @@ from octavo.kernels.device import (
 )
 from octavo.kernels.kv_layout import KVDType, KVLayout
 from octavo.kernels.ledger import Contents, Entry, Ledger, Measured, row_bytes
+from octavo.kernels.mixture import Mixture
 from octavo.kernels.model import Model
+from octavo.kernels.placed_experts import placed_experts
 from octavo.kernels.program.model_recording import ModelRecording
 from octavo.kernels.program.recorder import See, printer, record_model
 from octavo.observe.machine import num_cores
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     import torch
 
     from octavo.distributed.collectives import Collectives
+    from octavo.distributed.placed_experts import PlacedExperts
     from octavo.kernels.reference.adapters import ReferenceAdapters
     from octavo.kernels.reference.compiled import ReferenceModel
     from octavo.kernels.reference.weights import ReferenceWeights
@@ -84,6 +87,7 @@ class ReferenceDevice:
             (
                 Entry("weights", weights, f"{len(held):,} tensors in float32"),
                 *contents.adapter_entries(4),
+                *contents.moving_entries(_expert_bytes),
                 Entry("activations", activations, "an estimate"),
                 host_rows(kv, limits),
             )
@@ -101,8 +105,18 @@ class ReferenceDevice:
             torch.set_num_threads(max(1, num_cores() // self.num_sharing))
         body, heads = record_model(model)
         read = (parameter for recording in (body, *heads.values()) for parameter in recording.parameters())
-        adapters = ReferenceAdapters(Contents.of((body, *heads.values())).adapted.values())
-        return ReferenceLoaded(model, kv, limits, ReferenceWeights(read), adapters, self._see, ranks)
+        contents = Contents.of((body, *heads.values()))
+        weights = ReferenceWeights(read, placed_experts(contents.mixtures.values()))
+        for layer in contents.mixtures.values():
+            weights.hold(layer)
+        if weights.placed is not None and ranks is not None:
+            weights.placed.join(ranks)
+        adapters = ReferenceAdapters(contents.adapted.values())
+        return ReferenceLoaded(model, kv, limits, weights, adapters, self._see, ranks)
+
+
+def _expert_bytes(layer: Mixture) -> int:
+    return 4 * sum(prod(part.shape) for linear in next(layer.pairs) for part in (*linear.parts, *linear.biases))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,7 +136,12 @@ class ReferenceLoaded:
         return MappingProxyType(self.weights.parameters)
 
     def held(self) -> Measured:
-        return {"weights": self.weights.num_bytes + self.adapters.num_bytes}
+        found: Measured = {"weights": self.weights.num_bytes + self.adapters.num_bytes}
+        return found if self.placed is None else {**found, "workspace": self.placed.num_bytes}
+
+    @property
+    def placed(self) -> PlacedExperts | None:
+        return self.weights.placed
 
     def bind(self, num_blocks: int) -> ReferenceModel:
         from octavo.kernels.reference.compiled import ReferenceModel

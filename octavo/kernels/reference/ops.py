@@ -109,8 +109,10 @@ class ReferenceOps(Ops):
     def _mixture(self, x: torch.Tensor, layer: Mixture) -> torch.Tensor:
         bias = None if layer.bias is None else self._weights.tensor(layer.bias)
         chosen_TK, weights_TK = choose(self._linear(x, layer.router), bias, layer.routing)
+        if (placed := self._weights.placed) is not None:
+            chosen_TK = placed.slots_of(layer.name, chosen_TK)
         out = torch.zeros_like(x)
-        for expert, (gate_up, down) in enumerate(zip(layer.gate_up.experts, layer.down.experts, strict=True)):
+        for expert, (gate_up, down) in enumerate(layer.pairs):
             rows, places = (chosen_TK == layer.first_expert + expert).nonzero(as_tuple=True)
             y = self._linear(gated(self._linear(x[rows], gate_up), layer.gate), down)
             out[rows] += y * weights_TK[rows, places, None]

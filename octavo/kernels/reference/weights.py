@@ -6,16 +6,19 @@ from collections.abc import Iterable
 
 import torch
 
+from octavo.distributed.placed_experts import PlacedExperts
 from octavo.kernels.arrays import FloatArray
 from octavo.kernels.attention_layer import RotaryTable
+from octavo.kernels.mixture import Mixture
 from octavo.kernels.parameters import Parameter
 from octavo.kernels.reference.dequantize import values
 
 
 class ReferenceWeights:
-    """parameters: by name, so that one that two layers share is held once."""
+    """parameters: by name, so that one that two layers share is held once. placed: experts that change places."""
 
-    def __init__(self, parameters: Iterable[Parameter] = ()) -> None:
+    def __init__(self, parameters: Iterable[Parameter] = (), placed: PlacedExperts | None = None) -> None:
+        self.placed = placed
         self.parameters: dict[str, torch.Tensor] = {}
         self._angles: dict[RotaryTable, tuple[torch.Tensor, torch.Tensor]] = {}
         for parameter in parameters:
@@ -30,6 +33,13 @@ class ReferenceWeights:
         if parameter.name not in self.parameters:
             self.parameters[parameter.name] = _as_torch(values(parameter))
         return self.parameters[parameter.name]
+
+    def hold(self, layer: Mixture) -> None:
+        """Tell where the experts are that change places."""
+        if self.placed is not None:
+            experts = [[*up.parts, *up.biases, *down.parts, *down.biases] for up, down in layer.pairs]
+            slots = [[self.tensor(part).view(-1).view(torch.uint8) for part in parts] for parts in experts]
+            self.placed.hold(layer.name, slots)
 
     def rotary(self, table: RotaryTable) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines."""

@@ -22,6 +22,7 @@ from octavo.kernels.triton.coded.weight_stack import WeightStack
 from octavo.kernels.triton.experts.combine import combine
 from octavo.kernels.triton.experts.grouped_linear import FIXED, grouped_linear
 from octavo.kernels.triton.experts.one_row import one_row_down, one_row_gate_up
+from octavo.kernels.triton.experts.placing import Placing
 from octavo.kernels.triton.experts.room import Room
 from octavo.kernels.triton.experts.routing import route
 
@@ -51,6 +52,14 @@ class Experts:
             *(_stack(layer.down, weights), _biases(layer.down, weights)),
         )
 
+    @property
+    def slots(self) -> list[list[torch.Tensor]]:
+        """The bytes of each slot's expert."""
+        stacks = [each for of in (self.gate_up, self.down) for each in (of.data, of.scales, of.zeros)]
+        held = [each for each in (*stacks, self.gate_up_bias, self.down_bias) if each is not None]
+        rows = [each.view(self.layer.num_own, -1).view(torch.uint8) for each in held]
+        return [[each[slot] for each in rows] for slot in range(self.layer.num_own)]
+
 
 def _stack(of: ExpertStack, weights: DeviceWeights) -> WeightStack:
     form, num_experts = format_of(of.parts), len(of.experts)
@@ -66,16 +75,17 @@ def _biases(of: Linear | ExpertStack, weights: DeviceWeights) -> torch.Tensor | 
 
 def mixture(
     x: torch.Tensor, residual: torch.Tensor | None, out: torch.Tensor, experts: Experts, room: Room, *,
-    is_fixed: bool = False, chained: bool,
+    is_fixed: bool = False, chained: bool, placing: Placing | None = None,
 ) -> None:  # fmt: skip
     """out [T, H] = the mixture of x [T, H] (+ residual, which may be out; out must not be x). is_fixed: the same
-    kernels for any number of rows, so that a row's result does not depend on the others."""
+    kernels for any number of rows, so that a row's result does not depend on the others. placing: of experts that
+    change places."""
     layer, num_rows = experts.layer, len(x)
     assert num_rows <= room.max_rows, f"{num_rows} rows in room for {room.max_rows}"
     num_chosen, first, is_alone = layer.routing.num_chosen, layer.first_expert, num_rows == 1 and not is_fixed
     route(
         x, experts.router, experts.router_bias, experts.bias, layer, room, has_lists=not is_alone, is_fixed=is_fixed,
-        chained=chained,
+        chained=chained, placing=placing,
     )  # fmt: skip
     if is_alone:
         one_row_gate_up(

@@ -17,6 +17,7 @@ import triton.language as tl
 from octavo.kernels.cuda.sizes import FEW_MIXTURE_ROWS
 from octavo.kernels.mixture import Mixture
 from octavo.kernels.triton.chain import wait_for_previous
+from octavo.kernels.triton.experts.placing import Placing
 from octavo.kernels.triton.experts.room import Room
 
 _FEW_EXPERTS = 8  # of a program, with few rows
@@ -25,10 +26,10 @@ _LOWEST = tl.constexpr(-1e30)  # a valid expert's least rank: below it are exper
 
 def route(
     x: torch.Tensor, router: torch.Tensor, router_bias: torch.Tensor | None, bias: torch.Tensor | None,
-    layer: Mixture, room: Room, *, has_lists: bool, is_fixed: bool, chained: bool,
+    layer: Mixture, room: Room, *, has_lists: bool, is_fixed: bool, chained: bool, placing: Placing | None = None,
 ) -> None:  # fmt: skip
     """Fill the room's choices for the rows of x [T, H]. router [E, H]. bias [E]: of the choice. has_lists: with each
-    expert's list. is_fixed: sums do not depend on the number of rows."""
+    expert's list. is_fixed: sums do not depend on the number of rows. placing: with it, choices are slots."""
     num_rows, hidden = x.shape
     routing, is_few = layer.routing, num_rows <= FEW_MIXTURE_ROWS and not is_fixed
     experts = triton.next_power_of_2(routing.num_experts)
@@ -36,25 +37,29 @@ def route(
     if not is_few:
         shape = {"BM": 32 if num_rows < 4096 or is_fixed else 64, "BE": max(16, experts), "BK": 64}
     grid = (num_rows, triton.cdiv(experts, shape["BE"])) if is_few else (triton.cdiv(num_rows, shape["BM"]), 1)
+    loads, places, real = (room.ids,) * 3 if placing is None else (placing.loads, placing.places, placing.real)
     _route_kernel[grid](
         x, router, router if router_bias is None else router_bias, router if bias is None else bias,
         room.logits, room.arrived, room.ids, room.weights, room.counts, room.order,
-        num_rows, room.max_rows, routing.scale, x.stride(0), layer.first_expert, layer.num_own,
+        loads, places, real, num_rows, room.max_rows, routing.scale, x.stride(0), layer.first_expert, layer.num_own,
+        len(real),
         H=hidden, E=routing.num_experts, EPAD=max(16, experts), TOP_K=routing.num_chosen,
         SIGMOID=routing.scoring == "sigmoid", RENORMALISES=routing.renormalises, GROUPS=routing.num_groups,
         TOP_GROUPS=routing.top_groups, SUMS_TWO=routing.group_score == "sum_of_two", HAS_BIAS=bias is not None,
-        HAS_ROUTER_BIAS=router_bias is not None, IS_FEW=is_few, LISTS=has_lists, **shape,
+        HAS_ROUTER_BIAS=router_bias is not None, IS_FEW=is_few, LISTS=has_lists,
+        PLACES=0 if placing is None else places.shape[1], REAL_ENDS=placing is not None and placing.ends, **shape,
         CHAINED=chained, launch_pdl=chained, num_warps=4 if is_few else 8,
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["num_rows", "max_rows", "first_expert", "num_own"])
+@triton.jit(do_not_specialize=["num_rows", "max_rows", "first_expert", "num_own", "num_real"])
 def _route_kernel(
     x_ptr, router_ptr, router_bias_ptr, bias_ptr, logits_ptr, arrived_ptr, ids_ptr, weights_ptr, counts_ptr, order_ptr,
-    num_rows, max_rows, scale, x_stride, first_expert, num_own,
+    loads_ptr, places_ptr, real_ptr, num_rows, max_rows, scale, x_stride, first_expert, num_own, num_real,
     H: tl.constexpr, E: tl.constexpr, EPAD: tl.constexpr, TOP_K: tl.constexpr, SIGMOID: tl.constexpr,
     RENORMALISES: tl.constexpr, GROUPS: tl.constexpr, TOP_GROUPS: tl.constexpr, SUMS_TWO: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_ROUTER_BIAS: tl.constexpr, IS_FEW: tl.constexpr, LISTS: tl.constexpr,
+    PLACES: tl.constexpr, REAL_ENDS: tl.constexpr,
     BM: tl.constexpr, BE: tl.constexpr, BK: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     wait_for_previous(CHAINED)
@@ -71,17 +76,18 @@ def _route_kernel(
             m = row + tl.arange(0, BM)
             logits = tl.load(logits_ptr + m[:, None] * EPAD + e[None, :], mask=(e < E)[None, :], cache_modifier=".cg")
             _choose_and_list(
-                logits, m, e, router_bias_ptr, bias_ptr, ids_ptr, weights_ptr, counts_ptr, order_ptr, num_rows,
-                max_rows, scale, first_expert, num_own, E, EPAD, TOP_K, SIGMOID, RENORMALISES, GROUPS, TOP_GROUPS,
-                SUMS_TWO, HAS_BIAS, HAS_ROUTER_BIAS, LISTS,
+                logits, m, e, router_bias_ptr, bias_ptr, ids_ptr, weights_ptr, counts_ptr, order_ptr, loads_ptr,
+                places_ptr, real_ptr, num_rows, max_rows, scale, first_expert, num_own, num_real, E, EPAD, TOP_K,
+                SIGMOID, RENORMALISES, GROUPS, TOP_GROUPS, SUMS_TWO, HAS_BIAS, HAS_ROUTER_BIAS, LISTS, PLACES,
+                REAL_ENDS,
             )  # fmt: skip
     else:
         m = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
         logits = _tile_logits(x_ptr, router_ptr, m, e, num_rows, x_stride, H, E, EPAD, BM, BK)
         _choose_and_list(
-            logits, m, e, router_bias_ptr, bias_ptr, ids_ptr, weights_ptr, counts_ptr, order_ptr, num_rows,
-            max_rows, scale, first_expert, num_own, E, EPAD, TOP_K, SIGMOID, RENORMALISES, GROUPS, TOP_GROUPS,
-            SUMS_TWO, HAS_BIAS, HAS_ROUTER_BIAS, LISTS,
+            logits, m, e, router_bias_ptr, bias_ptr, ids_ptr, weights_ptr, counts_ptr, order_ptr, loads_ptr,
+            places_ptr, real_ptr, num_rows, max_rows, scale, first_expert, num_own, num_real, E, EPAD, TOP_K,
+            SIGMOID, RENORMALISES, GROUPS, TOP_GROUPS, SUMS_TWO, HAS_BIAS, HAS_ROUTER_BIAS, LISTS, PLACES, REAL_ENDS,
         )  # fmt: skip
 
 
@@ -121,11 +127,11 @@ def _tile_logits(
 
 @triton.jit
 def _choose_and_list(
-    logits, m, e, router_bias_ptr, bias_ptr, ids_ptr, weights_ptr, counts_ptr, order_ptr,
-    num_rows, max_rows, scale, first_expert, num_own,
+    logits, m, e, router_bias_ptr, bias_ptr, ids_ptr, weights_ptr, counts_ptr, order_ptr, loads_ptr, places_ptr,
+    real_ptr, num_rows, max_rows, scale, first_expert, num_own, num_real,
     E: tl.constexpr, EPAD: tl.constexpr, TOP_K: tl.constexpr, SIGMOID: tl.constexpr, RENORMALISES: tl.constexpr,
     GROUPS: tl.constexpr, TOP_GROUPS: tl.constexpr, SUMS_TWO: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_ROUTER_BIAS: tl.constexpr, LISTS: tl.constexpr,
+    HAS_ROUTER_BIAS: tl.constexpr, LISTS: tl.constexpr, PLACES: tl.constexpr, REAL_ENDS: tl.constexpr,
 ):  # fmt: skip
     """The choices of rows m by their logits [rows, EPAD]: ids, weights, and the pairs in their experts' lists."""
     scores = _scores(logits, e, router_bias_ptr, E, SIGMOID, HAS_ROUTER_BIAS)
@@ -136,6 +142,8 @@ def _choose_and_list(
     if TOP_GROUPS < GROUPS:
         ranked = _in_best_groups(ranked, e, E, EPAD, GROUPS, TOP_GROUPS, SUMS_TWO)
     inside, total = m < num_rows, tl.zeros_like(tl.max(ranked, 1))
+    if PLACES > 0:
+        is_real = _is_real(real_ptr, m, inside, num_real, REAL_ENDS)
     for place in tl.static_range(TOP_K):
         best = _first_best(ranked, e, EPAD)
         is_best = e[None, :] == best[:, None]
@@ -143,6 +151,10 @@ def _choose_and_list(
         total += weight
         ranked = tl.where(is_best, float("-inf"), ranked)
         pair = m * TOP_K + place
+        if PLACES > 0:
+            tl.atomic_add(loads_ptr + best, 1, mask=is_real, sem="relaxed")
+            slots = places_ptr + best * PLACES
+            best = tl.load(slots + 1 + m % tl.load(slots))
         tl.store(ids_ptr + pair, best, mask=inside)
         tl.store(weights_ptr + pair, weight * scale, mask=inside)
         if LISTS:
@@ -155,6 +167,15 @@ def _choose_and_list(
         for place in tl.static_range(TOP_K):
             at = weights_ptr + m * TOP_K + place
             tl.store(at, tl.load(at, mask=inside, other=0.0) / (total + 1e-20), mask=inside)
+
+
+@triton.jit
+def _is_real(real_ptr, m, inside, num_real, ENDS: tl.constexpr):
+    """Whether rows m are counted: see `Placing`."""
+    if ENDS:
+        return inside & (m < tl.load(real_ptr))
+    listed = inside & (m < num_real)
+    return listed & ((m == 0) | (tl.load(real_ptr + m, mask=listed, other=0) > 0))
 
 
 @triton.jit
