@@ -21,6 +21,13 @@ float reduce(int64_t width, const Term& term) {
   return sum<kWidth>(wide) + tail[0];
 }
 
+float square_sum(const float* x, int64_t width) {
+  return reduce(width, [&](int64_t i, auto lanes) {
+    const auto v = load<lanes>(x + i);
+    return v * v;
+  });
+}
+
 void scale_row(const float* x, const float* weight, float factor, int64_t width, float* out) {
   for_each_vector(width, [&](int64_t i, auto lanes) {
     store<lanes>(out + i, load<lanes>(x + i) * factor * load<lanes>(weight + i));
@@ -30,11 +37,7 @@ void scale_row(const float* x, const float* weight, float factor, int64_t width,
 }  // namespace
 
 void rms_norm_row(const float* x, const float* weight, float eps, int64_t width, float* out) {
-  const float square_sum = reduce(width, [&](int64_t i, auto lanes) {
-    const auto v = load<lanes>(x + i);
-    return v * v;
-  });
-  scale_row(x, weight, 1.0f / std::sqrt(square_sum / float(width) + eps), width, out);
+  scale_row(x, weight, 1.0f / std::sqrt(square_sum(x, width) / float(width) + eps), width, out);
 }
 
 void rms_norm(ThreadPool& pool, Rows x, const float* weight, float eps, Rows out, int64_t num_tokens) {
@@ -42,10 +45,29 @@ void rms_norm(ThreadPool& pool, Rows x, const float* weight, float eps, Rows out
                  [&](int64_t t) { rms_norm_row(x[t], weight, eps, x.width, out[t]); });
 }
 
-void norm_columns(ThreadPool& pool, Rows x, const float* weight, int64_t first, int64_t width, float eps,
-                  int64_t num_tokens) {
-  for_each_token(pool, num_tokens, width,
-                 [&](int64_t t) { rms_norm_row(x[t] + first, weight, eps, width, x[t] + first); });
+void norm_runs(ThreadPool& pool, Rows x, const Runs& runs, float eps, int64_t num_tokens) {
+  for_each_token(pool, num_tokens, runs.widths[0] + runs.widths[1], [&](int64_t t) {
+    float* run = x[t];
+    for (int i = 0; i < 2; run += runs.widths[i++]) rms_norm_row(run, runs.weights[i], eps, runs.widths[i], run);
+  });
+}
+
+void mean_squares(ThreadPool& pool, Rows x, const Runs& runs, int64_t times, Rows means, int64_t num_tokens) {
+  for_each_token(pool, num_tokens, runs.widths[0] + runs.widths[1], [&](int64_t t) {
+    const float* run = x[t];
+    for (int i = 0; i < 2; run += runs.widths[i++]) {
+      means[t][i] = square_sum(run, runs.widths[i]) / float(times * runs.widths[i]);
+    }
+  });
+}
+
+void norm_by_means(ThreadPool& pool, Rows x, const Runs& runs, Rows means, float eps, int64_t num_tokens) {
+  for_each_token(pool, num_tokens, runs.widths[0] + runs.widths[1], [&](int64_t t) {
+    float* run = x[t];
+    for (int i = 0; i < 2; run += runs.widths[i++]) {
+      scale_row(run, runs.weights[i], 1.0f / std::sqrt(means[t][i] + eps), runs.widths[i], run);
+    }
+  });
 }
 
 void add_rms_norm(ThreadPool& pool, Rows x, Rows residual, const float* weight, float eps, Rows out, Rows sum,

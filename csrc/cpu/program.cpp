@@ -52,10 +52,22 @@ void run_head_products(Model model, Tensors tensors, Given given, int64_t num_to
   given[0].heads->run(model.pool, tensors[0], tensors[1], num_tokens, model.matmul_scratch, model.head_products);
 }
 
-void run_all_reduce(Model model, Tensors tensors, Given, int64_t num_tokens) {
+void add_up(Model model, Rows x, int64_t num_tokens) {
   if (!model.all_reduce) return;
-  const Rows x = tensors[1];
   if (model.all_reduce(x.data, num_tokens * x.stride) != 0) throw std::runtime_error("an all-reduce failed");
+}
+
+void run_all_reduce(Model model, Tensors tensors, Given, int64_t num_tokens) { add_up(model, tensors[1], num_tokens); }
+
+void run_norm_queries_keys(Model model, Tensors tensors, Given given, int64_t num_tokens) {
+  const Rows x = tensors[1];
+  const Runs runs{{given[0].floats, given[1].floats}, {given[2].whole, given[3].whole}};
+  const int64_t num_ranks = given[5].whole;
+  const float eps = static_cast<float>(given[4].real);
+  if (num_ranks == 1) return norm_runs(model.pool, x, runs, eps, num_tokens);
+  mean_squares(model.pool, x, runs, num_ranks, tensors[2], num_tokens);
+  add_up(model, tensors[2], num_tokens);
+  norm_by_means(model.pool, x, runs, tensors[2], eps, num_tokens);
 }
 
 // Tensors and arguments are in the order of the op's declaration, in octavo/kernels/ops.py.
@@ -71,10 +83,7 @@ constexpr NamedKernel kKernels[] = {
        add_table_adapters(m.pool, *g[0].adapter, m.adapters, m.step.input_ids, g[1].whole, t[1], n, m.adapter_scratch);
      }},
     {"rms_norm", [](Model m, Tensors t, Given g, int64_t n) { rms_norm(m.pool, t[0], g[0].floats, g[1].real, t[1], n); }},
-    {"norm_columns",
-     [](Model m, Tensors t, Given g, int64_t n) {
-       norm_columns(m.pool, t[1], g[0].floats, g[1].whole, g[2].whole, g[3].real, n);
-     }},
+    {"norm_queries_keys", run_norm_queries_keys},
     {"add_rms_norm",
      [](Model m, Tensors t, Given g, int64_t n) {
        add_rms_norm(m.pool, t[0], t[1], g[0].floats, g[1].real, t[2], t[3], n);

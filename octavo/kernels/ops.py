@@ -106,11 +106,16 @@ class Ops:
         return over(x), over(residual)
 
     @op(error=5e-6)
-    def norm_columns(self, x: Consumed, weight: Parameter, first: int, width: int, eps: float) -> Tensor:
-        """x with rms_norm of its columns first .. first + width - 1 in their place."""
-        assert 0 <= first <= x.width - width, f"columns {first} .. {first + width - 1} of {x.width}"
-        assert weight.shape == (width,), f"weights {weight.shape} of a norm of {width} columns"
-        return over(x)
+    def norm_queries_keys(
+        self, x: Consumed, queries: Parameter, keys: Parameter, query_width: int, key_width: int, eps: float,
+        num_ranks: int = 1,
+    ) -> Any:  # fmt: skip
+        """x with rms_norm of its first columns, the queries, and of those after them, the keys, in their place. With
+        several ranks, which have as many columns each, over the columns of all; then a second result is the memory in
+        which they add up float32 means."""
+        assert query_width + key_width <= x.width, f"{query_width} and {key_width} columns of {x.width}"
+        assert (queries.shape, keys.shape) == ((query_width,), (key_width,)), "a weight for each column"
+        return over(x) if num_ranks == 1 else (over(x), Result(8))
 
     @op(error=2e-5)
     def layer_norm(self, x: Tensor, weight: Parameter, bias: Parameter | None, eps: float) -> Tensor:

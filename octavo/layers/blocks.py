@@ -110,23 +110,24 @@ class Attention(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SelfAttention:
-    """norms: of all heads' queries together, and of their keys; none in most families."""
+    """norms: of all heads' queries together, and of their keys; none in most families. num_ranks: that share them."""
 
     qkv: Linear  # [(Q + 2K) * D, H]
     out: Linear  # [H, Q * D]
     layer: AttentionLayer
-    norms: tuple[Parameter, ...] = ()  # [Q * D], [K * D]
+    norms: tuple[Parameter, Parameter] | None = None  # [Q * D], [K * D]
+    num_ranks: int = 1
 
     @property
     def in_features(self) -> int:
         return self.qkv.in_features
 
     def attend(self, ops: Ops, x: Tensor) -> Tensor:
-        qkv, first = ops.linear(x, self.qkv), 0
-        for norm in self.norms:
-            (width,) = norm.shape
-            qkv = ops.norm_columns(qkv, norm, first, width, self.layer.norm_eps)
-            first += width
+        qkv = ops.linear(x, self.qkv)
+        if self.norms is not None:
+            (q, k), eps = self.norms, self.layer.norm_eps
+            normed = ops.norm_queries_keys(qkv, q, k, q.shape[0], k.shape[0], eps, self.num_ranks)
+            qkv = normed if self.num_ranks == 1 else normed[0]
         return ops.paged_attention(ops.rotary_kv_write(qkv, self.layer), self.layer)
 
     def project(self, ops: Ops, attended: Tensor) -> Tensor:

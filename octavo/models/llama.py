@@ -16,7 +16,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from math import sqrt
 
-from octavo.errors import ConfigError
 from octavo.kernels.parameters import Parameter, Shard
 from octavo.layers.blocks import MLP, Attention, Embedding, RMSNorm, SelfAttention
 from octavo.models.architecture import Architecture
@@ -26,6 +25,7 @@ from octavo.quantization.registry import Dense
 
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
+_WIDE_NORMS = ("olmo2", "olmoe")
 
 
 def tensors(a: Architecture) -> TensorTable:
@@ -109,16 +109,14 @@ def _decoder(a: Architecture, weights: Weights, layer: Callable[[int], Layer]) -
 
 
 def _attention(a: Architecture, w: Weights, specs: AttentionSpecs, index: int, qkv: tuple[str, ...]) -> SelfAttention:
+    if a.family in _WIDE_NORMS:
+        heads = {"q": a.num_heads, "k": a.num_kv_heads}
+        q, k = (w.parameter(f"self_attn.{x}_norm.weight", Shard.heads(a.num_heads, each)) for x, each in heads.items())
+        own = w.attention(specs.layer(index), "self_attn.o_proj", *qkv)
+        return replace(own, norms=(q, k), num_ranks=w.num_ranks)
     q_norm, k_norm = (w.optional(f"self_attn.{x}_norm.weight") for x in "qk")
-    if q_norm is None or k_norm is None or q_norm.shape == (a.head_dim,):
-        sinks = w.optional("self_attn.sinks", Shard.heads(a.num_heads, a.num_heads))
-        return w.attention(specs.layer(index, q_norm, k_norm, sinks), "self_attn.o_proj", *qkv)
-    if w.num_ranks > 1:
-        raise ConfigError(
-            f"tensor_parallel_size is {w.num_ranks}, but {a.family} norms the queries of all heads together, which no "
-            "rank has: allowed is 1; for several GPUs set pipeline_parallel_size"
-        )
-    return replace(w.attention(specs.layer(index), "self_attn.o_proj", *qkv), norms=(q_norm, k_norm))
+    sinks = w.optional("self_attn.sinks", Shard.heads(a.num_heads, a.num_heads))
+    return w.attention(specs.layer(index, q_norm, k_norm, sinks), "self_attn.o_proj", *qkv)
 
 
 def qwen2_tensors(a: Architecture) -> TensorTable:

@@ -131,7 +131,10 @@ def _arguments(name: str, sizes: Sizes) -> Sequence[tuple[Any, ...]]:
         table = parameter(np.random.default_rng(0).standard_normal((16 * TABLE_ROWS, width), np.float32))
         return [(table, "input_ids")] * LAYERS
     ones = parameter(np.ones(width, np.float32))
-    between = {"layer_norm": (None,), "norm_columns": (0, width)}.get(name, ())
+    if name == "norm_queries_keys":
+        halves = [parameter(np.ones(width // 2, np.float32))] * 2
+        return [(*halves, width // 2, width // 2, 1e-5)] * LAYERS
+    between = (None,) if name == "layer_norm" else ()
     return [(ones, *between, 1e-5)] * LAYERS
 
 

@@ -139,10 +139,19 @@ def _norm(name: str) -> Iterator[Trial]:
             yield Trial(label, _call(name, tables, weight, bias, 1e-5), width)
 
 
-def _norm_columns() -> Iterator[Trial]:
-    for width in WIDTHS:
-        call = _call("norm_columns", (random_table(width),), parameter(_array(width // 2)), 16, width // 2, 1e-5)
-        yield Trial(f"{width // 2} of {width} columns", call, width)
+def _norm_queries_keys() -> Iterator[Trial]:
+    """Of one rank, and of one of three, of which the others have only zeros."""
+    for width, num_ranks in product(WIDTHS, (1, 3)):
+        widths = width // 2, width // 4
+        weights = (parameter(_array(each, seed=each)) for each in widths)
+        call = _call("norm_queries_keys", (random_table(width),), *weights, *widths, 1e-5, num_ranks)
+        label = f"{widths[0]} and {widths[1]} of {width} columns, {num_ranks} ranks"
+        yield Trial(label, call if num_ranks == 1 else partial(_first, call), width)
+
+
+def _first(several: Function, ops: Ops) -> Tensor:
+    """The first result counts."""
+    return several(ops)[0]
 
 
 def _add_rms_norm() -> Iterator[Trial]:
@@ -284,7 +293,7 @@ _TRIALS: dict[str, Callable[[], Iterator[Trial]]] = {
     "all_reduce": _all_reduce,
     "linear": _linear,
     "rms_norm": partial(_norm, "rms_norm"),
-    "norm_columns": _norm_columns,
+    "norm_queries_keys": _norm_queries_keys,
     "add_rms_norm": _add_rms_norm,
     "layer_norm": partial(_norm, "layer_norm"),
     "gated_activation": _gated_activation,

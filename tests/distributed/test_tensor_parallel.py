@@ -19,7 +19,7 @@ from tests.lora.written_adapters import LINEARS, write_adapter
 FAMILIES = (
     *("llama", "llama-tied-bias", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3"),
     *("gpt2", "opt", "opt-normed-after", "opt-galactica"),
-    *("qwen2-moe", "granite-moe", "gpt-oss"),
+    *("qwen2-moe", "granite-moe", "gpt-oss", "olmoe", "olmo2"),
 )
 GREEDY = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True, detokenize=False)
 
@@ -84,11 +84,6 @@ def test_a_layout_that_does_not_work_names_those_that_do(
 ) -> None:
     with pytest.raises(ConfigError, match=rf"tensor_parallel_size is {num_ranks}, .*: allowed are {sizes}$"):
         engine(model_for(name, 2), num_ranks)
-
-
-def test_norms_over_all_heads_are_not_shared(model_for: ModelFor) -> None:
-    with pytest.raises(ConfigError, match=r"tensor_parallel_size is 2, but olmoe norms .* allowed is 1; .* pipeline_"):
-        engine(model_for("olmoe", 2), 2)
 
 
 @pytest.mark.parametrize("name", ["llama", "phi3"])

@@ -48,12 +48,12 @@ def test_norms(width: int) -> None:
             rtol=OPS["layer_norm"].error,
         )
 
-    first = width // 2
-    some = parameter(array(width - first))
+    first, second = width // 2, width - width // 2
+    some, others = parameter(array(first)), parameter(array(second))
     compare(
-        lambda ops: ops.norm_columns(ops.embedding(table, "input_ids"), some, first, width - first, 1e-5),
+        lambda ops: ops.norm_queries_keys(ops.embedding(table, "input_ids"), some, others, first, second, 1e-5),
         width,
-        rtol=OPS["norm_columns"].error,
+        rtol=OPS["norm_queries_keys"].error,
     )
 
     def add_rms_norm(ops: Ops) -> Tensor:

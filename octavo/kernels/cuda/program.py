@@ -21,6 +21,7 @@ from octavo.kernels.triton.attention.latent_kv_write import LatentWeights, laten
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform, rotary_kv_write
 from octavo.kernels.triton.elementwise import elementwise, norm
 from octavo.kernels.triton.elementwise.elementwise import embedding
+from octavo.kernels.triton.elementwise.wide_norm import WideNorm
 from octavo.kernels.triton.experts.mixture import Experts, mixture
 from octavo.kernels.triton.linear.fixed_linear import fixed_linear
 from octavo.kernels.triton.linear.head_linear import head_linear
@@ -217,10 +218,11 @@ class Program:
         weight_H, chained = self._weights.vector(weight), self._chained
         return lambda step, x, out: norm.rms_norm(x, weight_H, eps, out, chained=chained)
 
-    def _norm_columns(self, weight: Parameter, first: int, width: int, eps: float) -> Launch:
-        """The output is the input's memory."""
-        weight_H, chained, columns = self._weights.vector(weight), self._chained, slice(first, first + width)
-        return lambda step, x, out: norm.rms_norm(x[:, columns], weight_H, eps, out[:, columns], chained=chained)
+    def _norm_queries_keys(self, queries: Parameter, keys: Parameter, eps: float, num_ranks: int, **_: int) -> Launch:
+        """The first output is the input's memory."""
+        vector, sums, chained = self._weights.vector, self._shared.sums, self._chained
+        wide = WideNorm(vector(queries), vector(keys), eps, num_ranks, None if sums is None else sums.all_reduce)
+        return lambda step, x, out, *means: wide.run(out, *means, chained=chained)
 
     def _add_rms_norm(self, weight: Parameter, eps: float) -> Launch:
         """The outputs overwrite the inputs: the normed sum x, the sum the residual."""

@@ -94,9 +94,18 @@ class ReferenceOps(Ops):
         total = x + residual
         return self._rms_norm(total, weight, eps), total
 
-    def _norm_columns(self, x: torch.Tensor, weight: Parameter, first: int, width: int, eps: float) -> torch.Tensor:
-        end = first + width
-        return torch.cat([x[:, :first], self._rms_norm(x[:, first:end], weight, eps), x[:, end:]], dim=1)
+    def _norm_queries_keys(
+        self, x: torch.Tensor, queries: Parameter, keys: Parameter, query_width: int, key_width: int, eps: float,
+        num_ranks: int,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        *parts, values = x.tensor_split([query_width, query_width + key_width], dim=1)
+        means = torch.stack([part.square().mean(1) / num_ranks for part in parts], dim=1)
+        means = means if num_ranks == 1 else self._all_reduce(means)
+        weights = (self._weights.tensor(weight) for weight in (queries, keys))
+        factors = (means + eps).rsqrt().unbind(1)
+        normed = (p * f[:, None] * weight for p, f, weight in zip(parts, factors, weights, strict=True))
+        joined = torch.cat([*normed, values], dim=1)
+        return joined if num_ranks == 1 else (joined, means)
 
     def _layer_norm(self, x: torch.Tensor, weight: Parameter, bias: Parameter | None, eps: float) -> torch.Tensor:
         bias_H = None if bias is None else self._weights.tensor(bias)
