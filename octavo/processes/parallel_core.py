@@ -251,7 +251,7 @@ class ParallelCore:
             self._router.started(sent.ticket)
         if update.sequence.finish_reason is not None:
             self._ended(sent, news.index)
-        return update._replace(prompt_logprobs=unpack_rows(news.prompt_logprobs))
+        return msgspec.structs.replace(update, prompt_logprobs=unpack_rows(news.prompt_logprobs))
 
     def _take_loss(self, engine: int, loss: _Loss) -> None:
         guilty = set(loss.note.fingerprints)

@@ -131,7 +131,7 @@ class Driver:
             outcome.gaps.append(gap)
             outcome.gap_counts.append(len(updates))
         awaiting, finished = self._awaiting, SequenceState.FINISHED
-        told = [one[0] for one in updates if one[0].state is finished or one[0] in awaiting]
+        told = [one.sequence for one in updates if one.sequence.state is finished or one.sequence in awaiting]
         for sequence in told:
             live = awaiting.pop(sequence, None)
             if live is not None:
