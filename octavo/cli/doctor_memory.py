@@ -7,7 +7,6 @@ from typing import Any
 
 from octavo.config import EngineConfig
 from octavo.engine.assemble import build_executor, measured
-from octavo.errors import ConfigError
 from octavo.worker.plan import planned
 from octavo.worker.warm_up import every_size
 
@@ -25,11 +24,6 @@ class Compared:
 
 def compare(config: EngineConfig, *, serves: bool = False) -> Compared:
     """Of the only worker, or of the first of several ranks. serves: as in a WorkerTask."""
-    if config.backend.pipeline_parallel_size > 1:
-        raise ConfigError(
-            f"pipeline_parallel_size is {config.backend.pipeline_parallel_size}, and the plan knows no stages: leave "
-            "it out, or use `octavo run MODEL --report`, which tells the first stage's memory"
-        )
     expected = planned(config, serves=serves)
     executor = build_executor(config, serves=serves)
     try:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+from typing import Any, get_args
 
 from octavo.checked_fields import whole_number
 from octavo.cli.flags import add_engine_flags, add_flags, check_counts, engine_options
@@ -26,13 +26,14 @@ from octavo.errors import ConfigError
 from octavo.kernels.device import Device
 from octavo.kernels.ledger import size
 from octavo.observe.machine import memory
+from octavo.server_config import Role
 from octavo.worker.plan import MemoryPlan, Planner, advice, of_stage, plan_facts
 from octavo.worker.task import WorkerTask
 from octavo.worker.wish import Wish, suggest
 
 COMMON = (
     *("--gpu", "--memory", "--concurrency", "--context", "--tensor-parallel-size", "--pipeline-parallel-size"),
-    *("--json", "-v"),
+    *("--role", "--json", "-v"),
     *("--max-model-len", "--max-num-seqs", "--max-num-batched-tokens", "--gpu-memory-utilization", "--backend"),
 )
 _NOT_FLAGS = frozenset({"model", "tensor_parallel_size", "pipeline_parallel_size"})
@@ -57,6 +58,8 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument("--tensor-parallel-size", "-tp", metavar="LIST", help=shared)
     stages = "stages of consecutive layers; a column for each (default: 1)"
     parser.add_argument("--pipeline-parallel-size", "-pp", metavar="N", help=stages)
+    moves = "plan an engine that hands its KV blocks to others, or gets theirs (default: both)"
+    parser.add_argument("--role", choices=get_args(Role), default="both", help=moves)
     parser.add_argument("--serve", action="store_true", help="plan a server, whose steps are smaller")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("-v", "--verbose", action="store_true", help="show the parts of each component")
@@ -67,7 +70,8 @@ def run(args: argparse.Namespace) -> int:
     check_counts(args, "concurrency", "context")
     asked, num_stages = _ranks(args.tensor_parallel_size), _num_stages(args.pipeline_parallel_size)
     room = None if args.memory is None else _bytes(args.memory)
-    task = WorkerTask.of(engine_config(model=args.model, **engine_options(args, _NOT_FLAGS)), serves=args.serve)
+    config, moves = engine_config(model=args.model, **engine_options(args, _NOT_FLAGS)), args.role != "both"
+    task = WorkerTask.of(config, serves=args.serve or moves, moves_blocks=moves)
     device, where, room = _device(args, task.backend, room)
     planner = Planner.of(task, device, room)
     wish = Wish(args.concurrency or 1, args.context) if args.concurrency or args.context else None

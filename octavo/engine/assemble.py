@@ -78,12 +78,14 @@ def engine_config(**options: Any) -> EngineConfig:
     return config
 
 
-def build_engine(config: EngineConfig, clock: Clock = time.monotonic, *, serves: bool = False) -> LLMEngine:
-    """Start the workers and connect an engine to them. serves: as in a WorkerTask."""
+def build_engine(
+    config: EngineConfig, clock: Clock = time.monotonic, *, serves: bool = False, moves_blocks: bool = False
+) -> LLMEngine:
+    """Start the workers and connect an engine to them. serves, moves_blocks: as in a WorkerTask."""
     begin = clock()
     events = EventLog(config.observe.event_log_size, keeps_token_ids=config.observe.record_token_ids)
     tracer = _tracer(config, events, clock)
-    executor = build_executor(config, serves=serves)
+    executor = build_executor(config, serves=serves, moves_blocks=moves_blocks)
     try:
         shape = executor.shape
         warn_of_leftovers(shape.label, shape.leftovers)
@@ -113,9 +115,9 @@ def build_engine(config: EngineConfig, clock: Clock = time.monotonic, *, serves:
         raise
 
 
-def build_executor(config: EngineConfig, *, serves: bool = False) -> Executor:
-    """Start the workers alone."""
-    task = WorkerTask.of(config, serves=serves)
+def build_executor(config: EngineConfig, **how: bool) -> Executor:
+    """Start the workers alone. how: serves and moves_blocks of a WorkerTask."""
+    task = WorkerTask.of(config, **how)
     asked = config.backend.distributed_executor_backend
     if _runs_here(config):
         return executor_here(task)

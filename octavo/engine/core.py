@@ -113,6 +113,8 @@ class EngineCore:
         self.adapters = adapters
         self._gate = gate
         self._gated = {} if gate is None else gate.waiting
+        #: takes a request that need not wait for its grammar
+        self.admit: Callable[[Request], None] = self.enter
         self._scheduler = scheduler
         self.cache = cache
         self.executor = executor
@@ -120,14 +122,17 @@ class EngineCore:
         self._clock = clock
         self._check_invariants = check_invariants
 
-    def add_request(self, request: Request, *, is_held: bool = False) -> None:
-        """is_held: it waits until `release`, for what it is to start with. A request with a grammar is not held."""
+    def add_request(self, request: Request) -> None:
         if request.lora_request is not None:
             assert self.adapters is not None, "requests have adapters where the engine's options say so"
             request.adapter = self.adapters.find(request.lora_request)
         is_free = request.grammar is None and request.thoughts is None
         if is_free or self._gate is None or not self._gate.holds(request):
-            self._scheduler.add_request(request, is_held=is_held)
+            self.admit(request)
+
+    def enter(self, request: Request, *, is_held: bool = False) -> None:
+        """Let a request wait for its turn. is_held: until `release`, for what it is to start with."""
+        self._scheduler.add_request(request, is_held=is_held)
 
     def release(self, request: Request) -> None:
         self._scheduler.release(request)
@@ -175,7 +180,7 @@ class EngineCore:
         for request, reason in self._gate.take_ready(0.0 if self._scheduler.has_unfinished else GATE_S):
             try:
                 if reason is None:
-                    self._scheduler.add_request(request)
+                    self.admit(request)
             except InvalidRequestError as error:
                 reason = str(error)
             if reason is not None:

@@ -8,6 +8,7 @@
           ◀──────────────── StepResult, or the fault of that step
       "measure" ────────────────────────────────────▶   bytes of each component
       GrammarCompiler ──────────────────────────────▶   compiles the grammars of rows from now on
+      BeginMoves, FenceAt ──────────────────────────▶   see rank_mover.py
       end of file ──────────────────────────────────▶   close
 
 A message is packed once, for all ranks. When a worker dies, its socket reports end of file at once, and the engine
@@ -20,10 +21,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from octavo import env
-from octavo.errors import ConfigError
 from octavo.executor.rank_process import MEASURE
 from octavo.executor.ranks import GRACE_S, Ranks
 from octavo.executor.remote import Remote
@@ -32,6 +32,9 @@ from octavo.kernels.ledger import Component
 from octavo.messages import PendingStep, StepPlan, StepResult
 from octavo.structured.compiler import GrammarCompiler
 from octavo.worker.task import WorkerShape, WorkerTask
+
+if TYPE_CHECKING:
+    from octavo.executor.rank_mover import RanksMover
 
 
 class Launcher(Protocol):
@@ -51,6 +54,7 @@ class RankExecutor:
     def __init__(self, task: WorkerTask, launcher: Launcher) -> None:
         """Raises the exception of a worker that could not be built."""
         self._ranks, self._launcher = Ranks(), launcher
+        self._mover: RanksMover | None = None
         self._reporter = task.world.reporter
         self._drawn: list[StepResult] | None = [] if task.world.pipeline_parallel_size > 1 else None
         try:
@@ -82,15 +86,20 @@ class RankExecutor:
         return found
 
     def mover(self) -> BlockMover:
-        raise ConfigError(
-            "KV blocks travel between engines whose model is in their own process: leave out tensor_parallel_size, "
-            "pipeline_parallel_size and distributed_executor_backend, or the role and the prefill engines"
-        )
+        """One, however often it is asked for. Its ranks must be on this machine."""
+        if self._mover is None:
+            from octavo.executor.rank_mover import RanksMover  # engines that hand on no blocks run without its code
+
+            connections = [remote.connection for remote in self._ranks.remotes]
+            self._mover = RanksMover(connections, self.shape.layout.block_bytes, self._ranks.send, self._limit)
+        return self._mover
 
     def constrain(self, compiler: GrammarCompiler) -> None:
         self._ranks.send(compiler)
 
     def close(self) -> None:
+        if self._mover is not None:
+            self._mover.close()
         self._ranks.close()
         self._launcher.close()
 

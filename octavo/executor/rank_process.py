@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from octavo.child import begin
 from octavo.errors import OctavoError
 from octavo.executor.executor import Executor, executor_here
+from octavo.executor.rank_mover import BeginMoves, FenceAt, RankMoves
 from octavo.messages import PendingStep, StepPlan
 from octavo.models.gguf import GGUFFile
 from octavo.observe.logging import LOGGER
@@ -64,6 +65,7 @@ def _serve(executor: Executor, connection: Connection, *, reports: bool) -> None
     """Serve until the parent closes its end or is gone. Send only what the parent waits for: if both ends sent at once,
     both would block. A rank that does not report tells that a step is done, and nothing else of it."""
     begun: deque[tuple[int, PendingStep]] = deque()
+    moves: RankMoves | None = None
     while True:
         try:
             message = connection.recv()
@@ -74,6 +76,13 @@ def _serve(executor: Executor, connection: Connection, *, reports: bool) -> None
             continue
         if isinstance(message, GrammarCompiler):
             executor.constrain(message)
+            continue
+        if isinstance(message, BeginMoves):
+            moves = RankMoves(message, connection, executor.mover())
+            continue
+        if isinstance(message, FenceAt):
+            assert moves is not None, "moves have begun"
+            moves.fence(message.number)
             continue
         if message == MEASURE:
             connection.send(executor.measured())

@@ -15,8 +15,6 @@ from octavo import env
 from octavo.distributed.world import CollectiveError
 from octavo.errors import EngineDeadError, OctavoError
 from octavo.executor.remote import PATIENCE_S, Remote
-from octavo.messages import StepPlan
-from octavo.structured.compiler import GrammarCompiler
 
 GRACE_S = 5.0  # how long the others may take once a rank has failed, or has waited for them in vain
 
@@ -33,7 +31,7 @@ class Ranks:
         self.remotes.append(remote)
         self._by_descriptor[remote.connection.fileno()] = remote
 
-    def send(self, message: StepPlan | GrammarCompiler | int | str) -> None:
+    def send(self, message: Any) -> None:
         """To all ranks. Raises EngineDeadError once one of them is gone."""
         self._check_alive()
         packed = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)

@@ -202,6 +202,9 @@ class Device(Protocol):
     def ledger(self, model: ModelRecording, kv: KVLayout, limits: StepLimits, dtype: KVDType) -> Ledger:
         """What `load` and a runner will allocate, beside KV blocks. Needs no device."""
 
+    def move_bytes(self, kv: KVLayout) -> int:
+        """What a mover of KV blocks allocates."""
+
     def planned_bytes(self, ledger: Ledger, utilization: float, memory: int | None) -> int:
         """`free_bytes` as it will be with this ledger. memory: the device's, if it is not the one here."""
 

@@ -54,6 +54,10 @@ class Ledger:
     def what(self, component: Component) -> str:
         return "; ".join(entry.what for entry in self.entries if entry.component == component)
 
+    def beside(self, entry: Entry) -> Ledger:
+        """With one more, if it takes any bytes."""
+        return Ledger((*self.entries, entry)) if entry.num_bytes else self
+
     @property
     def total(self) -> int:
         return sum(entry.num_bytes for entry in self.entries)

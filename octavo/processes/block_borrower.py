@@ -44,14 +44,15 @@ class BlockBorrower:
         self._of_request: dict[str, Incoming[BorrowerLink]] = {}
         self._abandoned: list[Incoming[BorrowerLink]] = []
         self._links = [BorrowerLink(peer, self) for peer in peers]
+        self._core.admit = self._admit
 
-    def add(self, request: Request) -> None:
-        """Add a request to the engine, and have its prompt computed elsewhere if that is worth it. Raises
+    def _admit(self, request: Request) -> None:
+        """Let a request wait for its turn, and have its prompt computed elsewhere if that is worth it. Raises
         InvalidRequestError."""
         if not self._may_borrow(request):
-            self._core.add_request(request)
+            self._core.enter(request)
             return
-        self._core.add_request(request, is_held=True)
+        self._core.enter(request, is_held=True)
         if not self._ask(request):
             self._core.release(request)
 
@@ -126,7 +127,6 @@ class BlockBorrower:
         params = request.sampling_params
         is_long = request.first_len > max(self._min_tokens, self.own.card.block_size)
         wants_all = params.skip_reading_prefix_cache or params.prompt_logprobs is not None
-        wants_all |= request.grammar is not None  # it waits for its grammar already
         is_short_name = max(len(request.request_id), len(request.cache_salt or "")) <= MAX_TEXT
         return is_long and not wants_all and is_short_name and bool(self._links)
 

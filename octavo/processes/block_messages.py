@@ -31,7 +31,8 @@ _MOST_TOLD = 400  # characters
 
 class BlockCard(msgspec.Struct, frozen=True, array_like=True, tag=0):
     """What two engines must have in common. model: a digest of the architecture and of samples of the weights. order:
-    of a block's elements, by its backend. groups: the layers of each cache group, and its window."""
+    of a block's elements, by its backend. groups: the layers of each cache group, and its window. num_ranks: of a
+    layer, num_stages: of layers; each has its part of a block."""
 
     version: str
     model: str
@@ -40,11 +41,15 @@ class BlockCard(msgspec.Struct, frozen=True, array_like=True, tag=0):
     block_size: int
     block_bytes: int
     groups: tuple[tuple[tuple[int, ...], int | None], ...]
+    num_ranks: int = 1
+    num_stages: int = 1
 
     def why_not(self, other: BlockCard) -> str | None:
         """How another engine's card differs, in one sentence."""
         told = {
             "version": "version of Octavo",
+            "num_ranks": "tensor_parallel_size",
+            "num_stages": "pipeline_parallel_size",
             "order": "backend",
             "dtype": "kv_cache_dtype",
             "block_size": "block_size",

@@ -57,7 +57,7 @@ class BlockTraffic:
         executor = cast(Executor, core.executor)  # an engine with a model has workers
         mover, loans = executor.mover(), BlockLoans(core.cache, engine.events, time.monotonic)
         _warm_up(mover)
-        card = _card(config, executor.shape, mover.order)
+        card = _card(config, executor.shape, mover)
         own = OwnBlocks(card, core, loans, mover, engine.events, task.secret, self.mailbox.post)
         if task.listens is not None:
             self._lender = BlockLender(task.listens, own, executor.shape.limits.vocab_size)
@@ -74,13 +74,6 @@ class BlockTraffic:
         self.mailbox.do_all()
         if self._borrower is not None:
             self._borrower.turn()
-
-    def add(self, request: Request) -> None:
-        """Add a request to the engine; it may wait for blocks there. Raises InvalidRequestError."""
-        if self._borrower is None:
-            self._core.add_request(request)
-        else:
-            self._borrower.add(request)
 
     def request_ended(self, request: Request) -> None:
         """A front end's request is gone from the engine."""
@@ -106,15 +99,17 @@ def _warm_up(mover: BlockMover) -> None:
     mover.write(mover.fence(), [NULL_BLOCK], memory)
 
 
-def _card(config: EngineConfig, shape: WorkerShape, order: str) -> BlockCard:
+def _card(config: EngineConfig, shape: WorkerShape, mover: BlockMover) -> BlockCard:
     return BlockCard(
         version=installed_version(),
         model=_digest(config, shape),
-        order=order,
+        order=mover.order,
         dtype=" with ".join(filter(None, (shape.layout.dtype, shape.kv_scales))),
         block_size=shape.layout.block_size,
-        block_bytes=shape.layout.block_bytes,
+        block_bytes=mover.block_bytes,
         groups=tuple((group.layers, group.window) for group in shape.groups),
+        num_ranks=config.backend.tensor_parallel_size,
+        num_stages=config.backend.pipeline_parallel_size,
     )
 
 

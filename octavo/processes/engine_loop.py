@@ -217,7 +217,7 @@ class EngineLoop:
             tracer = self._engine.tracer
             if tracer is not None and message.trace_headers is not None:
                 tracer.link(message.request_id, message.trace_headers)
-            self._traffic.add(request)
+            self._core.add_request(request)
         except EngineBusyError as refusal:
             self._record_refusal(message.request_id, "queue_full")
             self._send(front_end, Refusal(message.key, "busy", str(refusal), refusal.retry_after_s))

@@ -19,7 +19,7 @@ def main() -> None:
     with telling_failures(channel):
         # Front ends make text; an engine without a tokenizer starts sooner.
         config = replace(task.config, model=replace(task.config.model, skip_tokenizer_init=True))
-        engine = build_engine(config, serves=task.serves)
+        engine = build_engine(config, serves=task.serves, moves_blocks=task.traffic is not None)
         loop = EngineLoop(task, engine, channel)
     gc.collect()
     gc.freeze()  # the garbage collector need not scan what was loaded

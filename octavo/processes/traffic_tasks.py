@@ -49,15 +49,13 @@ def _task(
 
 def _check(config: EngineConfig) -> None:
     """Raise ConfigError for options that do not go with blocks that travel."""
-    backend = config.backend
-    for name, value, needed in (
-        ("tensor_parallel_size", backend.tensor_parallel_size, 1),
-        ("pipeline_parallel_size", backend.pipeline_parallel_size, 1),
-        ("distributed_executor_backend", backend.distributed_executor_backend, None),
-        ("enable_prefix_caching", config.cache.enable_prefix_caching, True),
-    ):
-        if value != needed:
-            raise ConfigError(
-                f"{name} is {value!r}, allowed with prefill_engines or a role is {needed!r}: KV blocks travel between "
-                "engines of one rank in their own process, and are found by their hashes"
-            )
+    if config.backend.distributed_executor_backend == "ray":
+        raise ConfigError(
+            "distributed_executor_backend is 'ray', allowed with prefill_engines or a role is 'mp': the engine reads "
+            "and writes KV blocks of ranks on its own machine"
+        )
+    if not config.cache.enable_prefix_caching:
+        raise ConfigError(
+            "enable_prefix_caching is False, allowed with prefill_engines or a role is True: KV blocks that travel are "
+            "found by their hashes"
+        )

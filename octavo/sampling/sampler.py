@@ -107,6 +107,11 @@ class Sampler:
         """Whether any of these rows has filters, which cut tokens away."""
         return bool(self._has_filters.take(rows).any())
 
+    def keeps_few(self, rows: IntArray, most: int) -> bool:
+        """Whether those of these rows that have filters have a top_k of `most` at most, or take the best token."""
+        top_k, temperature = (self._columns[name].take(rows) for name in ("top_k", "temperature"))
+        return bool(((top_k > 0) & (top_k <= most) | ~self._has_filters.take(rows) | (temperature == 0)).all())
+
     def has_special(self, rows: IntArray) -> bool:
         """Whether any of these rows has special needs: its logits are edited before the draw."""
         return bool(self._is_special.take(rows).any())

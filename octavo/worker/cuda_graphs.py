@@ -28,9 +28,9 @@ from octavo.kernels.triton.rows import advance_rows, gather_rows
 from octavo.kernels.triton.sampling.entries import DeviceSamplingBatch
 from octavo.worker.device_rows import DeviceRows
 
-#: draw without filters, or on several ranks without filters and whole logits; draw with filters; or stop at the logits,
-#: which must be edited first
-Variant = Literal["plain", "parted", "filtered", "logits"]
+#: draw without filters; draw with filters; or stop at the logits, which must be edited first. On several ranks, draw
+#: without whole logits: without filters, or where filters leave few tokens
+Variant = Literal["plain", "filtered", "logits", "parted", "parted_top_k"]
 
 MAX_CHUNK_GRAPHS = 160
 
@@ -51,7 +51,7 @@ class DecodeSteps:
         self._graphs: dict[tuple[int, Variant], _Captured] = {}
 
     def run(self, size: int, variant: Variant) -> torch.Tensor:
-        """Run the step that the rows were flushed for, and return its logits [size, V], with the variant "parted" only
+        """Run the step that the rows were flushed for, and return its logits [size, V], with a parted variant only
         those of this rank's tokens. `tokens` returns what it drew, unless the variant is "logits"."""
         captured = self._graphs.get((size, variant))
         if captured is None:
@@ -72,10 +72,11 @@ class DecodeSteps:
         step, draw = buffers.step(size, self._rows.block_tables), buffers.draw.part(0, size)
         rows = self._rows.step_rows[:size]
         gather_rows(rows, self._rows.records, step, draw.entries, chained=model.chained)
-        logits, tokens = model.decode(step, is_part=variant == "parted"), buffers.tokens[:size]
-        if variant == "parted":
-            assert model.parted_draw is not None, "a rank alone has all logits"
-            model.parted_draw.sample(logits, draw, tokens)
+        is_part = variant in ("parted", "parted_top_k")
+        logits, tokens = model.decode(step, is_part=is_part), buffers.tokens[:size]
+        if is_part:
+            assert model.parted_draws is not None, "a rank alone has all logits"
+            model.parted_draws[variant == "parted_top_k"].sample(logits, draw, tokens)
         elif variant != "logits":
             model.draw(logits, draw, tokens, has_edits=False, has_filters=variant == "filtered")
         if variant != "logits":

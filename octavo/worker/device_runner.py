@@ -30,6 +30,7 @@ from octavo.config import LogprobsMode
 from octavo.distributed.collectives import Collectives
 from octavo.kernels.arrays import IntArray
 from octavo.kernels.cuda.model import TritonModel
+from octavo.kernels.cuda.sizes import KEPT
 from octavo.kernels.cuda.step import GraphMemory
 from octavo.kernels.device import KernelCompiler, StepBatch, StepLimits
 from octavo.kernels.ledger import Measured
@@ -183,10 +184,10 @@ class DeviceRunner:
     def _variant(self, rows: IntArray) -> Variant:
         if self._sampler.has_special(rows):
             return "logits"
-        if self._sampler.has_filters(rows):
-            return "filtered"
-        is_parted = self._model.parted_draw is not None and not self._sampler.reports_logprobs(rows)
-        return "parted" if is_parted else "plain"
+        is_parted = self._model.parted_draws is not None and not self._sampler.reports_logprobs(rows)
+        if not self._sampler.has_filters(rows):
+            return "parted" if is_parted else "plain"
+        return "parted_top_k" if is_parted and self._sampler.keeps_few(rows, KEPT) else "filtered"
 
     # Steps of every other kind
 

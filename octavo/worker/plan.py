@@ -121,13 +121,14 @@ class Planner:
         sizes = WorkerSizes.of(self._checkpoint, task, device)
         model = self._recording(sizes, num_ranks, task)
         sizes = sizes.shared(model.body.layers)
-        ledger = device.ledger(model, sizes.layout, sizes.limits, sizes.dtypes.compute)
+        ledger = sizes.ledger(task, device, model)
         try:
-            sizes = sizes.fitted(task, device.planned_bytes(ledger, utilization, self._memory), device.sizes_cache_last)
+            free_bytes = device.planned_bytes(ledger, utilization, self._memory) // device.num_sharing
+            sizes = sizes.fitted(task, free_bytes, device.sizes_cache_last)
         except OutOfMemoryError as error:
             return MemoryPlan(num_ranks, sizes, ledger, str(error), *stage)
         if not device.sizes_cache_last:
-            ledger = device.ledger(model, sizes.layout, sizes.limits, sizes.dtypes.compute)
+            ledger = sizes.ledger(task, device, model)
         return MemoryPlan(num_ranks, sizes, ledger, None, *stage)
 
     def stages(self, task: WorkerTask, num_ranks: int, num_stages: int) -> list[MemoryPlan]:
@@ -229,9 +230,10 @@ def _largest(least: int, now: int, is_good: Callable[[int], bool]) -> int | None
 
 
 def planned(config: EngineConfig, *, serves: bool = False) -> dict[str, int]:
-    """Bytes by component, KV blocks included, of an engine, or of one of its ranks, with these options here."""
+    """Bytes by component, KV blocks included, of an engine with these options here, or of a rank of its first stage."""
     task = WorkerTask.of(config, serves=serves)
-    plan = Planner.of(task, select(task.backend).device).plan(task, task.world.tensor_parallel_size)
+    num_ranks, num_stages = task.world.tensor_parallel_size, task.world.pipeline_parallel_size
+    plan = Planner.of(task, select(task.backend, task.world).device).stages(task, num_ranks, num_stages)[0]
     return {component: plan.ledger.of(component) for component in COMPONENTS} | {"KV blocks": plan.kv_bytes}
 
 

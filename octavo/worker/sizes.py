@@ -12,7 +12,9 @@ from octavo.kernels.adapters import AdapterSizes, AdapterTarget
 from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.device import Device, DTypes, StepLimits, StepSizes
 from octavo.kernels.kv_layout import LARGEST_CODE, KVGroup, KVLayout
+from octavo.kernels.ledger import Entry, Ledger
 from octavo.kernels.model import Model
+from octavo.kernels.program.model_recording import ModelRecording
 from octavo.lora_config import LoRAConfig
 from octavo.models.architecture import Architecture
 from octavo.models.checkpoint import Checkpoint
@@ -94,6 +96,12 @@ class WorkerSizes:
         heads = [layer.num_kv_heads for layer in layers[:1]]
         groups = tuple(replace(group, num_kv_heads=number) for group in self.layout.groups for number in heads)
         return replace(self, layout=replace(self.layout, groups=groups))
+
+    def ledger(self, task: WorkerTask, device: Device, model: ModelRecording) -> Ledger:
+        """What a worker with these sizes takes, beside KV blocks."""
+        made = device.ledger(model, self.layout, self.limits, self.dtypes.compute)
+        moved = device.move_bytes(self.layout) if task.moves_blocks else 0
+        return made.beside(Entry("workspace", moved, "KV blocks that travel", is_late=True))
 
     def blocks_of(self, num_tokens: int) -> int:
         """The most blocks that one sequence of this many tokens holds."""

@@ -24,7 +24,7 @@ class WorkerTask:
     """A worker's sections of the config, and its place among the ranks of its model. meeting: where they meet; None if
     there is one rank. serves: for a server, whose users wait
     for every token. Steps are then small unless the options set their size, and kernels are compiled before the
-    first."""
+    first. moves_blocks: KV blocks travel between this engine and others."""
 
     model: ModelConfig
     cache: CacheConfig
@@ -35,6 +35,7 @@ class WorkerTask:
     meeting: Meeting | None = None
     serves: bool = False
     lora: LoRAConfig = field(default_factory=LoRAConfig)
+    moves_blocks: bool = False
 
     @property
     def warms_up(self) -> bool:
@@ -42,7 +43,7 @@ class WorkerTask:
         return self.serves and not self.backend.trace_ops
 
     @classmethod
-    def of(cls, config: EngineConfig, *, serves: bool = False) -> WorkerTask:
+    def of(cls, config: EngineConfig, *, serves: bool = False, moves_blocks: bool = False) -> WorkerTask:
         return cls(
             model=config.model,
             cache=config.cache,
@@ -55,6 +56,7 @@ class WorkerTask:
             ),
             serves=serves,
             lora=config.lora,
+            moves_blocks=moves_blocks,
         )
 
 

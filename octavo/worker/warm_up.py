@@ -37,6 +37,7 @@ _CHUNKS = (
     ([64] * 8, 120),
 )
 _PLAIN, _FILTERED = SamplingParams(temperature=1.0), SamplingParams(temperature=1.0, top_p=0.9)
+_KEPT = _FILTERED.replace(top_k=20)  # ranks draw it in their own way
 _BOTH = _FILTERED.replace(**dict.fromkeys(parameters_that("edits"), 0.5))
 _EDITED = _BOTH.replace(**parameters_that("filters"), logprobs=1)
 
@@ -80,7 +81,7 @@ def _steps(limits: StepLimits) -> Iterator[tuple[list[int], SamplingParams]]:
     most = min(limits.max_num_seqs, limits.max_num_tokens)
     for num_decodes in sorted({*(size for size in _NUM_DECODES if size < most), most}):
         yield [1] * num_decodes, _PLAIN
-    for params in (_FILTERED, _EDITED, _BOTH):
+    for params in (_FILTERED, _KEPT, _EDITED, _BOTH):
         yield [1], params
         yield [1] * min(8, most), params
 

@@ -140,10 +140,10 @@ class Worker:
         loaded = device.load(model, sizes.layout, sizes.limits, sizes.dtypes.compute, ranks)
         quantised = held_as(model, loaded.parameters)
         recording = ModelRecording.of(model)
-        ledger = device.ledger(recording, sizes.layout, sizes.limits, sizes.dtypes.compute)
+        ledger = sizes.ledger(task, device, recording)
         if device.sizes_cache_last:
             sizes = _fitted(task, sizes, device.free_bytes(ledger, utilization), device, ranks)
-            ledger = device.ledger(recording, sizes.layout, sizes.limits, sizes.dtypes.compute)
+            ledger = sizes.ledger(task, device, recording)
         self._held, self._used, self._placed = loaded.held, device.used_bytes, loaded.placed
         bound = loaded.bind(sizes.layout.num_blocks)
         if scales == TO_CALIBRATE:

@@ -35,10 +35,10 @@ def engine(folder: object, num_ranks: int, num_stages: int = 1, **options: Any) 
         return LLM(str(folder), tensor_parallel_size=num_ranks, pipeline_parallel_size=num_stages, **given)
 
 
-def _threaded(config: EngineConfig, *, serves: bool = False) -> ThreadedRanks:
+def _threaded(config: EngineConfig, **how: bool) -> ThreadedRanks:
     from tests.distributed.threaded_ranks import ThreadedRanks
 
-    return ThreadedRanks(WorkerTask.of(config, serves=serves))
+    return ThreadedRanks(WorkerTask.of(config, **how))
 
 
 @pytest.fixture(scope="session")

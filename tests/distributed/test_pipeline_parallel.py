@@ -12,6 +12,7 @@ import pytest
 from octavo import LLM
 from octavo.config import BackendConfig, ModelConfig
 from octavo.distributed.world import World, check_alike
+from octavo.engine.assemble import engine_config
 from octavo.errors import ConfigError
 from octavo.kernels.cuda.device import CudaDevice
 from octavo.kernels.program.recorder import record_model
@@ -21,13 +22,15 @@ from octavo.models.loader import open_checkpoint
 from octavo.models.registry import build_model, required_tensors
 from octavo.models.splits import layers_of
 from octavo.observe.events import EngineStarted, Preempted, Sampled, Scheduled
+from octavo.worker.plan import Planner
 from octavo.worker.rows import RequestStates
 from octavo.worker.runner import Draws
+from octavo.worker.task import WorkerTask
 from octavo.worker.undrawn import UndrawnSteps
 from tests.conftest import TinyFolder
 from tests.distributed.conftest import engine
 from tests.distributed.test_tensor_parallel import FAMILIES, GREEDY, answers, check, tokens
-from tests.distributed.threaded_ranks import on_all_ranks
+from tests.distributed.threaded_ranks import ThreadedRanks, on_all_ranks
 from tests.engine.test_overlap import PROMPTS
 from tests.structured.spelling_model import spelling_model
 from tests.structured.test_engine import MANY, all_params
@@ -182,6 +185,21 @@ def test_what_the_last_stage_draws_reaches_only_the_rows_that_it_was_drawn_for()
     assert told(forced) == {0: none, 1: [6, 5, 4], 2: none, 3: none, 4: [0, 0, 7, 8, 9]}
     told(StepResult(3, [7, 8, 9], [0, 2, 2, 2, 3]), 4)
     assert told(StepResult(3, [7, 8, 9], [0, 2, 2, 2, 3]))[4] == none, "another sequence has entered the row"
+
+
+def test_a_stage_has_the_memory_that_was_planned(of_four_layers: Callable[[str], Path]) -> None:
+    sizes = {"max_model_len": 96, "max_num_seqs": 4, "num_threads": 1, "kv_cache_memory_bytes": 1 << 20}
+    config = engine_config(model=str(of_four_layers("gemma3")), backend="cpu", pipeline_parallel_size=3, **sizes)
+    task = WorkerTask.of(config)
+    plans = Planner.of(task, select(task.backend).device).stages(task, 1, 3)
+    ranks = ThreadedRanks(task)
+    for worker, plan in zip(ranks._workers, plans, strict=True):
+        measured, shape = worker.measured(), worker.shape
+        assert (shape.layout, shape.limits) == (plan.sizes.layout, plan.sizes.limits)
+        assert shape.planned == {component: plan.ledger.of(component) for component in shape.planned}
+        for component in ("weights", "rows"):
+            assert measured[component] == pytest.approx(plan.ledger.of(component), abs=256), component
+    ranks.close()
 
 
 def test_layouts_that_do_not_work_name_those_that_do(

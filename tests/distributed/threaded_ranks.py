@@ -10,10 +10,12 @@ import socket
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Pipe
 from typing import TypeVar
 
 from octavo.distributed.collectives import Collectives
 from octavo.distributed.world import Meeting, World
+from octavo.executor.rank_mover import BeginMoves, FenceAt, RankMoves, RanksMover
 from octavo.kernels.ledger import Component
 from octavo.messages import StepPlan, StepResult
 from octavo.structured.compiler import GrammarCompiler
@@ -52,6 +54,8 @@ class ThreadedRanks:
         self._workers = [each.result() for each in built]
         self._world = task.world
         self._drawn: list[StepResult] = []
+        self._mover: RanksMover | None = None
+        self._moves: dict[int, RankMoves] = {}
         self.shape = self._workers[0].shape
 
     def submit(self, plan: StepPlan) -> _Step:
@@ -72,7 +76,27 @@ class ThreadedRanks:
         for worker in self._workers:
             worker.constrain(compiler)
 
+    def mover(self) -> RanksMover:
+        """As processes have it: each rank's moves come over a socket, and fences among its steps."""
+        if self._mover is None:
+            self._pipes = [Pipe() for _ in self._workers]
+            rank_bytes = self.shape.layout.block_bytes
+            self._mover = RanksMover([ours for ours, _ in self._pipes], rank_bytes, self._tell_moves, 20.0)
+        return self._mover
+
+    def _tell_moves(self, message: BeginMoves | FenceAt) -> None:
+        for rank, thread in enumerate(self._threads):
+            thread.submit(self._hear, rank, message)
+
+    def _hear(self, rank: int, message: BeginMoves | FenceAt) -> None:
+        if isinstance(message, BeginMoves):
+            self._moves[rank] = RankMoves(message, self._pipes[rank][1], self._workers[rank].mover())
+        else:
+            self._moves[rank].fence(message.number)
+
     def close(self) -> None:
+        if self._mover is not None:
+            self._mover.close()
         for thread, worker in zip(self._threads, self._workers, strict=True):
             thread.submit(worker.close).result()
             thread.shutdown()

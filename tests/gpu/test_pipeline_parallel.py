@@ -148,8 +148,8 @@ def _interpreted(inline_executor: None, monkeypatch: pytest.MonkeyPatch) -> None
         pytest.skip("the tests above ask the same of GPUs")
     pretend(monkeypatch)
 
-    def start(config: EngineConfig, *, serves: bool = False) -> Any:
-        task = WorkerTask.of(config, serves=serves)
+    def start(config: EngineConfig, **how: bool) -> Any:
+        task = WorkerTask.of(config, **how)
         return StagesInTurn(task) if task.world.size > 1 else executor_here(task)
 
     monkeypatch.setattr(assemble, "build_executor", start)

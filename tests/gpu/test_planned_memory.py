@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,13 +20,15 @@ from octavo.kernels.cuda import ledger, quantized_product
 from octavo.kernels.cuda.device import CudaDevice
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda_cpp.quantized_format import why_not
-from octavo.kernels.ledger import Measured
+from octavo.kernels.ledger import Ledger, Measured
 from octavo.kernels.parameters import Linear
 from octavo.kernels.scaled import ScaledFormat
 from octavo.worker.plan import Planner
 from octavo.worker.task import WorkerTask
 from octavo.worker.worker import Worker
 from tests.conftest import TinyFolder
+from tests.distributed.threaded_ranks import ThreadedRanks
+from tests.gpu.interpreted_rank import pretend
 from tests.tiny_models import make_tiny_model
 
 INTERPRETER = GPU("interpreter", (8, 0), 1 << 34, 1)
@@ -87,6 +90,29 @@ def test_the_ledger_is_what_is_allocated(
     inline_executor: None,
 ) -> None:  # fmt: skip
     check(tiny_folder(name), options, monkeypatch)
+
+
+@pytest.mark.parametrize("layout", [(2, 1), (1, 2)])
+def test_the_ledger_of_a_rank_that_hands_on_blocks(
+    layout: tuple[int, int], tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The planned rank is the last of its stage. Here is no peer memory."""
+    pretend(monkeypatch)
+    sizes: dict[str, Any] = {"max_model_len": 128, "max_num_seqs": 8, "max_num_batched_tokens": 24, "dtype": "float32"}
+    sizes |= dict(zip(("tensor_parallel_size", "pipeline_parallel_size"), layout, strict=True))
+    config = engine_config(model=str(tiny_folder("qwen3")), backend="triton", kv_cache_memory_bytes=4 << 20, **sizes)
+    task = WorkerTask.of(config, moves_blocks=True)
+    planner = Planner.of(task, CudaDevice.for_plan(task.backend, INTERPRETER))
+    plans = planner.stages(task, 1, 2) if layout[1] > 1 else [planner.plan(task, 2)]
+    ranks = ThreadedRanks(task)
+    for worker, plan in zip(ranks._workers[layout[0] - 1 :], plans, strict=True):
+        assert worker.mover().block_bytes == plan.sizes.layout.block_bytes
+        assert worker.shape.layout.num_blocks == plan.sizes.layout.num_blocks
+        entries = [each for each in plan.ledger.entries if each.what != "results of other ranks"]
+        measured = worker.measured()
+        assert {component: Ledger(tuple(entries)).of(component) for component in measured} == measured
+        assert worker.shape.planned["workspace"] == plan.ledger.of("workspace")
+    ranks.close()
 
 
 def check(folder: Path, options: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> Measured:

@@ -96,11 +96,11 @@ def test_ranks_may_share_a_gpu(name: str, tiny_folder: TinyFolder, monkeypatch: 
 def test_interpreted_ranks_give_the_hosts_tokens(
     tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of a model whose ranks divide the experts of its layers, and cut the MLP of the second one. The experts change
-    places after the first step."""
+    """Of a model whose ranks divide the experts of its layers, and cut the MLP of the second one; also with a top_k.
+    The experts change places after the first step."""
     caplog.set_level(logging.INFO, "octavo")
     monkeypatch.setattr(processes, "TARGET", "tests.gpu.interpreted_rank:main")
-    folder, params = tiny_folder("qwen2-moe"), GREEDY.replace(max_tokens=2)
+    folder, params = tiny_folder("qwen2-moe"), [GREEDY.replace(max_tokens=2), PARAMS[1].replace(max_tokens=2, n=1)]
     found = []
     plan = {"step_interval": 1, "num_redundant_experts": 2, "use_async": False}
     ranks = {"tensor_parallel_size": 2, "enable_expert_parallel": True, "enable_eplb": True, "eplb_config": plan}

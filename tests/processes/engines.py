@@ -76,7 +76,7 @@ class ThreadEngine:
 
     def with_client(self, work: Callable[[ProcessClient], Awaitable[Any]]) -> Any:
         async def run() -> Any:
-            client = ProcessClient(None, next(_NUMBERS), 0)
+            client = ProcessClient(self.engine.tokenizer, next(_NUMBERS), 0)
             client.connect(self.address)
             try:
                 async with asyncio.timeout(_PATIENCE_S):

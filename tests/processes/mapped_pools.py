@@ -24,7 +24,7 @@ class MappedPool:
 
 
 def _exported(mover: HostMover) -> bytes:
-    key = b"pool %d" % id(mover)
+    key = b"pool %020d" % id(mover)
     _MOVERS[key] = mover
     return key
 

@@ -20,6 +20,7 @@ from tests.conftest import TinyFolder
 from tests.processes.engines import GREEDY, OPTIONS, ThreadEngine, borrows, lends
 from tests.processes.mapped_pools import map_pools
 from tests.server.live import until
+from tests.structured.spelling_model import spelling_model
 
 PROMPTS = [[(7 * i + 3 * j + i * j) % 90 + 5 for i in range(40 + 13 * j)] for j in range(5)]
 
@@ -123,6 +124,25 @@ def test_samples_beams_and_prompt_logprobs_work(pair: tuple[ThreadEngine, Thread
     logprobs = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True, prompt_logprobs=1)
     assert decode.answer([PROMPTS[3]], logprobs)[0]
     assert len(decode.came) == before, "whose log-probabilities it wants, it computes"
+
+
+def test_answers_follow_grammars_behind_blocks_that_came(tmp_path: Path, tiny_folder: TinyFolder) -> None:
+    """The first time they wait for their grammar and then for blocks, later for blocks alone."""
+    model, options = spelling_model(tiny_folder, tmp_path), {"skip_tokenizer_init": False}
+    asked = SamplingParams(structured_outputs={"regex": "name(a|b)(name|age)[a-c]12"}, seed=1, max_tokens=20)
+    with LLM(str(model), **(OPTIONS | options)) as llm:
+        prompts = [{"prompt_token_ids": prompt} for prompt in PROMPTS]
+        expected = [list(one.outputs[0].token_ids) for one in llm.generate(prompts, asked, use_tqdm=False)]
+    address = address_of("unix", tmp_path)
+    engines = [ThreadEngine(tmp_path, model, task, **options) for task in (lends(address), borrows(address))]
+    try:
+        until(lambda: connected(engines[1]))
+        for salt in (None, "a tenant"):
+            assert engines[1].answer(PROMPTS, asked, cache_salt=salt) == expected
+        assert [one.why for one in engines[1].came] == [""] * 2 * len(PROMPTS)
+    finally:
+        for engine in reversed(engines):
+            engine.stop()
 
 
 def test_an_eviction_in_between_costs_only_time(

@@ -41,8 +41,15 @@ USERS = {
         "octavo/server/responses/protocol.py": "a response of OpenAI's tells it",
         "octavo/server/responses/routes.py": "the same",
         "octavo/worker/warm_up.py": "warms up with one that filters",
+        "octavo/kernels/triton/sampling/parted_top_k.py": "cuts what ranks tell each other",
     },
-    "top_k": {"octavo/kernels/vocabulary_parts.py": "ranks exchange as many tokens as it keeps"},
+    "min_p": {"octavo/kernels/triton/sampling/parted_top_k.py": "the same"},
+    "top_k": {
+        "octavo/kernels/vocabulary_parts.py": "ranks exchange as many tokens as it keeps",
+        "octavo/kernels/triton/sampling/parted_top_k.py": "the same",
+        "octavo/sampling/sampler.py": "tells where they suffice",
+        "octavo/worker/warm_up.py": "warms up with one",
+    },
     "repetition_penalty": {
         "octavo/server/ollama.py": "an option of Ollama's turns it off",
     },

@@ -68,6 +68,9 @@ class CpuDevice:
     def used_bytes(self) -> None:
         return None
 
+    def move_bytes(self, kv: KVLayout) -> int:
+        return 0
+
     def ledger(self, model: ModelRecording, kv: KVLayout, limits: StepLimits, dtype: KVDType) -> Ledger:
         return CpuLedger(library.load(), self._activation_bytes, self.num_threads).of(model, kv, limits)
 

@@ -19,26 +19,29 @@ import torch
 
 from octavo.kernels.block_mover import Bytes, Fence
 from octavo.kernels.cuda.peer_pool import PeerPool, PoolExport
+from octavo.kernels.cuda.sizes import MOVE_BYTES, move_buffer
 from octavo.kernels.triton.packed_blocks import gather_blocks, scatter_blocks
-
-_BUFFER_SIZE = 32 << 20
 
 
 class DeviceMover:
     """Implements `octavo.kernels.block_mover.BlockMover`. blocks: the pool, [N, block_bytes]. Any thread may move; they
     take turns."""
 
-    def __init__(self, order: str, blocks: torch.Tensor, buffer_size: int = _BUFFER_SIZE) -> None:
+    def __init__(self, order: str, blocks: torch.Tensor, buffer_size: int = MOVE_BYTES) -> None:
         self.order = order
         self.block_bytes = blocks.shape[1]
         self._blocks = blocks
         device = blocks.device
         self._is_gpu = device.type == "cuda"
         self._stream = torch.cuda.Stream(device) if self._is_gpu else None
-        num_blocks = max(1, min(buffer_size // self.block_bytes, len(blocks)))
-        self._buffer = torch.empty((num_blocks, self.block_bytes), dtype=torch.uint8, device=device)
+        shape = move_buffer(self.block_bytes, buffer_size)
+        self._buffer = torch.empty(shape, dtype=torch.uint8, device=device)
         self._turn = threading.Lock()
         self._export: PoolExport | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        return self._buffer.nbytes
 
     def fence(self) -> Fence:
         if not self._is_gpu:

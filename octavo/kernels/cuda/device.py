@@ -6,6 +6,7 @@ import importlib.util
 import threading
 from contextlib import suppress
 from functools import cached_property
+from math import prod
 from typing import TYPE_CHECKING
 
 from octavo.config import BackendConfig, DTypeOption, KVCacheDType
@@ -14,6 +15,7 @@ from octavo.kernels.attention import AttentionChoice, attention_choice
 from octavo.kernels.cuda.compile_ahead import KernelCompiler
 from octavo.kernels.cuda.driver import GPU, find_gpu
 from octavo.kernels.cuda.ledger import device_ledger
+from octavo.kernels.cuda.sizes import move_buffer
 from octavo.kernels.cuda_cpp.compile import find_nvcc
 from octavo.kernels.device import DTypes, StepLimits, StepSizes
 from octavo.kernels.kv_layout import KVDType, KVLayout
@@ -131,6 +133,9 @@ class CudaDevice:
     def ledger(self, model: ModelRecording, kv: KVLayout, limits: StepLimits, dtype: KVDType) -> Ledger:
         given = (model, kv, limits, dtype, self._found, self._attention)
         return device_ledger(*given, traced=self._see is not None, captures=self._captures)
+
+    def move_bytes(self, kv: KVLayout) -> int:
+        return prod(move_buffer(kv.block_bytes))
 
     def planned_bytes(self, ledger: Ledger, utilization: float, memory: int | None) -> int:
         return device_budget(memory or self._found.num_bytes, ledger.early, ledger.late, utilization)

@@ -121,7 +121,8 @@ def _activations(
         ranks = round(vocab / own)
         if 1 < ranks <= sizes.MAX_PEERS:
             yield _entry("results of other ranks", [sizes.peer_slots(ranks, sizes.PEER_BYTES)])
-        yield _entry("draws from parts", sizes.parted_draw(ranks, seqs).values())
+        parted = sizes.parted_draw(ranks, seqs), sizes.parted_top_k(ranks, seqs)
+        yield _entry("draws from parts", [shape for shapes in parted for shape in shapes.values()])
 
 
 def elements(recording: Recording, fusions: Fusions, max_rows: int) -> int:

@@ -58,6 +58,7 @@ from octavo.kernels.triton.sampling.edited_rows import SamplingWorkspace
 from octavo.kernels.triton.sampling.entries import DeviceSamplingBatch
 from octavo.kernels.triton.sampling.logprobs import processed_logits
 from octavo.kernels.triton.sampling.parted_draw import PartedDraw
+from octavo.kernels.triton.sampling.parted_top_k import PartedTopK
 from octavo.sampling.columns import SamplingBatch
 
 if TYPE_CHECKING:
@@ -147,16 +148,17 @@ class TritonModel:
         drawing, vocab = (seqs, limits.vocab_size) if draws else (1, 1)
         self._sampling = SamplingWorkspace.allocate(drawing, vocab, device, edits=False)
         self._editing = SamplingWorkspace.allocate(min(drawing, MAX_EDITED_ROWS), vocab, device, edits=True)
-        #: draws whose logits need not be whole
-        self.parted_draw: PartedDraw | None = None
+        #: draws whose logits need not be whole: without filters, and with filters that keep few tokens
+        self.parted_draws: tuple[PartedDraw, PartedTopK] | None = None
         if draws and self._sums is not None and not is_fixed:
-            self.parted_draw = self._sums.parted_draw(seqs, limits.vocab_size, self._sampling)
+            self.parted_draws = self._sums.parted_draws(seqs, limits.vocab_size, self._sampling)
         self._hidden: list[torch.Tensor] = []
         self._pool = torch.empty(0, dtype=torch.uint8, device=device)
+        self._mover: DeviceMover | None = None
 
     def held(self) -> Measured:
         rest = self.staging.num_bytes + self._attention.num_bytes
-        parts = self._sums, self._room, self._quantized, self.placed
+        parts = self._sums, self._room, self._quantized, self.placed, self._mover
         rest += sum(each.num_bytes for each in parts if each is not None)
         activations = [*self._activations, *self._whole_logits.tensors, self.outgoing]
         workspace = [self._parts, *self._sampling.tensors, *self._editing.tensors, *self._memory.tensors]
@@ -309,7 +311,10 @@ class TritonModel:
         return None if self._adapters is None else self._adapters.rows
 
     def mover(self) -> DeviceMover:
-        return DeviceMover("triton", self._pool.view(-1, self._kv.block_bytes))
+        """One, however often it is asked for: it has a buffer on the device."""
+        if self._mover is None:
+            self._mover = DeviceMover("triton", self._pool.view(-1, self._kv.block_bytes))
+        return self._mover
 
     # Stages of a pipeline
 
@@ -330,7 +335,7 @@ class TritonModel:
 
     def decode(self, step: DeviceStep, *, is_part: bool = False) -> torch.Tensor:
         """Logits [S, V] of S sequences with one new token each. A sequence of length 0 is padding. is_part: only those
-        of this rank's tokens, for `parted_draw`."""
+        of this rank's tokens, for `parted_draws`."""
         self._attention.plan(step, is_fused=self._shared.see is None)
         if self._adapters is not None:
             self._adapters.begin(step)

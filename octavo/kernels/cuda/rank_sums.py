@@ -19,6 +19,7 @@ from octavo.kernels.cuda_cpp.peer_memory import PeerMemory, PeerMemoryError
 from octavo.kernels.triton.elementwise import norm
 from octavo.kernels.triton.sampling.edited_rows import SamplingWorkspace
 from octavo.kernels.triton.sampling.parted_draw import PartedDraw
+from octavo.kernels.triton.sampling.parted_top_k import PartedTopK
 
 
 class RankSums:
@@ -64,11 +65,14 @@ class RankSums:
             self.all_reduce(x)
             norm.add_rms_norm(x, residual, weight, eps, out, chained=self._chained)
 
-    def parted_draw(self, max_entries: int, vocab_size: int, workspace: SamplingWorkspace) -> PartedDraw:
-        """A rank's part of draws from logits of which each rank has a part."""
-        given = (self._ranks.rank, self._ranks.size, vocab_size, max_entries, self._device)
-        made = PartedDraw(*given, self.all_reduce, workspace, chained=self._chained)
-        self.num_bytes += sum(tensor.nbytes for tensor in made.tensors)
+    def parted_draws(
+        self, max_entries: int, vocab_size: int, workspace: SamplingWorkspace
+    ) -> tuple[PartedDraw, PartedTopK]:
+        """A rank's part of draws from logits of which each rank has a part: without filters, and with filters that keep
+        few tokens."""
+        given = (self._ranks.rank, self._ranks.size, vocab_size, max_entries, self._device, self.all_reduce, workspace)
+        made = PartedDraw(*given, chained=self._chained), PartedTopK(*given, chained=self._chained)
+        self.num_bytes += sum(tensor.nbytes for each in made for tensor in each.tensors)
         return made
 
 

@@ -30,6 +30,8 @@ FIXED_PART_ROWS = 4096  # rows of partial results, for each kv head, in a determ
 PREFILL_TILE = 128  # queries of a chunk that one tile of attention has
 SEGMENT, CHUNK = 128, 2048  # logits whose maximum is kept, and whose sum is kept
 HEAD = 64  # segments that a draw looks at first
+KEPT = 64  # of a part's best tokens, which ranks tell each other in draws that keep no more
+TOLD_HEADER = 4  # numbers before the scores and ids of these: best, its token, mass, the best score that is not told
 MAX_EDITED_ROWS = 64  # entries with edited logits drawn at once: each has a float32 row and a row of counts
 TILED_ROWS = (16, 64, 128, 256)  # row counts above 1 at which products are tiles
 MAX_SPLIT = 2  # parts of a product's inputs, each with its own sum
@@ -38,6 +40,7 @@ FEW_MIXTURE_ROWS = 32  # rows whose router products are split over programs
 #: most rows -> over how many programs their products with an adapter's A are split; with more rows it is one
 SHRINK_SPLITS = {64: 8, 512: 4}
 STAGING_BYTES = 8 << 20
+MOVE_BYTES = 32 << 20  # of KV blocks that travel at once
 MAX_PEERS = 8  # ranks that exchange over peer memory
 PEER_BYTES = 2 << 20  # the largest message that they exchange so
 
@@ -202,6 +205,18 @@ def offer_width(num_ranks: int) -> int:
 def parted_draw(num_ranks: int, max_entries: int) -> dict[str, Shape]:
     """Draws from parts of the vocabulary, in float32."""
     return {"offers": (max_entries, offer_width(num_ranks)), "shares": (-(-max_entries // 4) * 4,)}
+
+
+def parted_top_k(num_ranks: int, max_entries: int) -> dict[str, Shape]:
+    """The same of draws that keep few tokens."""
+    ties = max(4, 1 << (num_ranks - 1).bit_length())
+    told = num_ranks * (TOLD_HEADER + 2 * KEPT)
+    return {"offers": (max_entries, told), "ties": (max_entries, ties), "shares": (-(-max_entries // 4) * 4,)}
+
+
+def move_buffer(block_bytes: int, size: int = MOVE_BYTES) -> Shape:
+    """Of bytes: the KV blocks that travel at once between a GPU and its host."""
+    return max(1, size // block_bytes), block_bytes
 
 
 def device_rows(num_groups: int, max_num_seqs: int, num_blocks: int) -> Shapes:

@@ -75,6 +75,9 @@ class ReferenceDevice:
     def used_bytes(self) -> None:
         return None
 
+    def move_bytes(self, kv: KVLayout) -> int:
+        return 0
+
     def ledger(self, model: ModelRecording, kv: KVLayout, limits: StepLimits, dtype: KVDType) -> Ledger:
         """torch allocates activations op by op; what lives at once is what a program would keep in buffers."""
         contents = Contents.of((model.body, model.head))

@@ -180,13 +180,13 @@ def _search_kernel(
         best = tl.max(tl.load(chunk_max + i * num_chunks + chunk, mask=chunk < num_chunks, other=-float("inf")), 0)
         where = (logits, row, stride, edited, edited_stride, i, is_edited, vocab, temperature, best)
         pivot, num_tied = cut_of_row(where, load_filters(entries, i), FINITE, TILE, EDITS)
-        u = uniform(entries, i)
-        tl.store(tokens + i, _draw_below(where, pivot, num_tied, u, TILE, EDITS))
+        target = uniform(entries, i) * _mass_below(where, pivot, num_tied, TILE, EDITS)
+        tl.store(tokens + i, draw_below(where, pivot, num_tied, target, TILE, EDITS))
 
 
 @triton.jit
-def _draw_below(where, pivot, num_tied, u, TILE: tl.constexpr, EDITS: tl.constexpr):
-    """Draw among the tokens with keys below the pivot and the first num_tied with the pivot's."""
+def _mass_below(where, pivot, num_tied, TILE: tl.constexpr, EDITS: tl.constexpr):
+    """The mass of the tokens with keys below the pivot and the first num_tied with the pivot's."""
     total = tl.full([], 0.0, tl.float64)
     tied_before = tl.full([], 0, tl.int32)
     for start in range(0, where[7], TILE):
@@ -195,7 +195,12 @@ def _draw_below(where, pivot, num_tied, u, TILE: tl.constexpr, EDITS: tl.constex
         stays = (key < pivot) | ((key == pivot) & (rank < num_tied))
         total += tl.sum(tl.where(stays, weight, 0.0), 0).to(tl.float64)
         tied_before += tl.sum((key == pivot).to(tl.int32), 0)
-    target = u * total
+    return total
+
+
+@triton.jit
+def draw_below(where, pivot, num_tied, target, TILE: tl.constexpr, EDITS: tl.constexpr):
+    """The first of these tokens whose cumulative mass exceeds the target."""
     token = tl.full([], -1, tl.int32)
     before = tl.full([], 0.0, tl.float64)
     tied_before = tl.full([], 0, tl.int32)

@@ -45,11 +45,8 @@ def distance(scores, best):
 def cut_of_head(key, mass, filters, known, total, vocab, FINITE: tl.constexpr):
     """The masses of a row's best tokens, 0 where a filter cuts, and whether these hold every token that is kept. They
     include every token with a key below `known`. total: the mass of the whole row."""
-    top_p, top_k, min_p = filters
-    limit = _min_p_key(min_p)
-    if (top_k > 0) & (top_k < vocab):
-        one = tl.full(key.shape, 1.0, tl.float32)
-        limit = tl.minimum(limit, _pivot_in(key, one, top_k.to(tl.float64), FINITE))
+    top_p, _top_k, _min_p = filters
+    limit = limit_in(key, filters, vocab, FINITE)
     complete = (limit < known) | (known > FINITE)
     mass = tl.where(key <= limit, mass, 0.0)
     kept = tl.sum(tl.sum(mass, 1).to(tl.float64), 0)
@@ -59,7 +56,7 @@ def cut_of_head(key, mass, filters, known, total, vocab, FINITE: tl.constexpr):
         complete = tl.full([], 1, tl.int1)
     if top_p < 1.0:
         goal = tl.maximum(top_p.to(tl.float64) * kept, 1e-300)
-        low = _pivot_in(key, mass, goal, limit)
+        low = pivot_in(key, mass, goal, limit)
         complete = complete & ((low < known) | (known > FINITE))
         above = tl.sum(tl.sum(tl.where(key < low, mass, 0.0), 1).to(tl.float64), 0)
         tied = (key == low) & (mass > 0)
@@ -93,6 +90,17 @@ def cut_of_row(where, filters, FINITE: tl.constexpr, TILE: tl.constexpr, EDITS: 
 
 
 @triton.jit
+def limit_in(key, filters, vocab, FINITE: tl.constexpr):
+    """The largest key [A, B] that top_k and min_p keep."""
+    _top_p, top_k, min_p = filters
+    limit = _min_p_key(min_p)
+    if (top_k > 0) & (top_k < vocab):
+        one = tl.full(key.shape, 1.0, tl.float32)
+        limit = tl.minimum(limit, pivot_in(key, one, top_k.to(tl.float64), FINITE))
+    return limit
+
+
+@triton.jit
 def _min_p_key(min_p):
     """The largest key that min_p keeps."""
     key = tl.full([], 0x7F7FFFFF, tl.int32)
@@ -102,7 +110,7 @@ def _min_p_key(min_p):
 
 
 @triton.jit
-def _pivot_in(key, mass, goal, limit):
+def pivot_in(key, mass, goal, limit):
     """The largest pivot up to `limit` such that the mass of the keys below it falls short of the goal. With goal k and
     masses of 1, this is the k-th smallest key."""
     low = tl.full([], 0, tl.int32)

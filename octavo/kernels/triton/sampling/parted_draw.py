@@ -86,7 +86,23 @@ def _offer_kernel(
     """The best score of this rank's tokens, the first token that has it, and the mass of all, relative to the best."""
     wait_for_previous(CHAINED)
     i = tl.program_id(0)
-    row = load_int(entries, i, LOGITS_ROW).to(tl.int64)
+    best, token, mass, _maxima = best_of_part(
+        logits, load_int(entries, i, LOGITS_ROW).to(tl.int64), stride, vocab, i, load_float(entries, i, TEMPERATURE),
+        segment_max, chunk_max, chunk_sum, num_chunks, first, SEGMENT, NUM, SEGMENTS, CHUNKS,
+    )  # fmt: skip
+    column = tl.arange(0, PAD)
+    told = tl.where(column == 3 * RANK, best, 0.0)
+    told = tl.where(column == 3 * RANK + 1, token, told)
+    told = tl.where(column == 3 * RANK + 2, mass, told)
+    tl.store(offers + i * WIDTH + column, told, mask=column < WIDTH)
+
+
+@triton.jit
+def best_of_part(
+    logits, row, stride, vocab, i, temperature, segment_max, chunk_max, chunk_sum, num_chunks, first,
+    SEGMENT: tl.constexpr, NUM: tl.constexpr, SEGMENTS: tl.constexpr, CHUNKS: tl.constexpr,
+):  # fmt: skip
+    """The best score, NaN if there is a NaN; its token and the mass, 0 if none can be drawn; the segments' maxima."""
     segment = tl.arange(0, SEGMENTS)
     live = segment < num_chunks * NUM
     maxima = tl.load(segment_max + i * num_chunks * NUM + segment, mask=live, other=-float("inf"))
@@ -94,14 +110,12 @@ def _offer_kernel(
     has_nan = tl.max((maxima != maxima).to(tl.int32), 0) > 0
     at = tl.minimum(first_place(maxima == best, segment), SEGMENTS - 1) * SEGMENT + tl.arange(0, SEGMENT)
     x = tl.load(logits + row * stride + at, mask=at < vocab, other=-float("inf")).to(tl.float32)
-    token = first + first_place(score_of(x, load_float(entries, i, TEMPERATURE)) == best, at)
+    token = first + first_place(score_of(x, temperature) == best, at)
     mass = tl.sum(_masses(chunk_max, chunk_sum, i, num_chunks, best, CHUNKS).to(tl.float64), 0)
     is_empty = has_nan | (best == -float("inf"))
-    column = tl.arange(0, PAD)
-    told = tl.where(column == 3 * RANK, tl.where(has_nan, float("nan"), best), 0.0)
-    told = tl.where(column == 3 * RANK + 1, tl.where(is_empty, 0, token).to(tl.float32), told)
-    told = tl.where(column == 3 * RANK + 2, tl.where(is_empty, 0.0, mass.to(tl.float32)), told)
-    tl.store(offers + i * WIDTH + column, told, mask=column < WIDTH)
+    token = tl.where(is_empty, 0, token).to(tl.float32)
+    mass = tl.where(is_empty, 0.0, mass.to(tl.float32))
+    return tl.where(has_nan, float("nan"), best), token, mass, maxima
 
 
 @triton.jit
@@ -113,34 +127,55 @@ def _choose_kernel(
     """The token on the rank that has it, and 0 on others. If there is none, -1 on the first rank."""
     wait_for_previous(CHAINED)
     i = tl.program_id(0)
+    told = offers + i * WIDTH
+    rank, bests, best, is_broken = load_bests(told, RANKS, PAD, 3)
+    share = share_of_all(
+        logits, load_int(entries, i, LOGITS_ROW).to(tl.int64), stride, vocab, i, load_float(entries, i, TEMPERATURE),
+        uniform(entries, i), told, rank, bests, best, is_broken, chunk_max, chunk_sum, num_chunks, first,
+        RANK, RANKS, 3, CHUNK, CHUNKS,
+    )  # fmt: skip
+    tl.store(shares + i, share.to(tl.float32))
+
+
+@triton.jit
+def load_bests(told, RANKS: tl.constexpr, PAD: tl.constexpr, EACH: tl.constexpr):
+    """Of an entry, told by all ranks in EACH numbers: their numbers, their best scores, the best of all, and whether
+    nothing can be drawn."""
     rank = tl.arange(0, PAD)
-    offer = offers + i * WIDTH + 3 * rank
-    bests = tl.load(offer, mask=rank < RANKS, other=-float("inf"))
-    mass = tl.load(offer + 2, mask=rank < RANKS, other=0.0)
+    bests = tl.load(told + EACH * rank, mask=rank < RANKS, other=-float("inf"))
     best = tl.max(bests, 0)
     has_nan = tl.max((bests != bests).to(tl.int32), 0) > 0
-    temperature = load_float(entries, i, TEMPERATURE)
+    return rank, bests, best, (has_nan | (best == -float("inf"))).to(tl.int32)
+
+
+@triton.jit
+def share_of_all(
+    logits, row, stride, vocab, i, temperature, u, told, rank, bests, best, is_broken,
+    chunk_max, chunk_sum, num_chunks, first,
+    RANK: tl.constexpr, RANKS: tl.constexpr, EACH: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
+):  # fmt: skip
+    """A draw from all tokens, or the best one: this rank's share of it."""
     share = tl.full([], 0, tl.int32)
-    if has_nan | (best == -float("inf")):
+    if is_broken != 0:
         share = tl.full([], -1 if RANK == 0 else 0, tl.int32)
     elif temperature == 0.0:
         if first_place(bests == best, rank) == RANK:
-            share = tl.load(offers + i * WIDTH + 3 * RANK + 1).to(tl.int32)
+            share = tl.load(told + EACH * RANK + 1).to(tl.int32)
     else:
+        mass = tl.load(told + EACH * rank + 2, mask=rank < RANKS, other=0.0)
         mass = tl.where(bests == best, mass, mass * tl.exp(bests - best))
         mass = tl.where(bests == -float("inf"), 0.0, mass)
-        target = uniform(entries, i) * tl.sum(mass.to(tl.float64), 0)
+        target = u * tl.sum(mass.to(tl.float64), 0)
         place, before = pick(mass, target, rank)
         if place == RANK:
             chunk_mass = _masses(chunk_max, chunk_sum, i, num_chunks, best, CHUNKS)
             chunk, chunks_before = pick(chunk_mass, target - before, tl.arange(0, CHUNKS))
             at = chunk * CHUNK + tl.arange(0, CHUNK)
-            row = load_int(entries, i, LOGITS_ROW).to(tl.int64)
             x = tl.load(logits + row * stride + at, mask=at < vocab, other=-float("inf")).to(tl.float32)
             away, _key = distance(score_of(x, temperature), best)
             token, _before = pick(tl.exp(-away), target - before - chunks_before, tl.arange(0, CHUNK))
             share = first + chunk * CHUNK + token
-    tl.store(shares + i, share.to(tl.float32))
+    return share
 
 
 @triton.jit
