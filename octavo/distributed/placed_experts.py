@@ -9,6 +9,7 @@ Arrays keep their addresses, so that captured steps find new weights and a new t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -77,12 +78,18 @@ class PlacedExperts:
         """The same in a host's memory."""
         self.hold(name, [[torch.from_numpy(piece) for piece in pieces] for pieces in slots])
 
-    def join(self, ranks: Collectives) -> None:
-        """Allocate what moves need, and try the way to the other ranks, once all weights are held."""
+    def join(self, ranks: Collectives, layout: str = "") -> None:
+        """Allocate what moves need, and try the way to the other ranks, once all weights are held. layout: how bytes
+        lie, if that is not the same everywhere."""
         self._ranks = ranks
         sizes = [[sum(piece.nbytes for piece in slot) for slot in self._held[name]] for name in self.names]
-        own = [bounds for layer in sizes for bounds in (min(layer), -max(layer))]
-        agreed = ranks.smallest_of_stage(*own)
+        own = [bound for layer in [[crc32(layout.encode())], *sizes] for bound in (min(layer), -max(layer))]
+        first, last, *agreed = ranks.smallest_of_stage(*own)
+        if first != -last:
+            raise UnsupportedModelError(
+                "enable_eplb is True, but ranks have kernels for different processors, and so experts' weights lie "
+                "differently: set OCTAVO_CPU_ISA to what all have, such as avx2, or leave enable_eplb out"
+            )
         for name, least, most in zip(self.names, agreed[::2], agreed[1::2], strict=True):
             if least != -most:
                 raise UnsupportedModelError(

@@ -47,7 +47,7 @@ class ExpertBalancer:
         self._starts: deque[Read] = deque([placed.count()], maxlen=max(1, whole))
         self._window: tuple[int, Read, Read] | None = None  # when it is read, and its two ends
         self._turn: _Turn | None = None
-        self._logged, self._to_log = self._starts[0], (self._starts[0],) * 2
+        self._logged = self._starts[0]
         self._logs = config.log_balancedness and ranks.rank == 0
 
     def submit(self, plan: StepPlan) -> PendingStep:

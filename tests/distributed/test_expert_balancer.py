@@ -104,6 +104,16 @@ def test_experts_of_other_sizes_cannot_change_places() -> None:
         on_all_ranks(2, join)
 
 
+def test_experts_packed_for_other_processors_cannot_change_places() -> None:
+    def join(ranks: Collectives) -> None:
+        placed = PlacedExperts(["layer 3"], 2, 2, 1, "cpu")
+        placed.hold_arrays("layer 3", [[np.zeros(8, np.uint8)]])
+        placed.join(ranks, ("avx2", "avx512")[ranks.rank])
+
+    with pytest.raises(UnsupportedModelError, match="set OCTAVO_CPU_ISA to what all have"):
+        on_all_ranks(2, join)
+
+
 def test_every_expert_arrives_whole() -> None:
     """Rounds of one expert a rank, one of them parked: each slot then has the bytes of the expert it should have."""
 

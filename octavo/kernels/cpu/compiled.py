@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from ctypes import byref, c_int64, c_void_p
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, get_args
 
@@ -98,7 +99,7 @@ class CpuModel:
             (taken,) = slots(self._forward.plan, body.given)
             loaded.octavo_model_take_hidden(self._handle, taken)
         if self.placed is not None and ranks is not None:
-            self.placed.join(ranks)
+            self.placed.join(ranks, Path(loaded._name).parent.name)  # a hash of code, compiler and processor
         loaded.octavo_model_join(self._handle, hidden, head_inputs, len(hidden), logits_slot)
 
     def _check_layers(self, layers: list[AttentionLayer]) -> None:

@@ -154,7 +154,7 @@ def _choose_and_list(
         if PLACES > 0:
             tl.atomic_add(loads_ptr + best, 1, mask=is_real, sem="relaxed")
             slots = places_ptr + best * PLACES
-            best = tl.load(slots + 1 + m % tl.load(slots))
+            best = tl.load(slots + 1 + (0 if PLACES == 2 else m % tl.load(slots)))  # 2: no expert has copies
         tl.store(ids_ptr + pair, best, mask=inside)
         tl.store(weights_ptr + pair, weight * scale, mask=inside)
         if LISTS:
