@@ -1,6 +1,7 @@
 """A dense model as a compressed-tensors checkpoint: what is written, and one tensor after another.
 
     Hugging Face folder   every tensor under its own name; the matrices of layers become codes and scales
+    stacks of experts     the same, but each expert's matrices, and biases, under names of their own
     GGUF                  its blocks made dense, under Hugging Face's names, with a config.json
 
 Embeddings, the LM head, norms, biases, routers of experts and a vision part stay dense.
@@ -39,7 +40,7 @@ from octavo.shown import shown
 _DTYPES: dict[str, DType] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 #: families whose matrices are no Linear modules in Hugging Face's classes, which the format is made of
-_WITHOUT_LINEAR = ("gpt2", *STACKS)
+_WITHOUT_LINEAR = ("gpt2",)
 _VISION = ("re:.*vision_tower.*", "re:.*multi_modal_projector.*")
 
 #: sums of squares: of the changes, and of what has changed
@@ -106,7 +107,8 @@ class QuantizedCopy:
             {name: shape for name, shape in table.items() if is_in_layer(name, shape) and not is_router(name)}, ignore
         )
         compressed = compression(kind, matrices.values(), group_size)
-        found = _of_folder(checkpoint) if isinstance(checkpoint.tokenizer_source, Path) else _of_gguf(checkpoint, table)
+        keeps_names = isinstance(checkpoint.tokenizer_source, Path) and architecture.family not in STACKS
+        found = _of_folder(checkpoint) if keeps_names else _by_canonical_names(checkpoint, table)
         tensors = [_Tensor(*one, _kept_dtype(one[1], dtype), None) for one in found]
         names = canonical_names((one.name for one in tensors), architecture.family)
         tensors = [_quantisable(one, names.get(one.name, ""), matrices, checkpoint) for one in tensors]
@@ -209,7 +211,7 @@ def _of_folder(checkpoint: Checkpoint) -> list[tuple[str, StoredTensor]]:
     return [(name, at_hand(tensor)) for name, tensor in read_folder(checkpoint.tokenizer_source).tensors.items()]
 
 
-def _of_gguf(checkpoint: Checkpoint, table: Mapping[str, Shape]) -> list[tuple[str, StoredTensor]]:
+def _by_canonical_names(checkpoint: Checkpoint, table: Mapping[str, Shape]) -> list[tuple[str, StoredTensor]]:
     return [(name, checkpoint.take(name, shape)) for name, shape in table.items()]
 
 

@@ -24,13 +24,15 @@ from octavo.models.safetensors_writer import SafetensorsWriter  # noqa: E402
 from octavo.models.weight_files import read_folder  # noqa: E402
 from octavo.quantization.at_load import quantised  # noqa: E402
 from tests.models.gguf_files import TINY_LLAMA, tiny_llama_tensors, write_gguf  # noqa: E402
+from tests.models.test_calibration import WORDS  # noqa: E402
+from tests.models.test_stacked_experts import parameters_by_name  # noqa: E402
 from tests.quantization.folders import dense_model, folder_of, matrices, opened  # noqa: E402
-from tests.tiny_models import TINY, make_tiny_model  # noqa: E402
+from tests.tiny_models import TINY, make_tiny_model, with_tokenizer  # noqa: E402
 
 KINDS = ("fp8", "int8", "int4")
 #: families without a config.json made from GGUF
-UNSAID = ("opt", "glm4", "deepseek", "olmo", "granite")
-WRITTEN = sorted(set(TINY) - {"gpt2", "gpt-oss", "granite-moe"})
+UNSAID = ("opt", "glm4", "deepseek", "olmo", "granite", "gpt-oss")
+WRITTEN = sorted(set(TINY) - {"gpt2"})
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +97,7 @@ def test_every_family_is_written_under_its_own_names(root: Path, tmp_path: Path,
 
 
 def _layers_of(family: str) -> dict[str, Any]:
-    return {"layer_types": ["sliding_attention", "full_attention"]} if "gemma" in family else {}
+    return {"layer_types": ["sliding_attention", "full_attention"]} if family.startswith(("gemma", "gpt")) else {}
 
 
 @pytest.mark.parametrize("family", [name for name in WRITTEN if not name.startswith(UNSAID)])
@@ -189,3 +191,55 @@ def test_a_large_model_has_several_files_and_an_index(root: Path, tmp_path: Path
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(ours[name].data, tensor.data)
         np.testing.assert_array_equal(theirs[name].numpy(), dequantize(tensor))
+
+
+STACKED = {
+    "gpt-oss": {"hidden_size": 64, "intermediate_size": 32, "layer_types": ["sliding_attention", "full_attention"]},
+    "granite-moe": {"hidden_size": 64, "intermediate_size": 32, "shared_intermediate_size": 64},
+}
+
+
+@pytest.mark.parametrize("family", STACKED)
+def test_a_stack_becomes_matrices_of_each_expert(
+    root: Path, tmp_path: Path, family: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By plain rounding exactly; calibrated, so that their products lose less than their numbers."""
+    source = make_tiny_model(family, root / "stacked" / family, num_hidden_layers=2, head_dim=16, **STACKED[family])
+    plain = opened(quantize(source, tmp_path / "plain", "int4"))
+    dense, found = parameters_by_name(opened(source)), parameters_by_name(plain)
+    assert found.keys() == dense.keys()
+    assert sum(part.scheme.format is not None for name, part in found.items() if ".experts." in name) == 2 * 5 * 3
+    for name, part in found.items():
+        expected = dequantize(dense[name].dense())
+        if part.scheme.format is not None:
+            expected = dequantize_scaled(quantised(expected, part.scheme.format))
+        np.testing.assert_array_equal(dequantize(part.dense()), expected)
+    assert plain.leftovers() == []
+    text = tmp_path / "text"
+    text.write_text(" ".join(np.random.default_rng(2).choice(WORDS, 600)))
+    options = ("--calibration", str(text), "--calibration-tokens", "256", "--report", str(tmp_path / "report.json"))
+    quantize(with_tokenizer(source, WORDS), tmp_path / "calibrated", "int4", *options)
+    assert "layer  relative error  of products" in capsys.readouterr().out
+    report = json.loads((tmp_path / "report.json").read_text())
+    chosen = {name for name in report["products"] if ".experts." in name}
+    assert len(chosen) > 12
+    assert all(report["products"][name] < report["matrices"][name] for name in chosen)
+
+
+@pytest.mark.parametrize("family", STACKED)
+def test_compressed_tensors_decompresses_each_experts_matrix(root: Path, tmp_path: Path, family: str) -> None:
+    """transformers has no modules for single experts."""
+    compressors: Any = pytest.importorskip("compressed_tensors.compressors")
+    quantization: Any = pytest.importorskip("compressed_tensors.quantization")
+    source = make_tiny_model(family, root / "read back" / family, num_hidden_layers=2, head_dim=16, **STACKED[family])
+    target = quantize(source, tmp_path / "out", "int4")
+    config = quantization.QuantizationConfig(**json.loads((target / "config.json").read_text())["quantization_config"])
+    scheme = config.config_groups["group_0"]
+    compressor = compressors.BaseCompressor.get_value_from_registry("pack-quantized")
+    stored = load_file(target / "model.safetensors")
+    for name, part in parameters_by_name(opened(target)).items():
+        if ".experts." in name and part.scheme.format is not None:
+            prefix = name.removesuffix("weight")
+            given = {key.removeprefix(prefix): each for key, each in stored.items() if key.startswith(prefix)}
+            theirs = compressor.decompress(given, scheme)["weight"]
+            np.testing.assert_array_equal(theirs.float().numpy(), dequantize(part.dense()))
