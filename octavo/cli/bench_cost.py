@@ -55,21 +55,20 @@ def run(args: argparse.Namespace) -> int:
         timer = StepTimer(executor, Patience(args.num_iters, args.num_iters / 16))
         with progress() as tell:
             decode = measure_decodes(timer, shape.limits.max_num_seqs, tell)
-            mixed = measure_mixed(timer, shape.limits.max_num_tokens, tell)
+            mixed = measure_mixed(timer, shape.limits.max_num_seqs, shape.limits.max_num_tokens, tell)
         if not decode or not mixed:
             raise ConfigError(
                 f"no step fits {shape.layout.num_blocks - 1} KV blocks and a context of {shape.limits.max_model_len} "
                 "tokens: give more of them, or lower --num-iters"
             )
-        host_step_s, host_seq_s = measure_host(executor)
+        host = measure_host(executor, timer)
         machine = {name: str(value) for name, value in machine_facts().items()} | {"backend": shape.backend}
         table = CostTable(
             model=shape.label,
             date=time.strftime("%Y-%m-%d"),
             machine=machine,
             engine=sizes_of(executor),
-            host_step_s=host_step_s,
-            host_seq_s=host_seq_s,
+            host=host,
             decode=decode,
             mixed=mixed,
             spread=spread_of(timer.ratios),

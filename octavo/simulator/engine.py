@@ -84,13 +84,16 @@ class VirtualExecutor:
         self._last_positions: dict[int, int] = {}  # row -> where its END is; only rows that may stop
 
     def submit(self, plan: StepPlan) -> VirtualStep:
-        clock, num_seqs = self._clock, len(plan.rows)
-        clock.now += self._cost.host_seconds(num_seqs) if num_seqs else 0.0
-        begin = max(clock.now, self._free_at)
-        self._free_at = begin + (self._cost.device_seconds(shape_of(plan)) if num_seqs else 0.0)
+        clock, cost, known_at = self._clock, self._cost, self._clock.now
+        if plan.rows:
+            shape = shape_of(plan)
+            clock.now += cost.host_seconds(shape)
+            self._free_at = max(clock.now, self._free_at) + cost.device_seconds(shape)
+            clock.now += cost.beside_seconds(shape)
+            known_at = self._free_at + cost.latency_s
         if self._last_positions or plan.new_rows:
             self._seat(plan)
-        return VirtualStep(clock, self._free_at, self._result(plan))
+        return VirtualStep(clock, known_at, self._result(plan))
 
     def close(self) -> None:
         self._last_positions.clear()

@@ -18,11 +18,12 @@ from octavo.errors import ConfigError
 from octavo.observe.event_log import EventLog
 from octavo.observe.machine import num_cores
 from octavo.processes.router import Router
-from octavo.simulator.cost_table import EngineSizes, MeasuredCost, read_cost_table
+from octavo.simulator.cost_table import EngineSizes, read_cost_table
 from octavo.simulator.drive import Driver
 from octavo.simulator.engine import SimulatedEngine, SimulatedSizes
 from octavo.simulator.fleet import Fleet
 from octavo.simulator.generate import TraceRecipe
+from octavo.simulator.measured_cost import MeasuredCost
 from octavo.simulator.recording import recording
 from octavo.simulator.report import Result, result_of
 from octavo.simulator.requests import RequestMaker, never_repeated

@@ -1,7 +1,8 @@
 """What a step costs: its shape, and costs that are described by a few numbers.
 
     decodes      sequences that compute one token           context       KV tokens that they read, over all of them
-    prefill      tokens of all longer chunks                prefill_work  token pairs that the chunks' attention visits
+    chunks       sequences that compute more                prefill       tokens of all chunks
+                                                            prefill_work  token pairs that the chunks' attention visits
 
 A cost turns a shape into seconds of the device. `cost_table.py` has the cost that was measured. A host's seconds, for
 planning a step and taking its result, are counted beside it.
@@ -25,12 +26,21 @@ class StepShape(NamedTuple):
     context: int
     prefill: int = 0
     prefill_work: float = 0.0
+    chunks: int = 0
 
 
 class StepCost(Protocol):
+    """latency_s: how much later a step's tokens are known than its device could begin the next one. host_seconds:
+    before the device begins; beside_seconds: what the host then goes on with, while the device computes."""
+
+    @property
+    def latency_s(self) -> float: ...
+
     def device_seconds(self, shape: StepShape) -> float: ...
 
-    def host_seconds(self, num_seqs: int) -> float: ...
+    def host_seconds(self, shape: StepShape) -> float: ...
+
+    def beside_seconds(self, shape: StepShape) -> float: ...
 
 
 def shape_of(plan: StepPlan) -> StepShape:
@@ -46,6 +56,7 @@ def shape_of(plan: StepPlan) -> StepShape:
         sum(computed) - sum([start for start, _ in chunks]) + decodes,
         num_tokens - decodes,
         sum([number * (start + (number + 1) / 2) for start, number in chunks]),
+        len(chunks),
     )
 
 
@@ -69,8 +80,15 @@ class DescribedCost:
             + self.pair_ns * 1e-9 * shape.prefill_work
         )
 
-    def host_seconds(self, num_seqs: int) -> float:
-        return self.host_step_ms * 1e-3 + self.host_seq_us * 1e-6 * num_seqs
+    @property
+    def latency_s(self) -> float:
+        return 0.0
+
+    def host_seconds(self, shape: StepShape) -> float:
+        return self.host_step_ms * 1e-3 + self.host_seq_us * 1e-6 * (shape.decodes + shape.chunks)
+
+    def beside_seconds(self, shape: StepShape) -> float:
+        return 0.0
 
 
 def described_cost(text: str) -> DescribedCost:

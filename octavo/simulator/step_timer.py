@@ -2,7 +2,8 @@
 
 Plans go through the cache's own bookkeeping, so that any shape takes one step to reach: what is in KV blocks does not
 matter, so no prompt is prefilled first, and nothing is scheduled. A host is timed from a step's submission to its
-result. A device that runs asynchronously always has a step waiting, so the time between two results counts.
+result. A device that runs asynchronously always has a step waiting, so the time between two results counts; its plans
+are made before, as it would else wait for them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from octavo.cache.block_pool import PrefixMatch
 from octavo.cache.blocks import NULL_BLOCK, BlockId, live
@@ -55,6 +57,7 @@ class StepTimer:
         self._executor = executor
         self._patience = patience
         self._clock = clock
+        self.is_asynchronous = executor.shape.is_asynchronous
         self._vocab_size = executor.shape.limits.vocab_size
         self._num_steps = self._num_entered = 0
         self.ratios: list[float] = []
@@ -72,7 +75,7 @@ class StepTimer:
 
     def fits(self, lens: Sequence[int]) -> bool:
         """Whether sequences of these lengths can be in the steps of a point."""
-        shape, most = self._executor.shape, _WARM_UP + self._patience.most_steps
+        shape, most = self._executor.shape, _WARM_UP + self._patience.most_steps + 1
         return (
             len(lens) <= shape.limits.max_num_seqs
             and max(lens) + most <= shape.limits.max_model_len
@@ -91,11 +94,12 @@ class StepTimer:
         """Of the steps after those that warm up."""
         taken: list[float] = []
         held: PendingStep | None = None
+        ready = list(islice(plans, _WARM_UP + self._patience.most_steps + 1)) if self.is_asynchronous else plans
         mark = self._clock()
-        for plan in plans:
+        for plan in ready:
             begin = self._clock()
             pending: PendingStep | None = self._executor.submit(plan)
-            if self._executor.shape.is_asynchronous:
+            if self.is_asynchronous:
                 pending, held, begin = held, pending, mark
             if pending is None:
                 continue

@@ -159,7 +159,7 @@ def test_steps_may_be_smaller_than_a_block(tmp_path: Path, tiny_folder: TinyFold
     path = str(tmp_path / "table.json")
     assert main(["bench", "cost", str(tiny_folder("llama")), "-o", path, *sizes]) == 0
     table = read_cost_table(path)
-    assert {point.prefill for point in table.mixed} == {8, 9}
+    assert {point.prefill for point in table.mixed} == {2, 8, 9}
     assert len(table.spread) == 200
     assert table.spread == sorted(table.spread)
 
@@ -173,7 +173,7 @@ def test_the_costs_of_a_model_are_measured(tmp_path: Path, tiny_folder: TinyFold
     table = read_cost_table(path)
     assert isinstance(table, CostTable)
     assert {point.batch for point in table.decode} == {1, 2}
-    assert {point.prefill for point in table.mixed} == {8, 16}
+    assert {point.prefill for point in table.mixed} == {2, 8, 16}
     seconds = [one.seconds for one in table.decode] + [one.seconds for one in table.mixed]
     assert min(seconds) > 0
     assert table.engine.num_blocks == 64

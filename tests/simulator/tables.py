@@ -1,6 +1,6 @@
 """A cost table that follows a formula, so that what lies between its points is known too."""
 
-from octavo.simulator.cost_table import CostTable, DecodePoint, EngineSizes, MixedPoint
+from octavo.simulator.cost_table import CostTable, DecodePoint, EngineSizes, HostCost, MixedPoint
 
 SIZES = EngineSizes(
     num_blocks=1001,
@@ -30,7 +30,7 @@ def made_table(sizes: EngineSizes = SIZES) -> CostTable:
         for prefill in (8, 128, 512)
         for start, decodes in ((0, 0), (1024, 0), (0, 16), (0, 64))
     ]
-    return CostTable("made", "2026-11-29", {}, sizes, 1e-5, 1e-6, decode, mixed)
+    return CostTable("made", "2026-11-29", {}, sizes, HostCost(1e-5, 1e-6, 1e-8), decode, mixed)
 
 
 def _work(prefill: int, start: int) -> float:

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from octavo.errors import ConfigError
-from octavo.simulator.cost_table import CostTable, DecodePoint, MeasuredCost, read_cost_table, spread_of
+from octavo.simulator.cost_table import CostTable, DecodePoint, MixedPoint, read_cost_table, spread_of
+from octavo.simulator.measured_cost import MeasuredCost
 from octavo.simulator.step_cost import StepShape
 from tests.simulator.tables import made_table, seconds
 
@@ -32,19 +33,35 @@ def test_a_step_of_decodes_costs_what_its_line_says(decodes: int, context: int) 
 @pytest.mark.parametrize("start", [0, 3000])
 def test_a_step_with_a_chunk_costs_the_sum_of_its_parts(prefill: int, decodes: int, start: int) -> None:
     work = prefill * (start + (prefill + 1) / 2)
-    shape = StepShape(decodes, decodes * 500, prefill, work)
+    shape = StepShape(decodes, decodes * 500, prefill, work, 1)
     expected = seconds(decodes, decodes * 500, prefill, work)
     assert MeasuredCost(made_table()).device_seconds(shape) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("prefill", [20, 100, 300])
+def test_two_chunks_cost_as_much_as_one_beside_a_decode_of_its_tokens(prefill: int) -> None:
+    """A sequence adds its draw to a step, whether it computes one token or more."""
+    cost = MeasuredCost(made_table())
+    two = cost.device_seconds(StepShape(4, 0, prefill, 0.0, 2))
+    assert two == pytest.approx(cost.device_seconds(StepShape(5, 0, prefill - 1, 0.0, 1)), rel=1e-3)
+
+
+def test_a_chunk_of_a_size_between_tiles_costs_what_was_measured_there() -> None:
+    table = made_table()
+    steep = MixedPoint(200, 0, 0, 256, 0.5)
+    cost = MeasuredCost(msgspec.structs.replace(table, mixed=[*table.mixed, steep]))
+    assert cost.device_seconds(StepShape(0, 0, 200, 200 * 100.5, 1)) == pytest.approx(0.5)
 
 
 def test_a_tiny_chunk_costs_no_less_than_its_decodes_alone() -> None:
     cost = MeasuredCost(made_table())
     alone = cost.device_seconds(StepShape(64, 0))
-    assert cost.device_seconds(StepShape(64, 0, 1, 1.0)) >= alone
+    assert cost.device_seconds(StepShape(64, 0, 1, 1.0, 1)) >= alone
 
 
 def test_the_host_costs_by_sequence() -> None:
-    assert MeasuredCost(made_table()).host_seconds(10) == pytest.approx(2e-5)
+    assert MeasuredCost(made_table()).host_seconds(StepShape(10, 100)) == pytest.approx(2e-5)
+    assert MeasuredCost(made_table()).host_seconds(StepShape(8, 100, 50, 0.0, 2)) == pytest.approx(2e-5 + 50e-8)
 
 
 def test_a_table_with_one_point_of_each_kind_is_enough() -> None:
@@ -100,4 +117,4 @@ def test_a_table_with_anything_in_it_works_or_is_refused(tmp_path_factory: pytes
     with contextlib.suppress(ConfigError):
         read = read_cost_table(str(path))
         assert isinstance(read, CostTable)
-        assert MeasuredCost(read).device_seconds(StepShape(3, 100, 50, 1000.0)) >= 0.0
+        assert MeasuredCost(read).device_seconds(StepShape(3, 100, 50, 1000.0, 2)) >= 0.0

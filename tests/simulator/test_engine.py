@@ -13,7 +13,7 @@ from octavo.simulator.fleet import Fleet
 from octavo.simulator.generate import TraceRecipe
 from octavo.simulator.report import result_of
 from octavo.simulator.requests import RequestMaker, never_repeated
-from octavo.simulator.step_cost import DescribedCost
+from octavo.simulator.step_cost import DescribedCost, StepShape
 from octavo.simulator.trace import TraceRequest
 from octavo.viz.frames import frames
 
@@ -70,6 +70,29 @@ def test_an_overlapped_engine_hides_the_host() -> None:
     )
     assert plain == pytest.approx(0.014)
     assert overlapped == pytest.approx(0.010)
+
+
+class SlowLaunch(DescribedCost):
+    """3 ms pass before the device begins a chunk, and the host then goes on launching."""
+
+    latency_s = 0.002
+    beside_s = 0.0
+
+    def host_seconds(self, shape: StepShape) -> float:
+        return 0.003 if shape.chunks else 0.0
+
+    def beside_seconds(self, shape: StepShape) -> float:
+        return self.beside_s if shape.chunks else 0.0
+
+
+@pytest.mark.parametrize(("beside_s", "ttft"), [(0.0, 0.016), (0.008, 0.016), (0.020, 0.023)])
+@pytest.mark.parametrize("overlapped", [False, True])
+def test_a_chunk_is_known_once_it_is_launched_computed_and_copied(
+    monkeypatch: pytest.MonkeyPatch, overlapped: bool, beside_s: float, ttft: float
+) -> None:
+    monkeypatch.setattr(SlowLaunch, "beside_s", beside_s)
+    cost = SlowLaunch(step_ms=10, token_us=100)
+    assert driven(engine(cost=cost, overlapped=overlapped), asked(0.0, 10, 3)).ttfts[0] == pytest.approx(ttft)
 
 
 @pytest.mark.parametrize("overlapped", [False, True])

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from benchmarks.simulator import RealEngine
+from benchmarks.real_engine import RealEngine
 from octavo.engine.assemble import build_engine, engine_config
 from octavo.observe.event_log import EventLog
-from octavo.simulator.cost_table import MeasuredCost
 from octavo.simulator.drive import Driver
 from octavo.simulator.engine import SimulatedEngine, SimulatedSizes
 from octavo.simulator.fleet import Fleet
 from octavo.simulator.generate import TraceRecipe
+from octavo.simulator.measured_cost import MeasuredCost
 from octavo.simulator.requests import RequestMaker, drawn_below, never_repeated
 from tests.conftest import TinyFolder
 from tests.simulator.tables import made_table

@@ -19,14 +19,14 @@ def test_a_step_of_decodes_reads_its_contexts() -> None:
 def test_a_chunk_visits_a_triangle_of_pairs_behind_what_is_computed() -> None:
     plan = StepPlan(1, rows=[0, 1, 2], num_computed_tokens=[9, 100, 0], num_scheduled_tokens=[1, 3, 2])
     pairs = sum(position + 1 for position in (100, 101, 102, 0, 1))
-    assert shape_of(plan) == StepShape(decodes=1, context=10, prefill=5, prefill_work=pairs)
+    assert shape_of(plan) == StepShape(decodes=1, context=10, prefill=5, prefill_work=pairs, chunks=2)
 
 
 def test_a_described_cost_is_the_sum_of_its_parts() -> None:
     cost = described_cost("step_ms=6,token_us=20,context_ns=40,pair_ns=2,host_step_ms=1,host_seq_us=3")
     shape = StepShape(decodes=2, context=110, prefill=5, prefill_work=309)
     assert cost.device_seconds(shape) == pytest.approx(6e-3 + 7 * 20e-6 + 110 * 40e-9 + 309 * 2e-9)
-    assert cost.host_seconds(4) == pytest.approx(1e-3 + 12e-6)
+    assert cost.host_seconds(StepShape(3, 99, 7, 9.0, chunks=1)) == pytest.approx(1e-3 + 12e-6)
 
 
 @pytest.mark.parametrize(
