@@ -17,14 +17,29 @@ END_OF_GRAMMAR = -2  # ends a run whose grammar allows no other token
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterLoad:
-    """A slot gets another adapter, from this folder, whose content must have this digest. key: its number, by which the
-    worker may have kept it."""
+class AdapterRead:
+    """A worker shall read an adapter, beside its steps: from this folder, whose content must have this digest. key: the
+    number by which it keeps it. dropped: keys of others that it no longer keeps."""
 
-    slot: int
     key: int
     path: str
     digest: str
+    dropped: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptersRead:
+    """Which adapters has a worker read? It waits so long for one."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterLoad:
+    """A slot gets another adapter, which the worker has read. key: by which it keeps it."""
+
+    slot: int
+    key: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,10 +164,12 @@ def _core(
         clock=clock,
         num_stages=num_stages,
         num_adapter_slots=config.lora.max_loras if config.lora.enable_lora else 0,
+        num_kept_adapters=config.lora.num_kept if config.lora.enable_lora else 0,
     )
     parts, check = (scheduler, cache, executor, events, clock), config.observe.check_invariants
     gate = GrammarGate(compiler, executor.constrain)
     options: dict[str, Any] = {"check_invariants": check, "gate": gate, "adapters": _adapter_book(config, shape)}
+    options["reader"] = executor
     if num_stages > 1:
         from octavo.engine.pipelined import PipelinedCore
 

@@ -22,19 +22,20 @@ from octavo.cache.sharing import sharing_of
 from octavo.engine.grammar_gate import GrammarGate, refused_update
 from octavo.engine.snapshot import take_snapshot
 from octavo.errors import EngineDeadError, InvalidRequestError
-from octavo.executor.executor import StepExecutor
+from octavo.executor.executor import AdapterReader, StepExecutor
 from octavo.lora_request import LoRARequest
 from octavo.messages import PendingStep, StepPlan, StepResult
 from octavo.observe.event_log import EventLog
 from octavo.observe.events import StepDone
 from octavo.request import Request, SequenceId
+from octavo.scheduler.awaited_adapters import AwaitedAdapters
 from octavo.scheduler.scheduler import Scheduler
 from octavo.scheduler.step import SequenceUpdate
 
 if TYPE_CHECKING:
     from octavo.engine.adapter_book import AdapterBook
 
-#: seconds that a step waits for a grammar, if there is nothing to compute
+#: seconds that a step waits for a grammar or an adapter, if there is nothing to compute
 GATE_S = 0.01
 
 
@@ -108,9 +109,11 @@ class EngineCore:
         check_invariants: bool = False,
         gate: GrammarGate | None = None,
         adapters: AdapterBook | None = None,
+        reader: AdapterReader | None = None,
     ) -> None:
-        """gate: None if no request has a grammar. adapters: None if no request may have one."""
+        """gate: None if no request has a grammar. adapters, reader: None if no request may have one."""
         self.adapters = adapters
+        self._reader = reader
         self._gate = gate
         self._gated = {} if gate is None else gate.waiting
         #: takes a request that need not wait for its grammar
@@ -165,13 +168,25 @@ class EngineCore:
 
     @property
     def has_unfinished(self) -> bool:
-        return self._scheduler.has_unfinished or bool(self._gated)
+        awaited = self._scheduler.awaited
+        return self._scheduler.has_unfinished or bool(self._gated) or (awaited is not None and awaited.is_busy)
 
     def step(self) -> list[SequenceUpdate]:
         """Run one step -> what changed. If the workers fail at it, its requests run alone until the one at fault is
         found and ends with the fault as its stop_reason; the others go on. Raises EngineDeadError if the device is
         lost."""
-        return self._pass_gate() + self._step() if self._gated else self._step()
+        updates = self._pass_gate() if self._gated else []
+        if (awaited := self._scheduler.awaited) is not None and awaited.is_busy:
+            updates += self._read_adapters(awaited)
+        return updates + self._step() if updates else self._step()
+
+    def _read_adapters(self, awaited: AwaitedAdapters) -> list[SequenceUpdate]:
+        """Have workers read the adapters that requests wait for -> the ends of those whose adapter cannot be read."""
+        assert self._reader is not None, "workers read adapters where requests have some"
+        for read in awaited.to_read():
+            self._reader.read_adapter(read)
+        faults = self._reader.adapters_read(0.0 if self._scheduler.has_unfinished else GATE_S)
+        return [update for key, fault in faults.items() for update in awaited.were_read(key, fault)]
 
     def _pass_gate(self) -> list[SequenceUpdate]:
         """Let requests whose grammars are compiled wait for their turns -> the ends of those that cannot be served."""

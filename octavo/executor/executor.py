@@ -13,7 +13,7 @@ from typing import Protocol
 
 from octavo.kernels.block_mover import BlockMover, HostMover
 from octavo.kernels.ledger import Component
-from octavo.messages import PendingStep, StepPlan, StepResult
+from octavo.messages import AdapterRead, PendingStep, StepPlan, StepResult
 from octavo.structured.compiler import GrammarCompiler
 from octavo.worker.task import WorkerShape, WorkerTask
 from octavo.worker.worker import Worker
@@ -30,7 +30,18 @@ class StepExecutor(Protocol):
         """Free everything. No step can be submitted afterwards."""
 
 
-class Executor(StepExecutor, Protocol):
+class AdapterReader(Protocol):
+    """Reads adapters that steps will put into slots."""
+
+    def read_adapter(self, read: AdapterRead) -> None:
+        """Begin to read an adapter, while steps go on."""
+
+    def adapters_read(self, seconds: float) -> Mapping[int, str]:
+        """The keys of adapters that all workers have read since the last call, or could not, with the reason. Waits so
+        long for one."""
+
+
+class Executor(StepExecutor, AdapterReader, Protocol):
     """shape: what its workers found when they were built."""
 
     @property
@@ -71,6 +82,12 @@ class ThreadExecutor:
 
     def constrain(self, compiler: GrammarCompiler) -> None:
         self._worker.constrain(compiler)
+
+    def read_adapter(self, read: AdapterRead) -> None:
+        self._thread.submit(self._worker.read_adapter, read)  # what it drops may be read by a step before
+
+    def adapters_read(self, seconds: float) -> Mapping[int, str]:
+        return self._worker.adapters_read(seconds)
 
     def close(self) -> None:
         self._thread.shutdown()

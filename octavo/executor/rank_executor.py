@@ -8,6 +8,9 @@
           ◀──────────────── StepResult, or the fault of that step
       "measure" ────────────────────────────────────▶   bytes of each component
       GrammarCompiler ──────────────────────────────▶   compiles the grammars of rows from now on
+      AdapterRead ──────────────────────────────────▶   reads an adapter on a thread
+      AdaptersRead ─────────────────────────────────▶   waits for one
+          ◀──────────────── keys of adapters that it has read, and faults
       BeginMoves, FenceAt ──────────────────────────▶   see rank_mover.py
       end of file ──────────────────────────────────▶   close
 
@@ -29,7 +32,7 @@ from octavo.executor.ranks import GRACE_S, Ranks
 from octavo.executor.remote import Remote
 from octavo.kernels.block_mover import BlockMover
 from octavo.kernels.ledger import Component
-from octavo.messages import PendingStep, StepPlan, StepResult
+from octavo.messages import AdapterRead, AdaptersRead, PendingStep, StepPlan, StepResult
 from octavo.structured.compiler import GrammarCompiler
 from octavo.worker.task import WorkerShape, WorkerTask
 
@@ -56,6 +59,8 @@ class RankExecutor:
         self._ranks, self._launcher = Ranks(), launcher
         self._mover: RanksMover | None = None
         self._reporter = task.world.reporter
+        #: by key, of each rank: why it could not read an adapter; empty: it has; None: it is reading
+        self._reading: dict[int, list[str | None]] = {}
         self._drawn: list[StepResult] | None = [] if task.world.pipeline_parallel_size > 1 else None
         try:
             for remote in launcher.start(task):
@@ -96,6 +101,21 @@ class RankExecutor:
 
     def constrain(self, compiler: GrammarCompiler) -> None:
         self._ranks.send(compiler)
+
+    def read_adapter(self, read: AdapterRead) -> None:
+        self._ranks.send(read)
+        self._reading[read.key] = [None] * len(self._ranks.remotes)
+
+    def adapters_read(self, seconds: float) -> Mapping[int, str]:
+        """One that a rank has not read is not read; those that have it drop it with the next one."""
+        self._ranks.send(AdaptersRead(seconds))
+        for rank, found in enumerate(self._ranks.answers(self._limit)):
+            for key, fault in found.items():
+                self._reading[key][rank] = fault
+        done = {key: faults for key, faults in self._reading.items() if None not in faults}
+        for key in done:
+            del self._reading[key]
+        return {key: next((fault for fault in faults if fault), "") for key, faults in done.items()}
 
     def close(self) -> None:
         if self._mover is not None:

@@ -17,7 +17,7 @@ from octavo.child import begin
 from octavo.errors import OctavoError
 from octavo.executor.executor import Executor, executor_here
 from octavo.executor.rank_mover import BeginMoves, FenceAt, RankMoves
-from octavo.messages import PendingStep, StepPlan
+from octavo.messages import AdapterRead, AdaptersRead, PendingStep, StepPlan
 from octavo.models.gguf import GGUFFile
 from octavo.observe.logging import LOGGER
 from octavo.structured.compiler import GrammarCompiler
@@ -76,6 +76,12 @@ def _serve(executor: Executor, connection: Connection, *, reports: bool) -> None
             continue
         if isinstance(message, GrammarCompiler):
             executor.constrain(message)
+            continue
+        if isinstance(message, AdapterRead):
+            executor.read_adapter(message)
+            continue
+        if isinstance(message, AdaptersRead):
+            connection.send(executor.adapters_read(message.seconds))
             continue
         if isinstance(message, BeginMoves):
             moves = RankMoves(message, connection, executor.mover())

@@ -93,6 +93,11 @@ class AdaptedModule:
         """Where each part's outputs end."""
         return tuple(np.cumsum([part.out_features for part in self.parts]).tolist())
 
+    @property
+    def has_gates(self) -> bool:
+        """Whether its outputs can be gates, and then as many that they multiply."""
+        return len(self.ends) == 1 or (len(self.ends) == 2 and 2 * self.ends[0] == self.ends[1])
+
     def num_bytes(self, element_bytes: int) -> int:
         """Of all slots, with the ranks that they have."""
         numbers = self.width * self.in_features + self.out_features * self.sizes.max_rank

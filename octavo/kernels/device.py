@@ -133,8 +133,11 @@ class CompiledModel(Protocol):
     def copy_blocks(self, source: IntArray, target: IntArray) -> None:
         """Copy whole blocks of the pool, in order."""
 
-    def place_adapter(self, slot: int, source: AdapterSource) -> None:
-        """Give a slot another adapter, for the steps from now on. Its numbers are read before this returns."""
+    def prepare_adapter(self, source: AdapterSource) -> Any:
+        """An adapter's numbers in the form that slots have. Any thread may call it, while steps run."""
+
+    def place_adapter(self, slot: int, prepared: Any) -> None:
+        """Give a slot an adapter that was prepared, for the steps from now on."""
 
     def mover(self) -> BlockMover:
         """What moves blocks between the pool and the host."""

@@ -67,8 +67,11 @@ class VocabularyPart:
     def forward(self, batch: StepBatch) -> None:
         self._model.forward(batch)
 
-    def place_adapter(self, slot: int, source: AdapterSource) -> None:
-        self._model.place_adapter(slot, source)
+    def prepare_adapter(self, source: AdapterSource) -> Any:
+        return self._model.prepare_adapter(source)
+
+    def place_adapter(self, slot: int, prepared: Any) -> None:
+        self._model.place_adapter(slot, prepared)
 
     def logits(self, token_indices: IntArray) -> PartedLogits:
         return PartedLogits(self._model.logits(token_indices), self._vocab_size, self._ranks)

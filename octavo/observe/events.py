@@ -185,6 +185,21 @@ class BlocksCame(Event, frozen=True):
     why: str = ""
 
 
+class AdapterAsked(Event, frozen=True):
+    """Workers begin to read an adapter that requests wait for, by its number in the engine. dropped: numbers of others
+    that they no longer keep."""
+
+    adapter_key: int
+    dropped: tuple[int, ...] = ()
+
+
+class AdapterCame(Event, frozen=True):
+    """All workers have read an adapter. fault: why they could not; empty: they keep it."""
+
+    adapter_key: int
+    fault: str = ""
+
+
 class Forked(Event, frozen=True):
     """A child sequence shares all blocks of its parent."""
 

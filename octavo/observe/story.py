@@ -16,7 +16,7 @@ from octavo.observe.events import Arrived
 _WAITS_FOR = {
     "blocks": "waits for KV blocks",
     "seats": "waits for a seat",
-    "adapters": "waits for a slot for its adapter",
+    "adapters": "waits for its adapter",
     "budget": "waits for a share of the step's tokens",
     "turn": "waits for its turn",
     "transfer": "waits for blocks of another engine",

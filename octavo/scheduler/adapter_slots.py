@@ -12,12 +12,15 @@ from __future__ import annotations
 from octavo.lora_request import LoadedAdapter
 from octavo.messages import AdapterLoad
 from octavo.request import Sequence
+from octavo.scheduler.adapter_shelf import AdapterShelf
 
 
 class AdapterSlots:
-    """Owner of the slots. uses: the running sequences that use each. loads: what has changed since the last plan."""
+    """Owner of the slots. uses: the running sequences that use each. loads: what has changed since the last plan.
+    shelf: from where they are filled; None: nothing is read."""
 
-    def __init__(self, num_slots: int) -> None:
+    def __init__(self, num_slots: int, shelf: AdapterShelf | None = None) -> None:
+        self.shelf = shelf
         self.loads: list[AdapterLoad] = []
         self.uses = [0] * num_slots
         self._slot_of: dict[int, int] = {}  # by the adapter's key, the last used last
@@ -25,6 +28,10 @@ class AdapterSlots:
 
     def has_room(self, adapter: LoadedAdapter) -> bool:
         return adapter.key in self._slot_of or bool(self._empty) or 0 in self.uses
+
+    def is_at_hand(self, adapter: LoadedAdapter) -> bool:
+        """Whether it is in a slot, or can be put there in a step."""
+        return self.shelf is None or adapter.key in self._slot_of or self.shelf.has(adapter.key)
 
     def slot_of(self, sequence: Sequence) -> int:
         """Of a sequence that uses one; -1: it has no adapter."""
@@ -36,7 +43,9 @@ class AdapterSlots:
         slot = self._slot_of.pop(adapter.key, None)
         if slot is None:
             slot = self._empty.pop() if self._empty else self._vacate()
-            self.loads.append(AdapterLoad(slot, adapter.key, adapter.path, adapter.digest))
+            self.loads.append(AdapterLoad(slot, adapter.key))
+            if self.shelf is not None:
+                self.shelf.use(adapter.key)
         self._slot_of[adapter.key] = slot
         self.uses[slot] += 1
 

@@ -75,7 +75,7 @@ class GivingWay:
         """Start a waiting sequence, at the cost of running ones of a worse priority if need be; or leave it waiting."""
         cache, places, starting = self._cache, self._places, self._starting
         match, num_tokens = starting.first_step(sequence)
-        if num_tokens == 0:
+        if num_tokens == 0 or not starting.is_at_hand(sequence):
             return
         starting.growth.guess_len(sequence)
         worse = [one for one in places.running if one.request.priority > sequence.request.priority]

@@ -74,9 +74,19 @@ class Places:
             token_ids = tuple(request.prompt_token_ids) if self._events.keeps_token_ids else ()
             self._events.write(arrival_of(request, self._clock(), token_ids))
 
-    def release(self, request: Request) -> None:
-        """A request that is held waits for its turn, among those that arrived when it did."""
-        self.waiting.add(self.held.pop(request.sequences[0].sequence_id))
+    def hold(self, sequence: Sequence, reason: WaitReason, detail: str) -> None:
+        """A sequence that waits for its turn waits apart, for something that it will start with."""
+        self.waiting.remove(sequence)
+        self.held[sequence.sequence_id] = sequence
+        self.explain_held(sequence, reason, detail)
+
+    def explain_held(self, sequence: Sequence, reason: WaitReason, detail: str) -> None:
+        if self._events.is_on:
+            self._events.write(Waits(self._clock(), sequence.request.request_id, f"{reason}: {detail}"))
+
+    def release(self, sequence: Sequence) -> None:
+        """One that is held waits for its turn, among those that arrived when it did."""
+        self.waiting.add(self.held.pop(sequence.sequence_id))
 
     def start(self, sequence: Sequence, match: PrefixMatch, num_tokens: int) -> None:
         """From the queue to a seat, with blocks for the tokens that were found and the next `num_tokens`. It is among

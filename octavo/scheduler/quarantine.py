@@ -38,7 +38,9 @@ class Quarantine:
         make room for it."""
         suspect, places = next(iter(self.suspects)), self._places
         if suspect.state is not SequenceState.RUNNING:
-            while not self._starting.try_start(suspect, draft, is_alone=True):
+            while suspect.sequence_id not in places.held:
+                if self._starting.try_start(suspect, draft, is_alone=True) or suspect.sequence_id in places.held:
+                    break
                 if not places.running:
                     assert self._starting.has_lent, f"sequence {suspect.sequence_id} does not fit an empty engine"
                     break

@@ -172,10 +172,11 @@ RANKS: dict[SchedulingPolicy, Callable[[Sequence], Rank]] = {"fcfs": first_come,
 
 
 class WaitingQueue:
-    """queue: waiting sequences, the first to start first; a fresh request waits as its sequence 0."""
+    """queue: waiting sequences, the first to start first; a fresh request waits as its sequence 0. rank: by which they
+    stand there."""
 
     def __init__(self, policy: SchedulingPolicy, max_bypasses: int) -> None:
-        self._rank = _resumed_first(policy)
+        self.rank = _resumed_first(policy)
         self._max_bypasses = max_bypasses
         self.queue: list[Sequence] = []
         self._num_passes: dict[SequenceId, int] = {}
@@ -183,12 +184,12 @@ class WaitingQueue:
         self._unexplained: dict[SequenceId, Sequence] = {}
 
     def add(self, sequence: Sequence) -> None:
-        insort(self.queue, sequence, key=self._rank)
+        insort(self.queue, sequence, key=self.rank)
         self._num_passes[sequence.sequence_id] = 0
         self._unexplained[sequence.sequence_id] = sequence
 
     def remove(self, sequence: Sequence) -> list[Sequence]:
-        index = bisect_left(self.queue, self._rank(sequence), key=self._rank)
+        index = bisect_left(self.queue, self.rank(sequence), key=self.rank)
         assert self.queue[index] is sequence, f"sequence {sequence.sequence_id} is not waiting"
         del self.queue[index]
         del self._num_passes[sequence.sequence_id]

@@ -25,7 +25,9 @@ from octavo.observe.event_log import EventLog
 from octavo.observe.events import EndAsked, FirstToken, Refused, StepFailed
 from octavo.outputs import FinishReason
 from octavo.request import Request, RequestId, Sequence, SequenceId, SequenceState
+from octavo.scheduler.adapter_shelf import AdapterShelf
 from octavo.scheduler.adapter_slots import AdapterSlots
+from octavo.scheduler.awaited_adapters import AwaitedAdapters
 from octavo.scheduler.beams import Beams
 from octavo.scheduler.continuing import Continuing, TokenBudget
 from octavo.scheduler.giving_way import GivingWay
@@ -60,15 +62,22 @@ class Scheduler:
         clock: Callable[[], float] = time.monotonic,
         num_stages: int = 1,
         num_adapter_slots: int = 0,
+        num_kept_adapters: int = 0,
     ) -> None:
-        """num_stages: of a pipeline. So many steps are planned before the first one's result comes."""
+        """num_stages: of a pipeline. So many steps are planned before the first one's result comes. num_kept_adapters:
+        that workers keep in their host's memory; 0: they read none."""
         self._cache = cache
         self._max_model_len = max_model_len
         self._has_priorities = config.scheduling_policy == "priority"
         self._events = events
         self._clock = clock
-        adapters = self._adapters = AdapterSlots(num_adapter_slots) if num_adapter_slots else None
+        shelf = AdapterShelf(num_kept_adapters) if num_kept_adapters else None
+        adapters = self._adapters = AdapterSlots(num_adapter_slots, shelf) if num_adapter_slots else None
         self._places = Places(config, cache, events, clock, adapters)
+        #: None: no request waits until an adapter is read
+        self.awaited: AwaitedAdapters | None = None
+        if adapters is not None and shelf is not None:
+            self.awaited = AwaitedAdapters(adapters, shelf, self._places, self._finish, events, clock)
         self._budget = TokenBudget(config, max_num_batched_tokens)
         self._growth = Growth(config.schedule_conservativeness)
         self._prompt_logprobs = PromptLogprobs()
@@ -95,12 +104,15 @@ class Scheduler:
             if self._events.is_on:
                 self._events.write(Refused(self._clock(), request.request_id, "invalid"))
             raise
-        self._places.enter(request, max_len, is_held=is_held)
+        awaits_adapter = self.awaited is not None and self.awaited.hold(request)
+        self._places.enter(request, max_len, is_held=is_held or awaits_adapter)
+        if awaits_adapter:
+            self._starting.await_adapter(request.sequences[0])
         if request.sampling_params.prompt_logprobs is not None:
             self._prompt_logprobs.add(request)
 
     def release(self, request: Request) -> None:
-        self._places.release(request)
+        self._places.release(request.sequences[0])
 
     def abort(self, request_id: RequestId) -> bool:
         """End all of a request's sequences. False: there is no such request, or it has ended already."""

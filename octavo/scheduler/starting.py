@@ -2,7 +2,7 @@
 
     seats    one for each sample of the request         budget   a share of the step's tokens
     blocks   for all its tokens, and for those that it and the running will still draw: their growth
-    slot     of its adapter, if it has one
+    slot     of its adapter, if it has one, which workers must have read
 
 A sequence that lacks any of these waits, and the event log has the reason.
 
@@ -26,9 +26,10 @@ from octavo.request import Request, Sequence
 from octavo.scheduler.continuing import TokenBudget
 from octavo.scheduler.places import Places
 from octavo.scheduler.prompt_logprobs import PromptLogprobs
-from octavo.scheduler.roster import num_seats
+from octavo.scheduler.roster import WaitReason, num_seats
 from octavo.scheduler.step import PlanDraft
 
+AWAITS_ADAPTER: tuple[WaitReason, str] = "adapters", "its adapter is being read, while steps go on"
 _MEMORY = 64  # sequences: one that ended so long ago weighs a third of the last one
 
 
@@ -174,6 +175,9 @@ class Starting:
         if num_seats(sequence) > places.seats.num_free:
             places.explain(sequence, "seats", f"needs {num_seats(sequence)}, {places.seats.num_free} are free")
             return False
+        if not self.is_at_hand(sequence):
+            self.await_adapter(sequence)
+            return False
         if not self.has_slot(sequence):
             places.explain(
                 sequence, "adapters", "all slots have adapters of running sequences; max_loras is their number"
@@ -196,6 +200,24 @@ class Starting:
             return False
         self.start(sequence, match, num_tokens, draft)
         return True
+
+    def is_at_hand(self, sequence: Sequence) -> bool:
+        """Whether its adapter, if it has one, need not be read before it can start."""
+        slots, adapter = self._places.seats.adapters, sequence.request.adapter
+        return slots is None or adapter is None or slots.is_at_hand(adapter)
+
+    def await_adapter(self, sequence: Sequence) -> None:
+        """It waits apart from the queue until its adapter is read, so that it is in nobody's way."""
+        slots, adapter = self._places.seats.adapters, sequence.request.adapter
+        shelf = None if slots is None else slots.shelf
+        assert shelf is not None, "adapters are read"
+        assert adapter is not None, "it waits for one"
+        shelf.want(adapter)
+        reason, detail = AWAITS_ADAPTER
+        if sequence.sequence_id in self._places.held:
+            self._places.explain_held(sequence, reason, detail)
+        else:
+            self._places.hold(sequence, reason, detail)
 
     def has_slot(self, sequence: Sequence) -> bool:
         """Whether its adapter, if it has one, is in a slot or may take one."""

@@ -43,6 +43,7 @@ def recorded_cache(sizes: EngineStarted, events: EventLog) -> KVCache:
 def recorded_scheduler(header: LogHeader, config: dict[str, Any], cache: KVCache, events: EventLog) -> Scheduler:
     """config: options in place of the recorded ones."""
     sizes, options = header.started, {**header.config.get("scheduler", {}), **config}
+    adapters = _recorded_adapters(header.config.get("lora", {}))
     chosen = SchedulerConfig(**{"max_num_seqs": sizes.max_num_seqs, **options})
     return Scheduler(
         replace(chosen, max_num_seqs=chosen.max_num_seqs or sizes.max_num_seqs),
@@ -52,10 +53,11 @@ def recorded_scheduler(header: LogHeader, config: dict[str, Any], cache: KVCache
         events=events,
         clock=lambda: 0.0,
         num_stages=sizes.num_stages,
-        num_adapter_slots=_num_adapter_slots(header.config.get("lora", {})),
+        num_adapter_slots=adapters.max_loras if adapters.enable_lora else 0,
+        num_kept_adapters=adapters.num_kept if adapters.enable_lora else 0,
     )
 
 
-def _num_adapter_slots(options: dict[str, Any]) -> int:
-    chosen = LoRAConfig(**{name: options[name] for name in ("enable_lora", "max_loras") if name in options})
-    return chosen.max_loras if chosen.enable_lora else 0
+def _recorded_adapters(options: dict[str, Any]) -> LoRAConfig:
+    names = ("enable_lora", "max_loras", "max_cpu_loras")
+    return LoRAConfig(**{name: options[name] for name in names if name in options})

@@ -107,6 +107,14 @@ class _ReplayedEngine:
         self.num_steps = self.num_alike = 0
         self.difference: str | None = None
         own.listen(self._take)
+        self._own: dict[type[Event], Callable[[Any], None]] = {
+            events.EndAsked: self._end,
+            events.AdapterAsked: self._read_adapter,
+            events.AdapterCame: self._read_adapter,
+            events.Scheduled: self._schedule,
+            events.StepDone: self._step_done,
+            Snapshot: self._at_snapshot,
+        }
 
     def follow(self, event: Any) -> None:
         """Do what the recorded engine did, and compare what comes of it."""
@@ -118,10 +126,8 @@ class _ReplayedEngine:
             if not 0 <= event.num_prompt_tokens <= self._most_tokens or not 1 <= event.num_sequences <= MOST_SEQS:
                 raise LogError(f"a request has {event.num_prompt_tokens:,} tokens and {event.num_sequences:,} samples")
             self._scheduler.add_request(self._tokens.request(event))
-        elif kind is events.EndAsked:
-            self._end(event)
-        elif kind is events.Scheduled:
-            self._schedule(event)
+        elif kind in self._own:
+            self._own[kind](event)
         elif kind is events.Sampled:
             lens = event.run_lens or itertools.repeat(1)
             self._runs = dict(zip(event.sequence_ids, lens, strict=False))
@@ -131,10 +137,6 @@ class _ReplayedEngine:
             self._scheduler.fail(event.fault)
             self._plans.clear()
             self._has_failed = True  # it forgets the prefix tree, too
-        elif kind is events.StepDone:
-            self._update(event.step)
-        elif kind is Snapshot:
-            self._at_snapshot(event)
         elif kind is events.BlocksForgotten and event.block_ids is None:
             if not self._has_failed:
                 self._cache.forget()
@@ -164,6 +166,15 @@ class _ReplayedEngine:
         else:
             self._scheduler.finish_sequence(event.sequence_id, event.reason)
 
+    def _read_adapter(self, event: Any) -> None:
+        awaited = self._scheduler.awaited
+        if awaited is None:
+            raise LogError("workers read an adapter, but the log's configuration has none")
+        if type(event) is events.AdapterAsked:
+            awaited.to_read()
+        else:
+            awaited.were_read(event.adapter_key, event.fault)
+
     def _schedule(self, event: Any) -> None:
         plan = self._scheduler.schedule()
         at_row = {one.row: one.sequence_id for one in self._scheduler.sequences if one.row >= 0}
@@ -171,6 +182,9 @@ class _ReplayedEngine:
         self._plans[plan.step_id] = plan, [at_row[row] for row in rows]
         if self._is_overlapped and not plan.rows:
             self._update(plan.step_id)
+
+    def _step_done(self, event: Any) -> None:
+        self._update(event.step)
 
     def _update(self, step: int) -> None:
         plan, sequence_ids = self._plans.pop(step)

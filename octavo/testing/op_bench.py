@@ -110,7 +110,7 @@ def _load(device: Device, case: Case, sizes: Sizes, model: _Layers) -> tuple[Any
     bound = device.load(model, kv, limits, sizes.dtype).bind(num_blocks)
     if case.adapters and model.call is case.call:
         for slot, adapter in enumerate(case.adapters):
-            bound.place_adapter(slot, adapter)
+            bound.place_adapter(slot, bound.prepare_adapter(adapter))
         batch = replace(batch, adapters=np.arange(num_seqs * new, dtype=np.int32) % np.int32(len(case.adapters)))
     return bound, batch
 

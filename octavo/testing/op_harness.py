@@ -90,7 +90,7 @@ class Harness:
         num_blocks = 1 + MAX_SEQS * len(groups) * table_len
         self.compiled = device.load(FunctionModel(function), layout, limits, dtype, ranks).bind(num_blocks)
         for slot, source in enumerate(adapters):
-            self.compiled.place_adapter(slot, source)
+            self.compiled.place_adapter(slot, self.compiled.prepare_adapter(source))
         self._num_adapters = len(adapters)
         if not device.is_asynchronous:
             self.pool = self.compiled.pool

@@ -25,6 +25,7 @@ from octavo.messages import StepPlan, StepResult
 from octavo.observe.event_log import EventLog
 from octavo.request import Request
 from octavo.sampling_params import SamplingParams
+from octavo.scheduler.awaited_adapters import AwaitedAdapters
 from octavo.scheduler.scheduler import Scheduler
 from octavo.scheduler.step import SequenceUpdate
 from octavo.testing.fake_executor import FakeExecutor
@@ -58,7 +59,9 @@ class Simulator:
         run_len: Callable[[], int] | None = None,
         num_stages: int = 1,
         num_adapter_slots: int = 0,
+        num_kept_adapters: int = 0,
     ) -> None:
+        """num_kept_adapters: that are read in the step after they are asked for; 0: none needs to be."""
         config = config or SchedulerConfig()
         groups = make_groups(windows)
         self.num_steps = 0
@@ -81,6 +84,7 @@ class Simulator:
             clock=self._clock,
             num_stages=num_stages,
             num_adapter_slots=num_adapter_slots,
+            num_kept_adapters=num_kept_adapters,
         )
         self.executor = FakeExecutor(
             num_blocks=num_blocks,
@@ -90,6 +94,8 @@ class Simulator:
             run_len=run_len,
         )
         self._checks = checks
+        self._kept: set[int] = set()  # the keys of adapters
+        self._reading: set[int] = set()
         self._num_stages = num_stages
 
     def add(self, *requests: Request) -> None:
@@ -97,9 +103,22 @@ class Simulator:
             self.scheduler.add_request(request)
 
     def plan(self) -> StepPlan:
+        if self.scheduler.awaited is not None:
+            self._read_adapters(self.scheduler.awaited)
         plan = self.scheduler.schedule()
+        if self.scheduler.awaited is not None:
+            assert self._kept >= {load.key for load in plan.adapters}, "a slot is filled with what workers keep"
         self._check()
         return plan
+
+    def _read_adapters(self, awaited: AwaitedAdapters) -> None:
+        """As workers that take a step to read one."""
+        for key in self._reading:
+            awaited.were_read(key, "")
+        self._kept |= self._reading
+        reads = awaited.to_read()
+        self._kept.difference_update(key for read in reads for key in read.dropped)
+        self._reading = {read.key for read in reads}
 
     def carry_out(self, plan: StepPlan) -> list[SequenceUpdate]:
         return self.take(plan, self.executor.execute(plan))
@@ -141,7 +160,8 @@ class Simulator:
     def run(self, arrivals: Iterable[Arrival] = (), *, max_steps: int = 10_000) -> None:
         """Step until all requests have arrived and ended; fail after `max_steps` steps."""
         coming = deque(sorted(arrivals, key=lambda arrival: arrival.step))
-        while coming or self.scheduler.has_unfinished:
+        awaited = self.scheduler.awaited
+        while coming or self.scheduler.has_unfinished or (awaited is not None and awaited.is_busy):
             while coming and coming[0].step <= self.num_steps:
                 self.add(coming.popleft().request)
             self.step()

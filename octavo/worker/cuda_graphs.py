@@ -48,18 +48,19 @@ class DecodeSteps:
         """memory: None if there are no graphs."""
         self._model, self._rows, self._memory = model, rows, memory
         self._buffers = _Buffers.allocate(max_num_seqs, model.device)
-        self._graphs: dict[tuple[int, Variant], _Captured] = {}
+        self._graphs: dict[tuple[int, Variant, bool], _Captured] = {}
 
-    def run(self, size: int, variant: Variant) -> torch.Tensor:
+    def run(self, size: int, variant: Variant, *, has_adapters: bool = False) -> torch.Tensor:
         """Run the step that the rows were flushed for, and return its logits [size, V], with a parted variant only
         those of this rank's tokens. `tokens` returns what it drew, unless the variant is "logits"."""
-        captured = self._graphs.get((size, variant))
+        key = size, variant, has_adapters
+        captured = self._graphs.get(key)
         if captured is None:
-            logits = self._launch(size, variant)
-            self._graphs[size, variant] = _Captured(self._capture(size, variant), logits)
+            logits = self._launch(*key)
+            self._graphs[key] = _Captured(self._capture(*key), logits)
             return logits
         if captured.graph is None:
-            return self._launch(size, variant)
+            return self._launch(*key)
         captured.graph.replay()
         return captured.logits
 
@@ -67,9 +68,10 @@ class DecodeSteps:
         """The tokens that the last step drew. The next launch overwrites them."""
         return self._buffers.tokens[:num_seqs]
 
-    def _launch(self, size: int, variant: Variant) -> torch.Tensor:
+    def _launch(self, size: int, variant: Variant, has_adapters: bool) -> torch.Tensor:
         model, buffers = self._model, self._buffers
-        step, draw = buffers.step(size, self._rows.block_tables), buffers.draw.part(0, size)
+        kind = replace(DECODES, has_adapters=has_adapters)
+        step, draw = buffers.step(size, self._rows.block_tables, kind), buffers.draw.part(0, size)
         rows = self._rows.step_rows[:size]
         gather_rows(rows, self._rows.records, step, draw.entries, chained=model.chained)
         is_part = variant in ("parted", "parted_top_k")
@@ -83,8 +85,8 @@ class DecodeSteps:
             advance_rows(rows, tokens, self._rows.records, chained=model.chained)
         return logits
 
-    def _capture(self, size: int, variant: Variant) -> torch.cuda.CUDAGraph | None:
-        return self._memory.capture(lambda: self._launch(size, variant))[0] if self._memory is not None else None
+    def _capture(self, *key: Any) -> torch.cuda.CUDAGraph | None:
+        return self._memory.capture(lambda: self._launch(*key))[0] if self._memory is not None else None
 
 
 class ChunkSteps:
@@ -133,7 +135,7 @@ class ChunkSteps:
         if captured is not None:
             graph, logits = captured
             graph.replay()
-            self._model.take_hidden(num_tokens)
+            self._model.take_hidden(num_tokens, kind)
             return logits
         if len(self._graphs) < MAX_CHUNK_GRAPHS:
             self._graphs[key] = None
@@ -203,7 +205,7 @@ class _Buffers:
         batch["query_start_loc"] = torch.arange(max_num_seqs + 1, dtype=torch.int32, device=device)
         return cls(batch, DeviceSamplingBatch.zeros(max_num_seqs, device), zeros())
 
-    def step(self, size: int, block_tables: tuple[torch.Tensor, ...]) -> DeviceStep:
+    def step(self, size: int, block_tables: tuple[torch.Tensor, ...], kind: StepKind) -> DeviceStep:
         parts: dict[str, Any] = {name: buffer[:size] for name, buffer in self.batch.items()}
         parts["query_start_loc"] = self.batch["query_start_loc"][: size + 1]
-        return DeviceStep(**parts, block_tables=block_tables, kind=DECODES)
+        return DeviceStep(**parts, block_tables=block_tables, kind=kind)

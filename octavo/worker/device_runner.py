@@ -77,6 +77,7 @@ class DeviceRunner:
         self._last_rows: list[int] = []
         self._last_array: IntArray = np.zeros(0, np.int32)
         self._last_variant: Variant = "plain"
+        self._last_has_adapters = False
 
     def submit(self, plan: StepPlan) -> PendingStep:
         """Launch a step. Its result raises OutOfMemoryError, EngineDeadError if the GPU is lost, or any other fault."""
@@ -90,12 +91,13 @@ class DeviceRunner:
     def warm_up(self, limits: StepLimits, compiler: KernelCompiler | None) -> None:
         """Run a step of every kind before the first request. With a compiler, a rehearsal comes first: another runner's
         steps have their kernels compiled, and draw nothing."""
+        has_adapters = self._states.adapters is not None
         if compiler is not None:
             rehearsing = self._for_rehearsal(self._model, self._live, self._max_num_seqs, self._logprobs_mode)
             with nullcontext() if self._ranks is None else self._ranks.resting(), compiler.rehearsal():
-                for plan in warm_up_plans(limits, times=1):
+                for plan in warm_up_plans(limits, times=1, has_adapters=has_adapters):
                     rehearsing.submit(plan).result()
-        for plan in warm_up_plans(limits):
+        for plan in warm_up_plans(limits, has_adapters=has_adapters):
             self.submit(plan).result()
         if compiler is not None:
             compiler.remember()
@@ -149,11 +151,12 @@ class DeviceRunner:
         if plan.rows != self._last_rows:
             self._last_rows, self._last_array = plan.rows, np.array(plan.rows, np.int32)
             self._last_variant = self._variant(self._last_array)
+            self._last_has_adapters = self._states.have_adapters(self._last_array)
         rows, variant = self._last_array, self._last_variant
         positions = self._states.num_tokens[rows]
         size = padded_size(len(rows), self._max_num_seqs, self._model.row_counts)
         self._rows.flush(rows, size)
-        logits = self._decodes.run(size, variant)
+        logits = self._decodes.run(size, variant, has_adapters=self._last_has_adapters)
         entries = np.arange(len(rows), dtype=np.int32)
         if variant != "logits":
             return self._launch(plan, rows, positions, self._decodes.tokens(len(rows)), logits, entries)
@@ -168,7 +171,7 @@ class DeviceRunner:
         rows, counts = np.array(plan.rows, np.int32), np.array(plan.num_draws, np.int32)
         size = padded_size(len(rows), self._max_num_seqs, self._model.row_counts)
         self._rows.flush(rows, size)
-        logits = self._decodes.run(size, "logits")
+        logits = self._decodes.run(size, "logits", has_adapters=self._states.have_adapters(rows))
         entries = np.fromiter(plan.candidates, np.int32, len(plan.candidates))
         drawing = np.flatnonzero(counts).astype(np.int32)
         positions = self._states.num_tokens[rows[drawing]]

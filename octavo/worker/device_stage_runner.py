@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from octavo.distributed.stage_link import StageLink
+from octavo.kernels.arrays import IntArray
 from octavo.kernels.device import KernelCompiler, StepBatch, StepLimits
 from octavo.kernels.triton.linear.row_counts import padded_size
 from octavo.messages import PendingStep, StepPlan, StepResult
@@ -51,26 +52,27 @@ class LastStageRunner(DeviceRunner):
         self._link = link
 
     def _begin_decodes(self, plan: StepPlan) -> PendingStep:
-        self._receive_decodes(len(plan.rows))
+        self._receive_decodes(np.array(plan.rows, np.int32))
         return super()._begin_decodes(plan)
 
     def _begin_beams(self, plan: StepPlan) -> PendingStep:
-        self._receive_decodes(len(plan.rows))
+        self._receive_decodes(np.array(plan.rows, np.int32))
         return super()._begin_beams(plan)
 
     def _begin_any(self, plan: StepPlan) -> PendingStep:
-        self._receive_chunks(plan.num_tokens)
+        self._receive_chunks(plan.num_tokens, np.array(plan.rows, np.int32))
         return super()._begin_any(plan)
 
-    def _receive_decodes(self, num_rows: int) -> None:
+    def _receive_decodes(self, rows: IntArray) -> None:
         if self._link is not None:
-            size = padded_size(num_rows, self._max_num_seqs, self._model.row_counts)
-            for x in self._model.decode_inputs(num_rows, size):
+            size = padded_size(len(rows), self._max_num_seqs, self._model.row_counts)
+            has_adapters = self._states.have_adapters(rows)
+            for x in self._model.decode_inputs(len(rows), size, has_adapters=has_adapters):
                 self._link.receive(x)
 
-    def _receive_chunks(self, num_tokens: int) -> None:
+    def _receive_chunks(self, num_tokens: int, rows: IntArray) -> None:
         if self._link is not None:
-            for x in self._model.chunk_inputs(num_tokens):
+            for x in self._model.chunk_inputs(num_tokens, has_adapters=self._states.have_adapters(rows)):
                 self._link.receive(x)
 
     def _for_rehearsal(self, *given: Any) -> DeviceRunner:
@@ -111,12 +113,12 @@ class PassingRunner(LastStageRunner):
     def _decoded(self, batch: StepBatch) -> torch.Tensor:
         num_rows = len(batch.rows)
         size = padded_size(num_rows, self._max_num_seqs, self._model.row_counts)
-        self._receive_decodes(num_rows)
+        self._receive_decodes(batch.rows)
         self._rows.flush(batch.rows, size)
-        return self._decodes.run(size, "logits")[:num_rows]
+        return self._decodes.run(size, "logits", has_adapters=self._states.have_adapters(batch.rows))[:num_rows]
 
     def _computed(self, batch: StepBatch) -> torch.Tensor:
-        self._receive_chunks(len(batch.input_ids))
+        self._receive_chunks(len(batch.input_ids), batch.rows)
         if self._chunks.takes(batch):
             self._chunks.run(batch, np.zeros(0, np.int32), None)
         else:

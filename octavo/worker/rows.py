@@ -122,6 +122,9 @@ class RequestStates:
             adapters=None if self.adapters is None else self._adapters_of(token_rows),
         )
 
+    def have_adapters(self, rows: IntArray) -> bool:
+        return self.adapters is not None and bool((self.adapters[rows] >= 0).any())
+
     def _adapters_of(self, token_rows: IntArray) -> IntArray | None:
         assert self.adapters is not None, "the rows have adapters"
         slots = self.adapters[token_rows]
@@ -174,7 +177,7 @@ class LiveRows:
             model.copy_blocks(np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1]))
 
     def place_adapters(self, plan: StepPlan, model: CompiledModel) -> None:
-        """Load a plan's adapters into their slots. It comes after `apply`, as it may fail: a file may be gone."""
+        """Put a plan's adapters into their slots. It comes after `apply`, as it may fail."""
         for load in plan.adapters:
             assert self.adapters is not None, "a plan has adapters where the model takes them"
             self.adapters.place(load, model)

@@ -42,15 +42,17 @@ _BOTH = _FILTERED.replace(**dict.fromkeys(parameters_that("edits"), 0.5))
 _EDITED = _BOTH.replace(**parameters_that("filters"), logprobs=1)
 
 
-def warm_up_plans(limits: StepLimits, times: int = 2) -> Iterator[StepPlan]:
+def warm_up_plans(limits: StepLimits, times: int = 2, *, has_adapters: bool = False) -> Iterator[StepPlan]:
     """Plans in the order to run them, each kind `times` times: its graph is captured by the second run. The last plan
-    frees all rows. Steps beyond the limits are left out."""
+    frees all rows. Steps beyond the limits are left out. has_adapters: there are slots for some, so steps come with
+    and without them; the first slot is empty, which changes no kernel."""
     ids = count()
     in_use = 0
-    for lengths, params in _steps(limits):
-        for _ in range(times):
-            yield _plan(next(ids), in_use, lengths, params)
-            in_use = len(lengths)
+    for adapter in (-1, 0) if has_adapters else (-1,):
+        for lengths, params in _steps(limits):
+            for _ in range(times if adapter < 0 or params is _PLAIN else 0):
+                yield _plan(next(ids), in_use, lengths, params, adapter)
+                in_use = len(lengths)
     yield StepPlan(next(ids), freed_rows=list(range(in_use)))
 
 
@@ -86,11 +88,14 @@ def _steps(limits: StepLimits) -> Iterator[tuple[list[int], SamplingParams]]:
         yield [1] * min(8, most), params
 
 
-def _plan(step_id: int, in_use: int, lengths: list[int], params: SamplingParams) -> StepPlan:
+def _plan(step_id: int, in_use: int, lengths: list[int], params: SamplingParams, adapter: int = -1) -> StepPlan:
     """A decode is the second token of a sequence of two."""
     rows = list(range(len(lengths)))
     tokens = [[0] * max(2, length) for length in lengths]
-    new = [NewRow(row, ids, len(ids), params, seed=row, sample_index=0) for row, ids in zip(rows, tokens, strict=True)]
+    new = [
+        NewRow(row, ids, len(ids), params, seed=row, sample_index=0, adapter=adapter)
+        for row, ids in zip(rows, tokens, strict=True)
+    ]
     return StepPlan(
         step_id,
         freed_rows=list(range(in_use)),

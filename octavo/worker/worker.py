@@ -5,7 +5,7 @@ WorkerTask -> checkpoint, device -> model loaded -> KV cache sized, bound -> war
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -14,12 +14,12 @@ from octavo.distributed.world import check_alike
 from octavo.errors import ConfigError
 from octavo.kernels.adapters import AdapterTarget
 from octavo.kernels.block_mover import BlockMover
-from octavo.kernels.device import Device, KernelCompiler
+from octavo.kernels.device import CompiledModel, Device, KernelCompiler
 from octavo.kernels.ledger import COMPONENTS, Component, Ledger, Measured
 from octavo.kernels.program.model_recording import ModelRecording
 from octavo.kernels.registry import Selection, compile_ahead, converter, select
 from octavo.kernels.vocabulary_parts import VocabularyPart
-from octavo.messages import PendingStep, StepPlan
+from octavo.messages import AdapterRead, PendingStep, StepPlan
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.classifier import Classifier, read_classifier
 from octavo.models.kv_scales import read_kv_scales
@@ -54,6 +54,7 @@ class Worker:
     def __init__(self, task: WorkerTask) -> None:
         self._runner: Runner | None = None
         self._ranks: Collectives | None = None
+        self._adapters: AdapterStore | None = None
         self._held: Callable[[], Measured] = dict
         self._used: Callable[[], int | None] = lambda: None
         self._placed: PlacedExperts | None = None
@@ -68,6 +69,8 @@ class Worker:
         """Free its memory. No step can be submitted afterwards."""
         runner, self._runner = self._runner, None
         self._held = dict
+        if self._adapters is not None:
+            self._adapters.close()
         if runner is not None:
             del self.submit, self.mover
             runner.close()
@@ -78,6 +81,17 @@ class Worker:
         """Compile the grammars of rows with it."""
         assert self._runner is not None, "a closed worker has no rows"
         self._runner.constrain(compiler)
+
+    def read_adapter(self, read: AdapterRead) -> None:
+        self._store.read(read)
+
+    def adapters_read(self, seconds: float) -> Mapping[int, str]:
+        return self._store.take_read(seconds)
+
+    @property
+    def _store(self) -> AdapterStore:
+        assert self._adapters is not None, "adapters are read where the model takes them"
+        return self._adapters
 
     def measured(self) -> dict[Component, int]:
         """Bytes of each component but the KV blocks, as their owners tell. On a device with its own memory, `system` is
@@ -110,7 +124,8 @@ class Worker:
         self.shape = replace(
             shape, adapter_targets=found, experts=_experts(checkpoint, task), balances=task.backend.eplb
         )
-        self._runner = _runner(task, device, model, self.shape, ranks, classifier)
+        self._adapters = _adapters(task, self.shape, model)
+        self._runner = _runner(task, device, model, self.shape, ranks, classifier, self._adapters)
         self.submit, self.mover = self._runner.submit, model.mover
         self.measured()
         if task.warms_up:
@@ -232,12 +247,13 @@ def _runner(
     shape: WorkerShape,
     ranks: Collectives | None,
     classifier: Classifier | None,
+    adapters: AdapterStore | None,
 ) -> Runner:
     """model: bound to its KV pool."""
     limits = shape.limits
     sizes = limits.max_num_seqs, limits.max_model_len, shape.layout.block_size, len(shape.groups)
     states = RequestStates(*sizes, has_adapters=task.lora.enable_lora)
-    rows = LiveRows(states, limits.max_num_seqs, _adapters(task, shape), draws=task.world.is_last_stage)
+    rows = LiveRows(states, limits.max_num_seqs, adapters, draws=task.world.is_last_stage)
     explain = StepFaults(task, device, shape.layout.num_blocks * shape.layout.block_bytes).explain
     given, link = (model, rows, limits.max_num_seqs, task.logprobs_mode), None if ranks is None else ranks.stages
     if shape.architecture.pooling is not None:
@@ -264,12 +280,12 @@ def _runner(
     return (LastStageRunner if task.world.is_last_stage else PassingRunner)(*given, ranks, link=link, **options)
 
 
-def _adapters(task: WorkerTask, shape: WorkerShape) -> AdapterStore | None:
+def _adapters(task: WorkerTask, shape: WorkerShape, model: CompiledModel) -> AdapterStore | None:
     if not task.lora.enable_lora:
         return None
     from octavo.worker.adapters import AdapterStore  # models without adapters run without its code
 
-    return AdapterStore(task.lora, shape.adapter_targets, shape.architecture.family)
+    return AdapterStore(task.lora, shape.adapter_targets, shape.architecture.family, model.prepare_adapter)
 
 
 def _check_embeds(checkpoint: Checkpoint, task: WorkerTask) -> None:

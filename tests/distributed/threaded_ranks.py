@@ -17,7 +17,7 @@ from octavo.distributed.collectives import Collectives
 from octavo.distributed.world import Meeting, World
 from octavo.executor.rank_mover import BeginMoves, FenceAt, RankMoves, RanksMover
 from octavo.kernels.ledger import Component
-from octavo.messages import StepPlan, StepResult
+from octavo.messages import AdapterRead, StepPlan, StepResult
 from octavo.structured.compiler import GrammarCompiler
 from octavo.worker.task import WorkerTask
 from octavo.worker.worker import Worker
@@ -54,6 +54,7 @@ class ThreadedRanks:
         self._workers = [each.result() for each in built]
         self._world = task.world
         self._drawn: list[StepResult] = []
+        self._reading: dict[int, list[str | None]] = {}
         self._mover: RanksMover | None = None
         self._moves: dict[int, RankMoves] = {}
         self.shape = self._workers[0].shape
@@ -71,6 +72,20 @@ class ThreadedRanks:
 
     def measured(self) -> Mapping[Component, int]:
         return self._workers[0].measured()
+
+    def read_adapter(self, read: AdapterRead) -> None:
+        for thread, worker in zip(self._threads, self._workers, strict=True):
+            thread.submit(worker.read_adapter, read)
+        self._reading[read.key] = [None] * len(self._workers)
+
+    def adapters_read(self, seconds: float) -> Mapping[int, str]:
+        for rank, worker in enumerate(self._workers):
+            for key, fault in worker.adapters_read(seconds).items():
+                self._reading[key][rank] = fault
+        done = {key: [*faults] for key, faults in self._reading.items() if None not in faults}
+        for key in done:
+            del self._reading[key]
+        return {key: next((fault for fault in faults if fault), "") for key, faults in done.items()}
 
     def constrain(self, compiler: GrammarCompiler) -> None:
         for worker in self._workers:

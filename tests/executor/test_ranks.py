@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from octavo import LLM, SamplingParams
+from octavo import LLM, LoRARequest, SamplingParams
 from octavo.errors import BackendUnavailableError, ConfigError, EngineDeadError
 from tests.conftest import TinyFolder
 from tests.engine.test_overlap import PROMPTS, answers, engine
@@ -32,16 +33,29 @@ def workers_of(process_id: int) -> dict[str, int]:
     return names
 
 
-def two_ranks(folder: object) -> LLM:
-    return engine(folder, tensor_parallel_size=2, backend="cpu", num_threads=1)
+def two_ranks(folder: object, **options: object) -> LLM:
+    return engine(folder, tensor_parallel_size=2, backend="cpu", num_threads=1, **options)
 
 
-def test_answers_are_one_ranks_until_a_rank_stops(tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stopped rank is found by the time limit, and killed with the others."""
+def test_answers_are_one_ranks_until_a_rank_stops(
+    tiny_folder: TinyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With adapters, of which one cannot be read. A stopped rank is found by the time limit, and killed with the
+    others."""
+    from tests.lora.written_adapters import write_adapter  # it needs torch, as ranks do
+
+    folders = [write_adapter(tmp_path / name, tiny_folder("llama"), seed=len(name)) for name in ("a", "bb")]
+    asked = [LoRARequest(folder.name, len(folder.name), str(folder)) for folder in folders]
     monkeypatch.setenv("OCTAVO_COLLECTIVE_TIMEOUT", "5")  # a busy machine may pause a rank for a second
-    with engine(tiny_folder("llama"), backend="cpu") as one:
+    with engine(tiny_folder("llama"), backend="cpu", enable_lora=True) as one:
+        adapted = one.generate(PROMPTS[:2], GREEDY, False, lora_request=asked[0])
         expected = [[choice[:3] for choice in output[:-1]] for output in answers(one)]
-    with two_ranks(tiny_folder("llama")) as llm:
+    with two_ranks(tiny_folder("llama"), enable_lora=True) as llm:
+        found = [llm.generate(PROMPTS[:2], GREEDY, False, lora_request=each) for each in asked]
+        assert [one.outputs[0].token_ids for one in found[0]] == [one.outputs[0].token_ids for one in adapted]
+        shutil.rmtree(folders[0])
+        gone, there = llm.generate(PROMPTS[:2], GREEDY, False, lora_request=asked)
+        assert (gone.outputs[0].finish_reason, there.outputs[0].finish_reason) == ("error", "length")
         assert [[choice[:3] for choice in output[:-1]] for output in answers(llm)] == expected
         exchanging = "2, each with a part of every layer, exchanging by gloo"
         assert dict(llm.card)["ranks"] == f"{exchanging}: the CPU (1 thread), the CPU (1 thread)"

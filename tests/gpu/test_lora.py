@@ -18,42 +18,55 @@ from octavo.kernels.cuda.driver import GPU  # isort: skip
 from octavo.kernels.triton.linear import adapters  # isort: skip
 from octavo.kernels.triton.linear.adapter_rows import RowLists  # isort: skip
 from octavo.kernels.triton.linear.adapters import SlotMatrices, Tiling  # isort: skip
+from octavo.kernels.triton.linear.few_adapted_rows import expand_rows, shrink_rows  # isort: skip
+from octavo.kernels.cuda.sizes import most_tiles, shrink_parts  # isort: skip
 
-NUM_SLOTS, RANK, DEPTH = 5, 12, 200
+NUM_SLOTS, RANK, DEPTH = 5, 12, 600
 PROMPTS = [[5, 9, 2], [*range(3, 23)], [101, 4], [60]]
 GREEDY = SamplingParams(temperature=0.0, max_tokens=2, ignore_eos=True, detokenize=False)
 
 
-def lists_of(slots: torch.Tensor) -> RowLists:
-    zeros = [torch.zeros(shape, dtype=torch.int32, device=DEVICE) for shape in ((NUM_SLOTS,), (NUM_SLOTS, len(slots)))]
-    lists = RowLists(slots, *zeros)
-    lists.make(len(slots), chained=False)
+def lists_of(slots: torch.Tensor, tile: int) -> RowLists:
+    shapes = (NUM_SLOTS + 2,), (NUM_SLOTS + 1, len(slots)), (2, most_tiles(len(slots), 16, NUM_SLOTS))
+    lists = RowLists(slots, *(torch.full(shape, 99, dtype=torch.int32, device=DEVICE) for shape in shapes))
+    lists.make(len(slots), tile, chained=False)
     return lists
 
 
-@pytest.mark.parametrize("ends", [(150,), (96, 160, 224), (70, 140)])
-@pytest.mark.parametrize("tiling", [Tiling(16, 1, 8), Tiling(32, 4, 1)])
-def test_each_row_gets_what_its_adapter_adds(ends: tuple[int, ...], tiling: Tiling) -> None:
-    """Rows without an adapter, a slot without rows, and one that leaves the module as it is."""
+@pytest.mark.parametrize("ends", [(150,), (96, 160, 224), (72, 144)])
+@pytest.mark.parametrize("tiling", [None, Tiling(16, 4), Tiling(64, 1)])
+def test_each_row_gets_what_its_adapter_adds(ends: tuple[int, ...], tiling: Tiling | None) -> None:
+    """Rows without an adapter, a slot without rows, and one that leaves the module as it is. None: row by row."""
     generator = torch.Generator().manual_seed(1)
-    num_rows, parts = 75, len(ends)
+    num_rows, parts = 75 if tiling is None else 300, len(ends)
     slots = torch.tensor([-1, 0, 1, 3], dtype=torch.int32)[torch.randint(4, (num_rows,), generator=generator)]
     x, y = (torch.randn(num_rows, width, generator=generator) for width in (DEPTH, ends[-1]))
     a = torch.randn(NUM_SLOTS, parts * RANK, DEPTH, generator=generator)
     b = torch.randn(NUM_SLOTS, ends[-1], RANK, generator=generator)
     ranks = torch.tensor([RANK, 0, RANK, RANK, RANK], dtype=torch.int32)
     expected = y.clone()
-    for row, slot in enumerate(slots.tolist()):
-        if slot in (0, 3):
-            h = (a[slot] @ x[row]).chunk(parts)
-            pieces = torch.tensor_split(b[slot], ends[:-1])
-            expected[row] += torch.cat([piece @ part for piece, part in zip(pieces, h, strict=True)])
+    for slot in (0, 3):
+        own = slots == slot
+        h = (x[own] @ a[slot].T).chunk(parts, 1)
+        pieces = torch.tensor_split(b[slot], ends[:-1])
+        expected[own] += torch.cat([part @ piece.T for piece, part in zip(pieces, h, strict=True)], 1)
     moved = [each.to(DEVICE) for each in (x, y, a, b, ranks, slots)]
-    module, lists = SlotMatrices(moved[2], moved[3], moved[4], ends), lists_of(moved[5])
-    shrunk = torch.full((tiling.split * num_rows * parts * RANK,), float("nan"), device=DEVICE)
-    adapters.shrink(moved[0], module, lists, shrunk, tiling, chained=False)
-    adapters.expand(shrunk, module, lists, moved[1], tiling, chained=False)
+    module = SlotMatrices(moved[2], moved[3], moved[4], ends)
+    split = shrink_parts(num_rows, DEPTH) if tiling is None else tiling.split
+    shrunk = torch.full((split * num_rows * parts * RANK,), float("nan"), device=DEVICE)
+    out = torch.full((num_rows, ends[-1] // 2), float("nan"), device=DEVICE)
+    for gated in (("silu", out), None) if len(ends) < 3 else (None,):
+        if tiling is None:
+            shrink_rows(moved[0], module, moved[5], shrunk, chained=False)
+            expand_rows(shrunk, split, module, moved[5], moved[1], gated=gated, chained=False)
+        else:
+            lists = lists_of(moved[5], tiling.rows)
+            adapters.shrink(moved[0], module, lists, shrunk, tiling, chained=False)
+            adapters.expand(shrunk, module, lists, moved[1], tiling, gated=gated, chained=False)
     torch.testing.assert_close(moved[1].cpu(), expected, rtol=1e-4, atol=1e-3)
+    if len(ends) < 3:
+        gate, up = expected.chunk(2, 1)
+        torch.testing.assert_close(out.cpu(), torch.nn.functional.silu(gate) * up, rtol=1e-4, atol=1e-2)
 
 
 def test_a_table_adds_its_tokens_rows() -> None:
@@ -65,10 +78,11 @@ def test_a_table_adds_its_tokens_rows() -> None:
     expected = torch.stack([b[1] @ a[1, 3], torch.zeros(40), torch.zeros(40), b[0] @ a[0, 0], b[4] @ a[4, 0]])
     ranks = torch.full((NUM_SLOTS,), RANK, dtype=torch.int32)
     module = SlotMatrices(a.to(DEVICE), b.to(DEVICE), ranks.to(DEVICE), (40,))
-    y, shrunk = torch.zeros(5, 40, device=DEVICE), torch.empty(5 * RANK, device=DEVICE)
+    y, shrunk = torch.zeros(2, 5, 40, device=DEVICE), torch.empty(5 * RANK, device=DEVICE)
     adapters.shrink_table(ids.to(DEVICE), module, slots.to(DEVICE), shrunk, 0, chained=False)
-    adapters.expand(shrunk, module, lists_of(slots.to(DEVICE)), y, Tiling(16, 1, 1), chained=False)
-    torch.testing.assert_close(y.cpu(), expected, rtol=1e-4, atol=1e-4)
+    adapters.expand(shrunk, module, lists_of(slots.to(DEVICE), 16), y[0], Tiling(16, 1), chained=False)
+    expand_rows(shrunk, 1, module, slots.to(DEVICE), y[1], chained=False)
+    torch.testing.assert_close(y.cpu(), torch.stack([expected] * 2), rtol=1e-4, atol=1e-4)
 
 
 @pytest.fixture

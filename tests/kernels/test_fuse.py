@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 
+from octavo.kernels.adapters import AdaptedModule, AdaptedPart, AdapterSizes
 from octavo.kernels.attention_layer import AttentionLayer
+from octavo.kernels.op import Op
+from octavo.kernels.ops import Ops, Tensor
 from octavo.kernels.parameters import Linear
-from octavo.kernels.program.fuse import Fusions, fuse
+from octavo.kernels.program.fuse import Fusions, fuse, without_adapters
 from octavo.kernels.program.recorder import Recorder, Recording
 from octavo.testing.made_parameters import linear, parameter
 
@@ -21,15 +27,19 @@ def weight(rows: int, cols: int = WIDTH, *, has_bias: bool = False) -> Linear:
 
 
 def layer(*, has_bias: bool = False) -> Recording:
-    """A llama's layer and the norm after it."""
     ops = Recorder()
     residual = ops.new_value(WIDTH)
+    return Recording(ops.instructions, (run_layer(ops, residual, has_bias=has_bias),), (residual,))
+
+
+def run_layer(ops: Ops, residual: Tensor, *, has_bias: bool = False) -> Tensor:
+    """A llama's layer and the norm after it."""
     q = ops.rotary_kv_write(ops.linear(ops.rms_norm(residual, NORM, 1e-6), weight(3 * WIDTH)), LAYER)
     out = ops.linear(ops.paged_attention(q, LAYER), weight(WIDTH, has_bias=has_bias))
     x, total = ops.add_rms_norm(out, residual, NORM, 1e-6)
     gated = ops.gated_activation(ops.linear(x, weight(4 * WIDTH)), "silu")
     hidden, _ = ops.add_rms_norm(ops.linear(gated, weight(WIDTH, 2 * WIDTH)), total, NORM, 1e-6)
-    return Recording(ops.instructions, (hidden,), (residual,))
+    return hidden
 
 
 def names(recording: Recording) -> list[str]:
@@ -52,6 +62,38 @@ def test_a_layer_becomes_five_instructions() -> None:
     assert sorted(names(fused)[3].split("+")) == ["gate", "linear", "norm_weight"]
     assert names(fused)[4:] == ["linear+residual", "rms_norm"], "the last norm is the next layer's"
     assert fused.instructions[-1].outputs[:1] == fused.kept
+
+
+def adapted() -> Recording:
+    """With slots for adapters behind each product."""
+    ops = Recorder()
+
+    class Adapting(Ops):
+        def apply(self, op: Op, inputs: tuple[Tensor, ...], arguments: dict[str, Any]) -> Any:
+            result = ops.apply(op, inputs, arguments)
+            if op.name != "linear":
+                return result
+            half = (result.width // 2,) * 2 if result.width == 4 * WIDTH else (result.width,)
+            parts = tuple(AdaptedPart(f"part {n}", (n, inputs[0].width)) for n in half)
+            return ops.add_adapters(result, inputs[0], AdaptedModule(parts, AdapterSizes(2, 4)))
+
+    residual = ops.new_value(WIDTH)
+    return Recording(ops.instructions, (run_layer(Adapting(), residual),), (residual,))
+
+
+def test_adapters_leave_a_products_fusions_and_take_the_gate() -> None:
+    fused = fuse(adapted(), replace(EVERYTHING, adapters=True, parts=True))
+    joined = "linear_add_rms_norm+norm_weight"
+    assert names(fused) == ["rms_norm", "linear", "attention", joined, "linear", "add_adapters+gate", joined]
+    assert [i.arguments.get("adapters") is not None for i in fused.instructions if "linear" in i.op] == [
+        True, True, False, True
+    ]  # fmt: skip
+
+
+def test_without_adapters_a_layer_is_as_if_there_were_none() -> None:
+    plain = fuse(without_adapters(adapted()), EVERYTHING)
+    assert names(plain) == names(fuse(layer(), EVERYTHING))
+    assert plain.kept == plain.instructions[-1].outputs[:1]
 
 
 def test_residuals_alone_where_products_take_no_norm() -> None:

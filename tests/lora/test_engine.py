@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from octavo import LLM, ConfigError, InvalidRequestError, LoRARequest, SamplingParams
-from octavo.observe.events import Preempted, PrefixHit, Waits
+from octavo.lora.folder import Adapter
+from octavo.observe.events import AdapterAsked, AdapterCame, Event, Preempted, PrefixHit, StepDone, Waits
 from octavo.observe.flight_log import read_log
 from octavo.simulator.replay import replay
 from tests.conftest import TinyFolder
@@ -181,3 +183,34 @@ def test_a_folder_that_changes_fails_its_requests_alone(llm: LLM, model: Path, t
     assert again != before
     shutil.rmtree(folder)
     assert answers(llm, adapter) == again  # it is still in its slot
+    llm.generate(PROMPTS, GREEDY, False, lora_request=others)
+    outputs = llm.generate(PROMPTS[:2], GREEDY, False, lora_request=[adapter, others[0]])
+    assert [one.outputs[0].finish_reason for one in outputs] == ["error", "length"]
+    assert "adapter_model.safetensors" in str(outputs[0].outputs[0].stop_reason)
+
+
+@pytest.mark.usefixtures("inline_executor")
+def test_steps_go_on_while_an_adapter_is_read(
+    llm: LLM, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is read once another request has gone three steps, and its own waits apart."""
+    folder, read = write_adapter(tmp_path / "late", model, seed=11), Adapter.read
+    have_gone, steps = threading.Event(), list[StepDone]()
+
+    def count(event: Event) -> None:
+        if isinstance(event, StepDone) and event.num_tokens:
+            steps.append(event)
+            if len(steps) == 3:
+                have_gone.set()
+
+    def slowly(*given: Any) -> Adapter:
+        assert have_gone.wait(20), "steps wait for the adapter"
+        return read(*given)
+
+    monkeypatch.setattr(Adapter, "read", slowly)
+    llm.events.listen(count)
+    outputs = llm.generate(PROMPTS[:2], GREEDY, False, lora_request=[None, LoRARequest("late", 40, str(folder))])
+    assert [len(one.outputs[0].token_ids) for one in outputs] == [12, 12]
+    told = [event for event in llm.events.newer if isinstance(event, AdapterAsked | AdapterCame | Waits)][-3:]
+    assert [type(event) for event in told] == [Waits, AdapterAsked, AdapterCame]
+    assert "is being read" in told[0].why

@@ -16,9 +16,10 @@ LIMITS = [
 
 
 @pytest.mark.parametrize("limits", LIMITS, ids=str)
-def test_plans_keep_to_the_limits_and_leave_nobody(limits: StepLimits) -> None:
+@pytest.mark.parametrize("has_adapters", [False, True])
+def test_plans_keep_to_the_limits_and_leave_nobody(limits: StepLimits, has_adapters: bool) -> None:
     in_use: set[int] = set()
-    for index, plan in enumerate(warm_up_plans(limits)):
+    for index, plan in enumerate(warm_up_plans(limits, has_adapters=has_adapters)):
         assert plan.step_id == index
         assert set(plan.freed_rows) <= in_use
         in_use -= set(plan.freed_rows)
@@ -37,3 +38,11 @@ def test_the_most_decodes_that_may_run_are_among_them() -> None:
     sizes = [plan.num_tokens for plan in warm_up_plans(LIMITS[0]) if set(plan.num_scheduled_tokens) == {1}]
     assert {1, 2, 3, 4, 256, 1024} <= set(sizes)
     assert max(len(plan.rows) for plan in warm_up_plans(LIMITS[1])) == 8
+
+
+def test_every_size_comes_with_and_without_an_adapter() -> None:
+    sizes: dict[bool, set[tuple[int, ...]]] = {False: set(), True: set()}
+    for plan in warm_up_plans(LIMITS[1], has_adapters=True):
+        if plan.rows:
+            sizes[any(new.adapter >= 0 for new in plan.new_rows)].add(tuple(plan.num_scheduled_tokens))
+    assert sizes[True] == sizes[False]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from octavo.kernels.adapters import AdaptedModule, AdapterSource, FloatArray
+from octavo.kernels.adapters import AdaptedModule, AdapterSource, FloatArray, ModuleWeights
 from octavo.kernels.cpu.library import AdapterSpec, address
+
+PreparedAdapter = dict[AdaptedModule, ModuleWeights | None]
 
 
 class _Slots:
@@ -28,8 +30,7 @@ class _Slots:
     def num_bytes(self) -> int:
         return sum(each.nbytes for each in (self._a, self._b, self._ranks))
 
-    def place(self, slot: int, source: AdapterSource) -> None:
-        weights = source.weights(self.module)
+    def place(self, slot: int, weights: ModuleWeights | None) -> None:
         self._ranks[slot] = 0 if weights is None else weights.rank
         if weights is not None:
             self._a[slot] = weights.a.T if self._is_table else weights.a
@@ -50,6 +51,9 @@ class CpuAdapters:
         """Valid as long as this object."""
         return self._slots.setdefault(module, _Slots(module)).spec
 
-    def place(self, slot: int, source: AdapterSource) -> None:
-        for slots in self._slots.values():
-            slots.place(slot, source)
+    def prepare(self, source: AdapterSource) -> PreparedAdapter:
+        return {module: source.weights(module) for module in self._slots}
+
+    def place(self, slot: int, prepared: PreparedAdapter) -> None:
+        for module, slots in self._slots.items():
+            slots.place(slot, prepared[module])

@@ -19,6 +19,7 @@ from octavo.kernels.arrays import FloatArray, IntArray
 from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.block_mover import HostMover
 from octavo.kernels.cpu import library
+from octavo.kernels.cpu.adapters import PreparedAdapter
 from octavo.kernels.cpu.all_reduce import AllReduce
 from octavo.kernels.cpu.library import ThreadPool, address, check, int32_address, processed_logits, sample
 from octavo.kernels.cpu.program import CpuProgram, slots
@@ -207,8 +208,11 @@ class CpuModel:
             assert 0 <= block_id <= last_block, f"block {block_id} of a pool whose last is {last_block}"
         self._library.octavo_model_copy_blocks(self._handle, int32_address(source), int32_address(target), len(source))
 
-    def place_adapter(self, slot: int, source: AdapterSource) -> None:
-        self._weights.adapters.place(slot, source)
+    def prepare_adapter(self, source: AdapterSource) -> PreparedAdapter:
+        return self._weights.adapters.prepare(source)
+
+    def place_adapter(self, slot: int, prepared: PreparedAdapter) -> None:
+        self._weights.adapters.place(slot, prepared)
 
     def mover(self) -> HostMover:
         return HostMover("cpu", self.pool.reshape(self._kv.num_blocks, self._kv.block_bytes))

@@ -103,10 +103,10 @@ def _activations(
     model: ModelRecording, limits: StepLimits, element_bytes: int, dtype: KVDType, *, is_fused: bool
 ) -> Iterator[Entry]:
     """Passes share memory, and heads share other memory; the widest of each are those with the least fused."""
-    fusions = Fusions(attention=is_fused)
+    fusions = Fusions(attention=is_fused, adapters=is_fused)
     tokens, seqs = limits.max_num_tokens, limits.max_num_seqs
     chunks = model.body if model.gives_logits else model.whole
-    passes = max(elements(chunks, Fusions(), tokens), elements(model.whole, fusions, seqs))
+    passes = max(elements(chunks, Fusions(adapters=is_fused), tokens), elements(model.whole, fusions, seqs))
     yield Entry("activations", element_bytes * passes, f"a step of {tokens:,} tokens in {dtype}")
     own, vocab = model.head.kept[0].width, limits.vocab_size
     if not model.gives_logits:

@@ -33,7 +33,7 @@ from octavo.kernels.cuda.driver import GPU, has_hopper_kernels
 from octavo.kernels.cuda.program import Program
 from octavo.kernels.cuda.quantized_product import QuantizedProducts
 from octavo.kernels.cuda.rank_sums import RankSums
-from octavo.kernels.cuda.row_programs import first_for, programs_by_rows
+from octavo.kernels.cuda.row_programs import Passes, first_for
 from octavo.kernels.cuda.shared import Shared
 from octavo.kernels.cuda.sizes import MAX_EDITED_ROWS
 from octavo.kernels.cuda.step import DeviceStep, Staging, StepKind, slots_of
@@ -44,7 +44,6 @@ from octavo.kernels.kv_layout import KVDType, KVLayout
 from octavo.kernels.ledger import Contents, Measured
 from octavo.kernels.model import Model
 from octavo.kernels.placed_experts import placed_experts
-from octavo.kernels.program.fuse import Fusions, fuse
 from octavo.kernels.program.model_recording import ModelRecording
 from octavo.kernels.program.recorder import See
 from octavo.kernels.triton.attention.memory import TORCH_DTYPE, AttentionMemory
@@ -62,6 +61,7 @@ from octavo.kernels.triton.sampling.parted_top_k import PartedTopK
 from octavo.sampling.columns import SamplingBatch
 
 if TYPE_CHECKING:
+    from octavo.kernels.cuda.adapter_memory import PreparedAdapter
     from octavo.kernels.cuda.adapters import DeviceAdapters
 
 
@@ -119,13 +119,16 @@ class TritonModel:
         shape = sizes.partial_sums(whole.instructions, seqs) if tiled else (0,)
         self._parts = torch.empty(shape, dtype=torch.float32, device=device)
         parts = self._parts if tiled else None
-        chunks = fuse(recording.body if draws else whole, Fusions(all_reduce=self._shared.fuses_sums))
-        self._chunks = Program(chunks, self._shared, limits.max_num_tokens)
-        self._decodes = programs_by_rows(whole, self._shared, seqs, parts)
-        self._heads = programs_by_rows(recording.head, self._shared, seqs, parts) if draws else []
+        passes = [Passes.of(recording, self._shared, limits, parts)]
+        if self._adapters is not None and see is None:  # ops that are printed are the model's
+            passes.insert(0, Passes.of(recording.without_adapters(), self._shared, limits, parts))
+        #: of steps without adapters, and with
+        self._plain, self._adapted = passes[0], passes[-1]
+        self._last = self._plain
         #: passes never overlap in time, so they share their activations. Heads read a pass's result, so they share
         #: other memory among themselves
-        self._activations = self._place((self._chunks, *self._decodes)), self._place(self._heads)
+        bodies = [program for each in passes for program in (each.chunks, *each.decodes)]
+        self._activations = self._place(bodies), self._place([head for each in passes for head in each.heads])
         products = [*Contents.of((recording.body,)).products.values()]
         dense = [each for each in products if not is_fixed and self._shared.quantized_product(each) is None]
         matrices = [self._weights.stacked(*each.parts) for each in dense]
@@ -224,13 +227,13 @@ class TritonModel:
         """Run a step of any kind whose tensors are already on the device; `logits` then reads its hidden states. Tokens
         beyond the last sequence's are padding, and so are sequences of length 0."""
         self._attention.plan(step, is_fused=False)
-        if self._adapters is not None:
-            self._adapters.begin(step)
-        self._hidden = self._chunks.run(step, len(step.input_ids))
+        self._last = self._begin(step)
+        self._hidden = self._last.chunks.run(step, len(step.input_ids))
 
-    def take_hidden(self, num_tokens: int) -> None:
+    def take_hidden(self, num_tokens: int, kind: StepKind) -> None:
         """Let `logits` read the hidden states of a replayed `run_chunks` of this many tokens."""
-        self._hidden = self._chunks.kept(num_tokens)
+        self._last = self._passes(has_adapters=kind.has_adapters)
+        self._hidden = self._last.chunks.kept(num_tokens)
 
     def logits(self, token_indices: IntArray) -> torch.Tensor:
         return self.logits_at(*self.staging.upload([token_indices]))
@@ -238,15 +241,15 @@ class TritonModel:
     def logits_at(self, indices: torch.Tensor) -> torch.Tensor:
         """`logits` for N indices on the device. The result's memory depends only on N. Of a model without a head: the
         hidden states."""
-        if not self._heads:
+        if not self._last.heads:
             (hidden,) = self._hidden
             return hidden.index_select(0, indices)
         num_rows = len(indices)
         padded = padded_size(num_rows, self.limits.max_num_seqs, self.row_counts)
-        head = first_for(padded, self._heads)
+        head = first_for(padded, self._last.heads)
         for hidden, given in zip(self._hidden, head.given(num_rows), strict=True):
             torch.index_select(hidden, 0, indices, out=given)
-        if self._adapters is not None:
+        if self._adapters is not None and self._last is self._adapted:
             self._adapters.begin_head(indices)
         if self._placings is not None:
             self._placings.head = indices
@@ -301,9 +304,13 @@ class TritonModel:
         for sources, targets in zip(ids[::2], ids[1::2], strict=True):
             copy_blocks(blocks, sources, targets, chained=self.chained)
 
-    def place_adapter(self, slot: int, source: AdapterSource) -> None:
+    def prepare_adapter(self, source: AdapterSource) -> PreparedAdapter:
         assert self._adapters is not None, "a model without slots gets no adapters"
-        self._adapters.place(slot, source)
+        return self._adapters.memory.prepare(source)
+
+    def place_adapter(self, slot: int, prepared: PreparedAdapter) -> None:
+        assert self._adapters is not None, "a model without slots gets no adapters"
+        self._adapters.memory.place(slot, prepared)
 
     @property
     def row_adapters(self) -> torch.Tensor | None:
@@ -318,13 +325,13 @@ class TritonModel:
 
     # Stages of a pipeline
 
-    def chunk_inputs(self, num_tokens: int) -> list[torch.Tensor]:
+    def chunk_inputs(self, num_tokens: int, *, has_adapters: bool) -> list[torch.Tensor]:
         """Where the next `forward` or `run_chunks` reads its first tokens' hidden states, if it does not embed them."""
-        return self._chunks.given(num_tokens)
+        return self._passes(has_adapters=has_adapters).chunks.given(num_tokens)
 
-    def decode_inputs(self, num_rows: int, size: int) -> list[torch.Tensor]:
+    def decode_inputs(self, num_rows: int, size: int, *, has_adapters: bool) -> list[torch.Tensor]:
         """The same, of the first rows of a `decode` of that size."""
-        return first_for(size, self._decodes).given(num_rows)
+        return first_for(size, self._passes(has_adapters=has_adapters).decodes).given(num_rows)
 
     def hidden_states(self, num_tokens: int) -> torch.Tensor:
         """Of the last `forward` or `run_chunks`, in a stage that gives them."""
@@ -337,10 +344,8 @@ class TritonModel:
         """Logits [S, V] of S sequences with one new token each. A sequence of length 0 is padding. is_part: only those
         of this rank's tokens, for `parted_draws`."""
         self._attention.plan(step, is_fused=self._shared.see is None)
-        if self._adapters is not None:
-            self._adapters.begin(step)
         num_rows = len(step.seq_lens)
-        (logits,) = first_for(num_rows, self._decodes).run(step, num_rows)
+        (logits,) = first_for(num_rows, self._begin(step).decodes).run(step, num_rows)
         return logits if is_part else self._whole_logits.of(logits)
 
     def draw(
@@ -351,6 +356,15 @@ class TritonModel:
         workspace = self._editing if has_edits else self._sampling
         chained = self.chained
         sample(logits, batch, tokens, workspace, has_edits=has_edits, has_filters=has_filters, chained=chained)
+
+    def _begin(self, step: DeviceStep) -> Passes:
+        passes = self._passes(has_adapters=step.kind.has_adapters)
+        if self._adapters is not None and passes is self._adapted:
+            self._adapters.begin(step)
+        return passes
+
+    def _passes(self, *, has_adapters: bool) -> Passes:
+        return self._adapted if has_adapters else self._plain
 
     def _place(self, programs: Sequence[Program]) -> torch.Tensor:
         size = max((program.num_elements for program in programs), default=0)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from octavo.kernels.adapters import AdaptedModule
 from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.cuda.kv_calibration import with_calibration
+from octavo.kernels.cuda.normed_product import Adapt, normed_product, normed_quantized
 from octavo.kernels.cuda.shared import Shared
 from octavo.kernels.cuda.sizes import aligned, buffer_elements
 from octavo.kernels.cuda.step import DeviceStep
@@ -131,7 +132,24 @@ class Program:
         sums.prepare_norm(len(weight_H))
         return lambda step, x, residual, out, total: sums.add_rms_norm(out, total, weight_H, eps, out)
 
-    def _linear(
+    def _linear(self, weight: Linear, *, adapters: AdaptedModule | None = None, **fused: Any) -> Launch:
+        product, adapt = self._product(weight, **fused), self._adapt(adapters)
+        if adapt is None:
+            return product
+
+        def launch(step: DeviceStep, x: torch.Tensor, *rest: torch.Tensor) -> None:
+            product(step, x, *rest)
+            adapt(step, x, rest[-1])
+
+        return launch
+
+    def _adapt(self, module: AdaptedModule | None) -> Adapt | None:
+        if module is None:
+            return None
+        own = self._adapters
+        return lambda step, x, y: own.add(module, own.rows_of(step), x, y)
+
+    def _product(
         self, weight: Linear, gate: Activation | None = None, norm_weight: Parameter | None = None, eps: float = 1e-6
     ) -> Launch:
         weights, chained = self._weights, self._chained
@@ -165,10 +183,13 @@ class Program:
 
         return launch
 
-    def _add_adapters(self, module: AdaptedModule) -> Launch:
-        """In a head, which has no step, the rows are those whose logits are wanted."""
+    def _add_adapters(self, module: AdaptedModule, gate: Activation | None = None) -> Launch:
         own = self._adapters
-        return lambda step, y, x, out: own.add(module, own.head if step is None else own.body, x, out)
+
+        def launch(step: DeviceStep, y: torch.Tensor, x: torch.Tensor, out: torch.Tensor) -> None:
+            own.add(module, own.rows_of(step), x, y, None if gate is None else (gate, out))
+
+        return launch
 
     def _add_table_adapters(self, module: AdaptedModule, offset: int) -> Launch:
         own = self._adapters
@@ -179,33 +200,16 @@ class Program:
         assert self._shared.adapters is not None, "a model with adapters has slots for them"
         return self._shared.adapters
 
-    def _linear_add_rms_norm(self, weight: Linear, norm_weight: Parameter, eps: float) -> Launch:
+    def _linear_add_rms_norm(
+        self, weight: Linear, norm_weight: Parameter, eps: float, adapters: AdaptedModule | None
+    ) -> Launch:
         """Outputs the normed sum, and the sum in the residual's memory."""
-        norm_H = self._weights.vector(norm_weight)
+        norm_H, adapt = self._weights.vector(norm_weight), self._adapt(adapters)
+        how: dict[str, Any] = {"room": self._parts, "adapt": adapt, "chained": self._chained}
         if (product := self._shared.quantized_product(weight)) is not None:
-            parts = self._parts
-            return lambda step, x, _, out, total: product.run_add_rms_norm(x, total, norm_H, eps, out, parts)
+            return normed_quantized(product, norm_H, eps, **how)
         matrix = self._weights.stacked(*weight.parts)
-        tiles, room, chained = self._tiles(matrix), self._parts, self._chained
-
-        def launch(
-            step: DeviceStep, x: torch.Tensor, residual: torch.Tensor, out: torch.Tensor, total: torch.Tensor
-        ) -> None:
-            tile = None if tiles is None else tiles.tile_for(len(x), in_parts=True)
-            tiling = choose_tiling(len(x), out.shape[1], x.shape[1])
-            if tiles is not None and tile is not None:
-                assert room is not None, "a program with tiles has room for their parts"
-                parts = room[: tile.split * out.numel()].view(tile.split, *out.shape)
-                tiles.run(x, parts, tile=tile, chained=chained)
-                norm.sum_rms_norm(parts, total, norm_H, eps, out, chained=chained)
-            elif tiling is not None:
-                skinny_linear(x, matrix, total, residual=total, tiling=tiling, chained=chained)
-                norm.rms_norm(total, norm_H, eps, out, chained=chained)
-            else:
-                library_linear(x, matrix, out, None)
-                norm.add_rms_norm(out, total, norm_H, eps, out, chained=chained)
-
-        return launch
+        return normed_product(matrix, norm_H, eps, tiles=self._tiles(matrix), **how)
 
     def _tiles(self, matrix: torch.Tensor, gate: Activation | None = None) -> TileLinear | None:
         if self._parts is None:

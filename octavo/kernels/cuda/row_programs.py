@@ -12,19 +12,42 @@ A deterministic engine has one program for any number of rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
 from octavo.kernels.cuda.program import Program
 from octavo.kernels.cuda.shared import Shared
 from octavo.kernels.cuda.sizes import FEW_QUANTIZED_ROWS, TILED_ROWS
+from octavo.kernels.device import StepLimits
 from octavo.kernels.program.fuse import Fusions, fuse
+from octavo.kernels.program.model_recording import ModelRecording
 from octavo.kernels.program.recorder import Recording
 from octavo.kernels.triton.linear.skinny_linear import choose_tiling
 
 VECTOR_ROWS = (1, 2, 4)
 MAX_SKINNY_ROWS = 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Passes:
+    """The programs of a model, for steps of one kind: with adapters, or without."""
+
+    chunks: Program
+    decodes: Sequence[Program]
+    heads: Sequence[Program]
+
+    @classmethod
+    def of(cls, model: ModelRecording, shared: Shared, limits: StepLimits, parts: torch.Tensor | None) -> Passes:
+        """parts: see Program; None off Hopper."""
+        seqs, is_fused = limits.max_num_seqs, shared.see is None and not shared.is_fixed
+        fusions = Fusions(all_reduce=shared.fuses_sums, adapters=is_fused)
+        body = fuse(model.body if model.gives_logits else model.whole, fusions)
+        return cls(
+            Program(body, shared, limits.max_num_tokens),
+            programs_by_rows(model.whole, shared, seqs, parts),
+            programs_by_rows(model.head, shared, seqs, parts) if model.gives_logits else [],
+        )
 
 
 def programs_by_rows(
@@ -33,7 +56,8 @@ def programs_by_rows(
     """By ascending number of rows. parts: see Program; None off Hopper."""
 
     def program(num_rows: int, fusions: Fusions, room: torch.Tensor | None = None) -> Program:
-        fusions = replace(fusions, all_reduce=shared.fuses_sums)
+        is_fused = shared.see is None and not shared.is_fixed
+        fusions = replace(fusions, all_reduce=shared.fuses_sums, adapters=is_fused)
         if shared.quantized is not None:
             fusions = replace(fusions, fuses=shared.quantized.fuses(num_rows))
         return Program(fuse(recording, fusions), shared, min(num_rows, max_num_seqs), room)

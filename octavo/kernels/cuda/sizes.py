@@ -37,8 +37,11 @@ TILED_ROWS = (16, 64, 128, 256)  # row counts above 1 at which products are tile
 MAX_SPLIT = 2  # parts of a product's inputs, each with its own sum
 FEW_QUANTIZED_ROWS = 8  # rows of a program in which what surrounds quantised products is fused
 FEW_MIXTURE_ROWS = 32  # rows whose router products are split over programs
+SMALLEST_ADAPTER_TILE = 16  # rows
+VERY_FEW_ADAPTED_ROWS = 4
+FEW_ADAPTED_ROWS = 64  # rows of adapters that are computed one by one
 #: most rows -> over how many programs their products with an adapter's A are split; with more rows it is one
-SHRINK_SPLITS = {64: 8, 512: 4}
+SHRINK_SPLITS = {512: 4}
 STAGING_BYTES = 8 << 20
 MOVE_BYTES = 32 << 20  # of KV blocks that travel at once
 MAX_PEERS = 8  # ranks that exchange over peer memory
@@ -124,18 +127,37 @@ def multiplies_fp8(form: ScaledFormat, dtype: str, gpu: GPU) -> bool:
 
 
 def adapter_lists(modules: Sequence[AdaptedModule], max_num_tokens: int, max_num_seqs: int) -> dict[str, Shape]:
-    """The slots of rows, and the rows of slots: of a step's tokens, and of those whose logits are wanted."""
-    num_slots = max((module.sizes.num_slots for module in modules), default=0)
+    """The slots of rows, and the rows of slots in tiles: of a step's tokens, and of those whose logits are wanted."""
+    slots = max((module.sizes.num_slots for module in modules), default=0)
     found: dict[str, Shape] = {"rows": (max_num_seqs,)}
     for name, rows in (("body", max(max_num_tokens, max_num_seqs)), ("head", max_num_seqs)):
-        found |= {f"{name}_slots": (rows,), f"{name}_counts": (num_slots,), f"{name}_order": (num_slots, rows)}
+        found |= {f"{name}_slots": (rows,), f"{name}_counts": (slots + 2,), f"{name}_order": (slots + 1, rows)}
+        found[f"{name}_tiles"] = (2, most_tiles(rows, SMALLEST_ADAPTER_TILE, slots))
     return found
+
+
+def most_tiles(num_rows: int, tile: int, num_slots: int) -> int:
+    """Tiles of rows that have one adapter, or none."""
+    return min(num_rows, num_rows // tile + num_slots + 1)
+
+
+def shrink_depth(num_rows: int) -> int:
+    """Inputs that a program of one row's product with an adapter's A has: few where there are few programs."""
+    return 256 if num_rows <= VERY_FEW_ADAPTED_ROWS else 1024
+
+
+def shrink_parts(num_rows: int, in_features: int) -> int:
+    return -(-in_features // shrink_depth(num_rows))
 
 
 def shrunk_rows(modules: Sequence[AdaptedModule], max_rows: int) -> Shape:
     """What the rows of a step are shrunk to, in float32, by the module that shrinks them least."""
-    width = max((module.width for module in modules), default=0)
-    return (max(max_rows, *(rows * split for rows, split in SHRINK_SPLITS.items())) * width,)
+    rows = max(max_rows, *(rows * split for rows, split in SHRINK_SPLITS.items()))
+    few = (VERY_FEW_ADAPTED_ROWS, FEW_ADAPTED_ROWS)
+    widths = [
+        module.width * max(rows, *(one * shrink_parts(one, module.in_features) for one in few)) for module in modules
+    ]
+    return (max(widths, default=0),)
 
 
 def attention_plan(max_num_seqs: int, max_num_tokens: int) -> Shapes:

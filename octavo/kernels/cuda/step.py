@@ -39,6 +39,7 @@ class StepKind:
     has_chunks: bool
     has_long_chunks: bool = False  # a chunk's sequence has LONG_SEQUENCE tokens or more
     decode_threshold: int = 1  # the most new tokens of a decoding sequence
+    has_adapters: bool = False  # a token has one
 
     @classmethod
     def of(cls, batch: StepBatch, short_chunk: int = 1) -> StepKind:
@@ -49,7 +50,8 @@ class StepKind:
             threshold = short_chunk
         is_chunk = counts > threshold
         is_long = batch.seq_lens[is_chunk] >= LONG_SEQUENCE
-        return cls(not is_chunk.all(), bool(is_chunk.any()), bool(is_long.any()), threshold)
+        has_adapters = batch.adapters is not None
+        return cls(not is_chunk.all(), bool(is_chunk.any()), bool(is_long.any()), threshold, has_adapters)
 
 
 #: a step of decodes alone

@@ -7,6 +7,8 @@
     linear, gated_activation           ->  linear with gate                  if the product's tiling takes it
     rms_norm, linear                   ->  linear with norm                  very few rows: a kernel holds whole rows
     all_reduce, add_rms_norm           ->  all_reduce_add_rms_norm           between ranks
+    add_adapters, gated_activation     ->  add_adapters with gate
+    linear, add_adapters               ->  linear with adapters              and what fuses with a product then does
 
 A Llama layer of nine instructions becomes five. A device lists in `Fusions` what its kernels do in one launch. Buffers
 are assigned after fusing, so a fused instruction never writes its result to a buffer that it still reads.
@@ -32,6 +34,7 @@ class Fusions:
     attention: bool = False
     residual: bool = False
     all_reduce: bool = False
+    adapters: bool = False
     parts: bool = False  # a product leaves partial sums, and the next norm adds them up
     fuses: Callable[[Linear, bool], bool] = lambda weight, gated: True  # whether anything but that; a gate
     takes_norm: Callable[[int, int], bool] = lambda columns, depth: False  # whether such a product does
@@ -41,6 +44,8 @@ class Fusions:
 def fuse(recording: Recording, fusions: Fusions) -> Recording:
     """The same computation in fewer instructions."""
     recording = _with_own_queries(recording)
+    if fusions.adapters:
+        recording = _apply(_apply(recording, _adapted_gate), _adapted)
     if fusions.attention:
         recording = _apply(recording, _attention)
     if fusions.all_reduce:
@@ -51,6 +56,20 @@ def fuse(recording: Recording, fusions: Fusions) -> Recording:
         recording = _apply(recording, lambda first, second: _residual(first, second, fusions))
     recording = _apply(recording, lambda first, second: _gate(first, second, fusions))
     return _apply(recording, lambda first, second: _norm(first, second, fusions))
+
+
+def without_adapters(recording: Recording) -> Recording:
+    """The same computation for steps in which no token has an adapter."""
+    plain: dict[Value, Value] = {}
+    instructions = []
+    for each in recording.instructions:
+        inputs = tuple(plain.get(value, value) for value in each.inputs)
+        if each.op in ("add_adapters", "add_table_adapters"):
+            plain[each.outputs[0]] = inputs[0]
+        else:
+            instructions.append(replace(each, inputs=inputs))
+    kept = tuple(plain.get(value, value) for value in recording.kept)
+    return replace(recording, instructions=instructions, kept=kept)
 
 
 def _with_own_queries(recording: Recording) -> Recording:
@@ -101,6 +120,19 @@ def _all_reduce(first: Instruction, second: Instruction) -> list[Instruction] | 
     return [Instruction("all_reduce_add_rms_norm", inputs, second.outputs, second.arguments)]
 
 
+def _adapted_gate(first: Instruction, second: Instruction) -> list[Instruction] | None:
+    if (first.op, second.op) != ("add_adapters", "gated_activation") or not first.arguments["module"].has_gates:
+        return None
+    return [replace(first, outputs=second.outputs, arguments=first.arguments | {"gate": second.arguments["kind"]})]
+
+
+def _adapted(first: Instruction, second: Instruction) -> list[Instruction] | None:
+    if (first.op, second.op) != ("linear", "add_adapters") or "gate" in second.arguments:
+        return None
+    adapters = {"adapters": second.arguments["module"]}
+    return [replace(first, outputs=second.outputs, arguments=first.arguments | adapters)]
+
+
 def _residual(first: Instruction, second: Instruction, fusions: Fusions) -> list[Instruction] | None:
     if first.op != "mixture" and (first.op != "linear" or first.arguments["weight"].biases):
         return None
@@ -123,12 +155,12 @@ def _parts(first: Instruction, second: Instruction) -> list[Instruction] | None:
     if second.inputs[0] is not first.outputs[0]:
         return None
     arguments = {"weight": first.arguments["weight"], "norm_weight": second.arguments["weight"]}
-    arguments["eps"] = second.arguments["eps"]
+    arguments |= {"eps": second.arguments["eps"], "adapters": first.arguments.get("adapters")}
     return [Instruction("linear_add_rms_norm", (*first.inputs, second.inputs[1]), second.outputs, arguments)]
 
 
 def _gate(first: Instruction, second: Instruction, fusions: Fusions) -> list[Instruction] | None:
-    if (first.op, second.op) != ("linear", "gated_activation"):
+    if (first.op, second.op) != ("linear", "gated_activation") or "adapters" in first.arguments:
         return None
     shape = second.outputs[0].width, first.inputs[0].width
     if not fusions.takes_gate(*shape) or not fusions.fuses(first.arguments["weight"], True):
@@ -139,6 +171,8 @@ def _gate(first: Instruction, second: Instruction, fusions: Fusions) -> list[Ins
 def _norm(first: Instruction, second: Instruction, fusions: Fusions) -> list[Instruction] | None:
     if (first.op, second.op) != ("rms_norm", "linear") or second.inputs[0] is not first.outputs[0]:
         return None
+    if "adapters" in second.arguments:
+        return None  # they read the normed rows, too
     shape = second.outputs[0].width, first.inputs[0].width
     if not fusions.takes_norm(*shape) or not fusions.fuses(second.arguments["weight"], "gate" in second.arguments):
         return None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from octavo.kernels.model import Model
 from octavo.kernels.ops import Ops, Tensor
+from octavo.kernels.program.fuse import without_adapters
 from octavo.kernels.program.recorder import Recording, record, record_model
 
 
@@ -18,6 +19,11 @@ class ModelRecording:
     head: Recording
     whole: Recording
     gives_logits: bool = True
+
+    def without_adapters(self) -> ModelRecording:
+        """For steps in which no token has one."""
+        body, head, whole = (without_adapters(each) for each in (self.body, self.head, self.whole))
+        return ModelRecording(body, head, whole, self.gives_logits)
 
     @classmethod
     def of(cls, model: Model) -> ModelRecording:

@@ -10,6 +10,9 @@ import torch
 from octavo.kernels.adapters import AdaptedModule, AdapterSource
 from octavo.kernels.arrays import IntArray
 
+#: A and B of each module that it changes
+PreparedAdapter = dict[AdaptedModule, tuple[torch.Tensor, torch.Tensor]]
+
 
 class ReferenceAdapters:
     """The matrices of each slot. slots: [T] that of each token of the step, or -1; None: no token has one."""
@@ -23,11 +26,19 @@ class ReferenceAdapters:
     def num_bytes(self) -> int:
         return sum(matrix.nbytes for pair in self._held.values() for matrix in pair)
 
-    def place(self, slot: int, source: AdapterSource) -> None:
+    def prepare(self, source: AdapterSource) -> PreparedAdapter:
+        weights = {module: source.weights(module) for module in self._modules}
+        return {
+            module: (torch.from_numpy(one.a), torch.from_numpy(one.b))
+            for module, one in weights.items()
+            if one is not None
+        }
+
+    def place(self, slot: int, prepared: PreparedAdapter) -> None:
         for module in self._modules:
             self._held.pop((module, slot), None)
-            if (weights := source.weights(module)) is not None:
-                self._held[module, slot] = torch.from_numpy(weights.a), torch.from_numpy(weights.b)
+            if module in prepared:
+                self._held[module, slot] = prepared[module]
 
     def add(self, y: torch.Tensor, x: torch.Tensor, module: AdaptedModule) -> torch.Tensor:
         for rows, a, b in self._rows_of(module):

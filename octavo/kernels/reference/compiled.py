@@ -14,7 +14,7 @@ from octavo.kernels.device import StepBatch, StepLimits
 from octavo.kernels.kv_layout import KVLayout
 from octavo.kernels.model import Model
 from octavo.kernels.program.recorder import See
-from octavo.kernels.reference.adapters import ReferenceAdapters
+from octavo.kernels.reference.adapters import PreparedAdapter, ReferenceAdapters
 from octavo.kernels.reference.attention import KVPool, StepIndex
 from octavo.kernels.reference.logprobs import top_logprobs
 from octavo.kernels.reference.ops import ReferenceOps
@@ -90,8 +90,11 @@ class ReferenceModel:
             self._blocks[target_id] = self._blocks[source_id]
 
     @torch.inference_mode()
-    def place_adapter(self, slot: int, source: AdapterSource) -> None:
-        self._ops.adapters.place(slot, source)
+    def prepare_adapter(self, source: AdapterSource) -> PreparedAdapter:
+        return self._ops.adapters.prepare(source)
+
+    def place_adapter(self, slot: int, prepared: PreparedAdapter) -> None:
+        self._ops.adapters.place(slot, prepared)
 
     def mover(self) -> HostMover:
         return HostMover("reference", self._blocks)

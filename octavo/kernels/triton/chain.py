@@ -31,6 +31,14 @@ def wait_for_previous(CHAINED: tl.constexpr, EARLY: tl.constexpr = False):
 
 
 @triton.jit
+def admit_next(CHAINED: tl.constexpr):
+    """Let the successor become resident before this kernel has waited, which it does at its end. The successor reads
+    only weights, and what its grandparent's predecessors wrote, before it waits."""
+    if CHAINED:
+        gdc_launch_dependents()
+
+
+@triton.jit
 def prefetch_to_l2(pointers):
     """Prefetch the cache lines at `pointers`, without waiting for them."""
     tl.inline_asm_elementwise(
