@@ -78,6 +78,7 @@ class RanksMover:
         starts = list(itertools.accumulate(sizes, initial=0))
         self._columns = [slice(*ends) for ends in itertools.pairwise(starts)]
         self._most = max(_STAGING_BYTES, rank_bytes) // max(sizes)
+        assert self._most, "the first stage has as many layers as any other, so its part of a block is the largest"
 
     def fence(self) -> Fence:
         number = next(self._numbers)
@@ -202,6 +203,7 @@ class RankMoves:
         self._end, self._mover = Connection(descriptor), mover
         self._memory: Bytes = np.frombuffer(mmap.mmap(memory, begin.num_bytes), np.uint8)
         os.close(memory)
+        mover.pin(self._memory)  # here: another thread may have another GPU
         self._fences: dict[int, Fence] = {}
         self._has_come = threading.Condition()
         self._pool: OtherPool | None = None
@@ -216,7 +218,6 @@ class RankMoves:
             self._has_come.notify_all()
 
     def _serve(self) -> None:
-        self._mover.pin(self._memory)
         try:
             self._end.send((self._mover.order, self._mover.block_bytes))
             while True:

@@ -16,7 +16,7 @@ from octavo import LLM, LoRARequest, SamplingParams
 from octavo.errors import BackendUnavailableError, ConfigError, EngineDeadError
 from tests.conftest import TinyFolder
 from tests.engine.test_overlap import PROMPTS, answers, engine
-from tests.server.live import Stream, is_running, live_and_clean, until
+from tests.server.live import is_running, until
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True, detokenize=False)
 LONG = GREEDY.replace(max_tokens=60)
@@ -98,21 +98,6 @@ def test_a_stopped_rank_does_not_outlive_its_engine(tiny_folder: TinyFolder) -> 
         process.kill()
         process.wait()
         until(lambda: not any(map(is_running, workers.values())))
-
-
-def test_a_server_starts_again_when_a_rank_dies(tmp_path: Path) -> None:
-    with live_and_clean(tmp_path, ranks=3) as server:
-        workers = workers_of(server.children()["engine"])
-        assert len(workers) == 3
-        stream = Stream(server, prompt="Once", params={"temperature": 0, "max_tokens": 1500, "ignore_eos": True})
-        stream.start()
-        os.kill(workers["worker 2"], signal.SIGKILL)
-        assert "engine is down" in stream.rest()[-1]["error"]
-        server.wait_for_line(r"worker 2 \(rank 2 of 3, on the CPU \(1 thread\)\) ended: signal 9 \(SIGKILL\)")
-        stream.close()
-        until(server.is_healthy)
-        until(lambda: not any(map(is_running, workers.values())))
-        assert len(workers_of(server.children()["engine"])) == 3
 
 
 def test_a_layout_that_does_not_work_leaves_no_rank(tiny_folder: TinyFolder) -> None:

@@ -29,7 +29,7 @@ log_to_stderr("server")
 sys.exit(Supervisor(ServeOptions(
     engine=engine_config(model="smollm2", num_threads=1, max_model_len=2048, num_gpu_blocks_override=512,
                          distributed_executor_backend={executor!r}, data_parallel_size={engines},
-                         tensor_parallel_size={ranks}, pipeline_parallel_size={stages}),
+                         pipeline_parallel_size={stages}),
     admission=AdmissionConfig(), server=ServerConfig(host="127.0.0.1", port=0, **{server!r}),
     settings={settings}, model_name="smollm2", app="{app}", transfer=TransferConfig(**{transfer!r}),
 )).run())
@@ -43,8 +43,8 @@ PATIENCE_S = 60.0  # the machine may be busy
 
 
 class LiveServer:
-    """directory: only for its temporary files. path: where its processes look for modules first. engines, ranks,
-    stages: their numbers. transfer: fields of TransferConfig."""
+    """directory: only for its temporary files. path: where its processes look for modules first. engines, stages:
+    their numbers. transfer: fields of TransferConfig."""
 
     def __init__(
         self,
@@ -52,13 +52,11 @@ class LiveServer:
         app: tuple[str, str] = PLAIN,
         path: Sequence[Path] = (),
         engines: int = 1,
-        ranks: int = 1,
         stages: int = 1,
         transfer: dict[str, Any] | None = None,
         **server: Any,
     ) -> None:
-        sizes = {"engines": engines, "ranks": ranks, "stages": stages}
-        made_of = {"transfer": transfer or {}, "app": app[0], "settings": app[1], **sizes}
+        made_of = {"transfer": transfer or {}, "app": app[0], "settings": app[1], "engines": engines, "stages": stages}
         code = CODE.format(server=server, executor=EXECUTOR, **made_of)
         self.directory = directory
         self.lines: list[str] = []
@@ -155,11 +153,10 @@ def live(
     app: tuple[str, str] = PLAIN,
     path: Sequence[Path] = (),
     engines: int = 1,
-    ranks: int = 1,
     stages: int = 1,
     **server: Any,
 ) -> Iterator[LiveServer]:
-    served = LiveServer(directory, app, path, engines, ranks, stages, **server)
+    served = LiveServer(directory, app, path, engines, stages, **server)
     try:
         yield served
     finally:
