@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from heapq import heapify, heapreplace
+from math import fsum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,18 +37,17 @@ def places_of(slots: Sequence[int], num_experts: int, most_copies: int) -> NDArr
     return places
 
 
-def rank_loads(loads: NDArray[np.int64], slots: Sequence[int], num_ranks: int) -> NDArray[np.float64]:
-    """Rows of each rank, if copies share an expert's evenly."""
-    own = np.array(slots)
-    copies = np.bincount(own, minlength=len(loads))
-    found: NDArray[np.float64] = (loads / np.maximum(copies, 1))[own].reshape(num_ranks, -1).sum(1)
-    return found
+def rank_loads(loads: NDArray[np.int64], slots: Sequence[int], num_ranks: int) -> list[float]:
+    """Rows of each rank, if copies share an expert's evenly. Exact sums, so that every machine computes the same."""
+    shares = (loads / np.maximum(np.bincount(slots, minlength=len(loads)), 1)).tolist()
+    size = len(slots) // num_ranks
+    return [fsum(shares[one] for one in slots[start : start + size]) for start in range(0, len(slots), size)]
 
 
 def balancedness(loads: NDArray[np.int64], slots: Sequence[int], num_ranks: int) -> float:
     """The mean of the ranks' loads, divided by the largest; 1 is even, and 1 / num_ranks one rank with everything."""
     of_ranks = rank_loads(loads, slots, num_ranks)
-    return float(of_ranks.mean() / of_ranks.max()) if of_ranks.any() else 1.0
+    return fsum(of_ranks) / num_ranks / max(of_ranks) if any(of_ranks) else 1.0
 
 
 def balanced(loads: NDArray[np.int64], slots: Sequence[int], num_ranks: int) -> Slots:
@@ -55,7 +55,7 @@ def balanced(loads: NDArray[np.int64], slots: Sequence[int], num_ranks: int) -> 
     size = len(slots) // num_ranks
     bins = _packed(loads, _copies(loads, len(slots), num_ranks), num_ranks, size)
     found = _in_slots(bins, slots, size)
-    before, after = rank_loads(loads, slots, num_ranks).max(), rank_loads(loads, found, num_ranks).max()
+    before, after = max(rank_loads(loads, slots, num_ranks)), max(rank_loads(loads, found, num_ranks))
     return found if after < before * (1 - _LEAST_GAIN) else list(slots)
 
 

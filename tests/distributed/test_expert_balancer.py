@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from octavo import LLM, SamplingParams
 from octavo.distributed.collectives import Collectives
 from octavo.distributed.placed_experts import PlacedExperts
 from octavo.errors import ConfigError, UnsupportedModelError
+from octavo.kernels.ledger import Contents, Entry
+from octavo.kernels.mixture import Mixture
 from octavo.models.splits import expert_slots
 from tests.distributed.conftest import ModelFor, engine
 from tests.distributed.threaded_ranks import on_all_ranks
@@ -56,13 +59,29 @@ def test_tokens_are_one_ranks_before_across_and_after_a_change(
     options: dict[str, Any],
     model_for: ModelFor,
     told: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    folder = model_for(name, num_ranks)
+    """And moves take the memory that was planned for them."""
+    folder, planned, held = model_for(name, num_ranks), list[int](), list[int]()
+    join, entries = PlacedExperts.join, Contents.moving_entries
+
+    def joined(placed: PlacedExperts, *given: Any) -> None:
+        join(placed, *given)
+        held.append(placed.num_bytes)
+
+    def entered(contents: Contents, expert_bytes: Callable[[Mixture], int]) -> list[Entry]:
+        found = entries(contents, expert_bytes)
+        planned.extend(entry.num_bytes for entry in found)
+        return found
+
+    monkeypatch.setattr(PlacedExperts, "join", joined)
+    monkeypatch.setattr(Contents, "moving_entries", entered)
     with engine(folder, 1) as one, balanced(folder, num_ranks, eplb=eplb, **options) as several:
         expected = tokens(one)
         assert tokens(several) == tokens(several) == expected
         assert "balanced every 5 steps" in dict(several.card)["experts"]
     check_turns(told)
+    assert {*planned} == {*held}
     assert any("experts at step 6: " in text for text in told.messages) == ("log_balancedness" in eplb)
 
 
