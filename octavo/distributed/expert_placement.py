@@ -102,19 +102,35 @@ def _freed(bins: list[list[int]], totals: list[float], shares: list[float], expe
 
 def _in_slots(bins: list[list[int]], slots: Sequence[int], size: int) -> Slots:
     """The bins on the ranks that have most of their experts already, and these in the slots where they are."""
-    now = [slots[start : start + size] for start in range(0, len(slots), size)]
-    overlaps = [(len({*now[rank]} & {*own}), rank, place) for place, own in enumerate(bins) for rank in range(len(now))]
-    found: list[int] = list(slots)
-    ranks, left = set(range(len(now))), set(range(len(bins)))
-    for _, rank, place in sorted(overlaps, key=lambda each: (-each[0], each[1], each[2])):
-        if rank in ranks and place in left:
-            ranks.remove(rank)
-            left.remove(place)
-            come = [expert for expert in bins[place] if expert not in now[rank]]
-            kept = {*bins[place]}
-            for slot, expert in enumerate(now[rank]):
-                if expert in kept:
-                    kept.remove(expert)
-                else:
-                    found[rank * size + slot] = come.pop()
-    return found
+    now = [list(slots[start : start + size]) for start in range(0, len(slots), size)]
+    overlaps = [
+        (len({*own} & {*bins[place]}), rank, place) for rank, own in enumerate(now) for place in range(len(now))
+    ]
+    then: dict[int, list[int]] = {}
+    for _, rank, place in sorted(overlaps, key=lambda each: (-each[0], *each[1:])):
+        if rank not in then and not any(bins[place] is taken for taken in then.values()):
+            then[rank] = bins[place]
+    after = [then[rank] for rank in range(len(now))]
+    return [expert for rank in range(len(now)) for expert in _kept_in_place(rank, now, after)]
+
+
+def _kept_in_place(rank: int, now: list[list[int]], after: list[list[int]]) -> list[int]:
+    """A rank's slots. Those that come from another rank are where those were that go there, in the same order on both,
+    so that two experts change places."""
+
+    def towards(experts: list[int], others: list[list[int]]) -> dict[int, list[int]]:
+        """By the rank that has them there."""
+        found: dict[int, list[int]] = {}
+        for expert in sorted(experts):
+            other = next((number for number, own in enumerate(others) if expert in own), -1)
+            found.setdefault(other, []).append(expert)
+        return found
+
+    go = towards([expert for expert in now[rank] if expert not in after[rank]], after)
+    come = towards([expert for expert in after[rank] if expert not in now[rank]], now)
+    pairs = [pair for other in go for pair in zip(go[other], come.get(other, ()), strict=False)]
+    found = dict(pairs)
+    left = [expert for each in come.values() for expert in each if expert not in {new for _, new in pairs}]
+    return [
+        expert if expert in after[rank] else found[expert] if expert in found else left.pop() for expert in now[rank]
+    ]
