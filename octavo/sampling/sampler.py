@@ -6,9 +6,9 @@ A sequence's parameters are written once, into the columns of its permanent row:
     temperature      1.0     0.0     0.7         a step's gather is one `take` per column
     seeds              7       8       7
     ...
-    is_special        no      no     yes         only these rows are visited one by one
-                                      └─> SpecialNeeds: penalties, bias, allowed, bad words, min_tokens, grammar,
-                                          functions
+    has_edits         no      no     yes         only these rows are visited one by one
+                                      └─> SpecialNeeds: penalties, bias, allowed, bad words, min_tokens, functions
+    has_grammar       no     yes      no         these get a mask
 
 Special needs do not fit into one number per parameter. Penalties read the sequence's tokens; allowed tokens, bias and
 bans are lists. Bans change with the output: a bad word bans its last token only directly after its other tokens, and
@@ -41,6 +41,9 @@ class Grammars(Protocol):
     def masks(self, rows: Sequence[int], outputs: Sequence[IntArray]) -> IntArray:
         """By row, after its output so far: [N, words], a bit for each token."""
 
+    def fill(self, made: IntArray, rows: Sequence[int], outputs: Sequence[IntArray]) -> None:
+        """Write the masks into `made`."""
+
 
 class Sampler:
     """The sampling parameters of all rows. Owner: the worker."""
@@ -55,7 +58,10 @@ class Sampler:
         self._num_logprobs: IntArray = np.full(max_num_seqs, NO_LOGPROBS, np.int32)
         self._scored_ids: dict[int, tuple[int, ...]] = {}  # row -> ids whose log-probabilities it asks for
         self._has_filters = np.zeros(max_num_seqs, np.bool_)
-        self._is_special = np.zeros(max_num_seqs, np.bool_)
+        self._has_edits = np.zeros(max_num_seqs, np.bool_)
+        self._has_grammar = np.zeros(max_num_seqs, np.bool_)
+        #: what a fork has as its parent
+        self._inherited = [*self._columns.values(), self._num_logprobs, self._has_filters, self._has_grammar]
         self._special: dict[int, SpecialNeeds] = {}
         self._zero_offsets: IntArray = np.zeros(max_num_seqs + 1, np.int32)
 
@@ -70,11 +76,12 @@ class Sampler:
         self._has_filters[row] = any(getattr(params, name) != neutral for name, neutral in FILTERS.items())
         self._num_logprobs[row] = (params.logprobs or 0) if params.reports_logprobs else NO_LOGPROBS
         self._scored_ids[row] = tuple(params.logprob_token_ids or ())
+        self._has_grammar[row] = new.grammar is not None
         self._set_special(row, _special_needs(new))
 
     def fork(self, fork: ForkRow) -> None:
         """A sequence enters a row with its parent's parameters and seed, but random numbers of its own."""
-        for column in (*self._columns.values(), self._num_logprobs, self._has_filters):
+        for column in self._inherited:
             column[fork.row] = column[fork.parent_row]
         self._columns["sample_indices"][fork.row] = fork.sample_index
         self._scored_ids[fork.row] = self._scored_ids[fork.parent_row]
@@ -82,7 +89,7 @@ class Sampler:
 
     def inherit(self, rows: IntArray, parents: IntArray) -> None:
         """Rows take their parent rows' parameters: beams of one request, which draw nothing."""
-        for column in (*self._columns.values(), self._num_logprobs, self._has_filters):
+        for column in self._inherited:
             column[rows] = column[parents]
         for row, needs in zip(rows.tolist(), [self._special.get(parent) for parent in parents.tolist()], strict=True):
             self._set_special(row, needs)
@@ -113,11 +120,23 @@ class Sampler:
         return bool(((top_k > 0) & (top_k <= most) | ~self._has_filters.take(rows) | (temperature == 0)).all())
 
     def has_special(self, rows: IntArray) -> bool:
-        """Whether any of these rows has special needs: its logits are edited before the draw."""
-        return bool(self._is_special.take(rows).any())
+        """Whether any of these rows has special needs or a grammar: its logits are edited before the draw."""
+        return bool((self._has_edits.take(rows) | self._has_grammar.take(rows)).any())
 
-    def prepare(self, rows: IntArray, logits_rows: IntArray, positions: IntArray, token_ids: IntArray) -> SamplingBatch:
-        """The batch that draws one token for each of N entries.
+    def has_masks_alone(self, rows: IntArray) -> bool:
+        """Whether a mask is all that edits the logits of any of these rows, and none of them is reported."""
+        return not (self._has_edits.take(rows).any() or self.reports_logprobs(rows))
+
+    def prepare(
+        self,
+        rows: IntArray,
+        logits_rows: IntArray,
+        positions: IntArray,
+        token_ids: IntArray,
+        *,
+        is_masked: bool = False,
+    ) -> SamplingBatch:
+        """The batch that draws one token for each of N entries. is_masked: its logits have their masks already.
 
         Entry j draws the token at positions[j] of the sequence in rows[j], from row logits_rows[j] of the logits. The
         sequence's tokens so far are token_ids[rows[j], :positions[j]]. token_ids: [max_num_seqs, max_model_len]; the
@@ -125,7 +144,7 @@ class Sampler:
         """
         special = {
             j: self._special[rows[j]].runs(token_ids[rows[j], : positions[j]])
-            for j in np.flatnonzero(self._is_special.take(rows)).tolist()
+            for j in np.flatnonzero(self._has_edits.take(rows)).tolist()
         }
         if self.processed.rows:
             for j, entry in special.items():
@@ -134,28 +153,33 @@ class Sampler:
         for name, offsets in RAGGED.items():
             runs = {j: entry[name] for j, entry in special.items() if name in entry}
             ragged[name], ragged[offsets] = self._join(runs, COLUMNS[name], len(rows))
-        if self._grammars is not None and special:
+        if self._grammars is not None and not is_masked and self._has_grammar.take(rows).any():
             ragged |= self._masks(self._grammars, rows, positions, token_ids)
         return SamplingBatch(logits_rows=logits_rows, positions=positions, **self.columns(rows), **ragged)
+
+    def constrained(
+        self, rows: IntArray, positions: IntArray, token_ids: IntArray
+    ) -> tuple[NDArray[np.intp], list[int], list[IntArray]]:
+        """The entries whose rows have a grammar, these rows, and their outputs so far. For the arguments, see
+        `prepare`."""
+        entries = np.flatnonzero(self._has_grammar.take(rows))
+        found = rows[entries]
+        given, ends, firsts = found.tolist(), positions[entries].tolist(), self._columns["prompt_lens"][found].tolist()
+        outputs = [token_ids[row, first:end] for row, first, end in zip(given, firsts, ends, strict=True)]
+        return entries, given, outputs
 
     def _masks(
         self, grammars: Grammars, rows: IntArray, positions: IntArray, token_ids: IntArray
     ) -> dict[str, NDArray[Any]]:
         """The masks of the entries whose rows have a grammar, as a ragged column."""
-        special, given = self._special, rows.tolist()
-        entries = [j for j, row in enumerate(given) if row in special and special[row].has_grammar]
-        if not entries:
-            return {}
-        constrained, ends = [given[j] for j in entries], positions[entries].tolist()
-        firsts = [special[row].num_prompt_tokens for row in constrained]
-        outputs = [token_ids[row, first:end] for row, first, end in zip(constrained, firsts, ends, strict=True)]
+        entries, constrained, outputs = self.constrained(rows, positions, token_ids)
         masks = grammars.masks(constrained, outputs)
         lens = np.zeros(len(rows) + 1, np.int32)
-        lens[np.array(entries) + 1] = masks.shape[1]
+        lens[entries + 1] = masks.shape[1]
         return {"mask": masks.reshape(-1), RAGGED["mask"]: np.cumsum(lens, dtype=np.int32)}
 
     def _set_special(self, row: int, needs: SpecialNeeds | None) -> None:
-        self._is_special[row] = needs is not None
+        self._has_edits[row] = needs is not None
         if needs is None:
             self._special.pop(row, None)
             if self.processed.rows:
@@ -190,7 +214,6 @@ class SpecialNeeds:
     min_tokens: int
     num_prompt_tokens: int
     has_edits: bool  # of those above
-    has_grammar: bool
     processors: tuple[LogitsProcessor, ...]
 
     def runs(self, token_ids: IntArray) -> _Runs:
@@ -223,10 +246,9 @@ def _special_needs(new: NewRow) -> SpecialNeeds | None:
     params = new.sampling_params
     bias = params.logit_bias or {}
     min_tokens = params.min_tokens if new.stop_token_ids else 0
-    has_grammar = new.grammar is not None
     edits = params.has_penalties or params.allowed_token_ids or bias or new.bad_word_ids or min_tokens
     processors = tuple(params.logits_processors or ())
-    if not (edits or has_grammar or processors):
+    if not (edits or processors):
         return None
     return SpecialNeeds(
         has_penalties=params.has_penalties,
@@ -239,7 +261,6 @@ def _special_needs(new: NewRow) -> SpecialNeeds | None:
         min_tokens=min_tokens,
         num_prompt_tokens=new.num_prompt_tokens,
         has_edits=bool(edits),
-        has_grammar=has_grammar,
         processors=processors,
     )
 

@@ -29,11 +29,12 @@ if TYPE_CHECKING:
 #: masks that tell how long the others of a step will take
 MANY = 4
 #: seconds from which on several threads save more than it takes to wake them
-THREADS_PAY_S = 0.002
+THREADS_PAY_S = 0.01
 MOST_THREADS = 8
 #: tokens that are forced at once; the rest follows with the next step
 MAX_FORCED = 256
 _ANY = -1  # a mask's word with all bits
+_FEW_WORDS = 64  # of a mask, in which a token that may come is mostly found
 
 
 class ConstrainedRows:
@@ -54,8 +55,8 @@ class ConstrainedRows:
         assert self.compiler is not None, "the engine gives the compiler before the first such plan"
         params = new.sampling_params
         may_force = not params.reports_logprobs  # a forced token has no log-probability: the model was not asked
-        end_ids = self.compiler.vocabulary.end_ids if params.ignore_eos else ()
-        self.rows[new.row] = _Row(self.compiler.matcher(new.grammar), thinking, may_force, end_ids)
+        matcher = self.compiler.matcher(new.grammar)
+        self.rows[new.row] = _Row(matcher, thinking, may_force=may_force, ignores_ends=params.ignore_eos)
 
     def fork(self, row: int, parent: int) -> None:
         self.rows[row] = self.rows[parent].copy()
@@ -68,13 +69,17 @@ class ConstrainedRows:
         """What each of N rows may draw after its output so far: [N, words]. A row that has guesses comes several
         times, with longer outputs."""
         assert self.compiler is not None, "rows have grammars"
-        made = np.zeros((len(rows), self.compiler.vocabulary.num_words), np.int32)
+        made = np.empty((len(rows), self.compiler.vocabulary.num_words), np.int32)
+        self.fill(made, rows, outputs)
+        return made
+
+    def fill(self, made: IntArray, rows: Sequence[int], outputs: Sequence[IntArray]) -> None:
+        """Write the same masks into memory that is there."""
         if len(set(rows)) < len(rows):
             for i, row in enumerate(rows):
                 self._fill(made, [row], [outputs[i]], [i])
         else:
             self._fill(made, rows, outputs, range(len(rows)))
-        return made
 
     def following(self, row: int, output: IntArray, room: int) -> list[int]:
         """The tokens that must follow a row's output, `room` at most, and END_OF_GRAMMAR behind the last one of all.
@@ -84,19 +89,41 @@ class ConstrainedRows:
 
     def _fill(self, made: IntArray, rows: Sequence[int], outputs: Sequence[IntArray], places: Sequence[int]) -> None:
         """Write the masks of different rows."""
-        found = [self.rows[row] for row in rows]
-        pairs = zip(found, outputs, places, strict=True)
-        able: list[tuple[_Row, LLMatcher, int]] = []
-        for row, output, place in pairs:
-            if row.thinks(output):
+        able: list[tuple[LLMatcher, int]] = []
+        endless: list[int] = []
+        for number, output, place in zip(rows, outputs, places, strict=True):
+            row = self.rows[number]
+            if row.thinking is not None and row.thinks(output):
                 made[place] = _ANY
             elif row.matcher is not None and row.follow(output):
-                able.append((row, row.matcher, place))
-        self._compute(made, [(matcher, place) for _, matcher, place in able])
-        for row, _, place in able:
-            row.correct(made[place])
-        for row, output, place in zip(found, outputs, places, strict=True):
-            row.let_thoughts_begin(output, made[place])
+                able.append((row.matcher, place))
+                if row.ignores_ends:
+                    endless.append(place)
+            else:
+                made[place] = 0
+        self._compute(made, able)
+        for matcher, place in able:
+            if matcher.is_error():
+                _say_why(matcher)
+                made[place] = 0
+        if endless:
+            self._ignore_ends(made, endless)
+        for number, output, place in zip(rows, outputs, places, strict=True):
+            if (thinking := self.rows[number].thinking) is not None:
+                _let_begin(thinking, output, made[place])
+
+    def _ignore_ends(self, made: IntArray, places: list[int]) -> None:
+        """Take the end tokens out of these masks, but where nothing else may come."""
+        assert self.compiler is not None, "rows have grammars"
+        end_ids = self.compiler.vocabulary.end_ids
+        masks, index = made.view(np.uint32), np.array(places)
+        before = [masks[index, end // 32] for end in end_ids]
+        for end in end_ids:
+            masks[index, end // 32] &= np.uint32(~(1 << end % 32) & 0xFFFFFFFF)
+        for row in np.flatnonzero(~masks[index, :_FEW_WORDS].any(1)).tolist():
+            if not made[places[row]].any():
+                for end, words in zip(end_ids, before, strict=True):
+                    masks[places[row], end // 32] |= words[row]
 
     def _compute(self, made: IntArray, matchers: Sequence[tuple[LLMatcher, int]]) -> None:
         """The first ones here; the others by several threads if the first took long."""
@@ -123,35 +150,30 @@ class _Row:
         self,
         matcher: LLMatcher | None,
         thinking: Thinking | None,
+        *,
         may_force: bool = True,
-        ignored_ends: Sequence[int] = (),
+        ignores_ends: bool = False,
     ) -> None:
-        """matcher: None where only thoughts are limited. ignored_ends: end tokens that come only where nothing else
-        may."""
-        self.matcher = matcher
-        self._thinking = thinking
-        self._may_force, self._ignored_ends = may_force, ignored_ends
-        self._read: IntArray = np.zeros(0, np.int32)
+        """matcher: None where only thoughts are limited. ignores_ends: end tokens come only where nothing else may."""
+        self.matcher, self.thinking = matcher, thinking
+        self.may_force, self.ignores_ends = may_force, ignores_ends
+        self._read = b""  # of an array of tokens
 
     def copy(self) -> _Row:
         matcher = None if self.matcher is None else self.matcher.deep_copy()
-        made = _Row(matcher, self._thinking, self._may_force, self._ignored_ends)
+        made = _Row(matcher, self.thinking, may_force=self.may_force, ignores_ends=self.ignores_ends)
         made._read = self._read
         return made
 
     def thinks(self, output: IntArray) -> bool:
         """Whether the sequence is at its thoughts, where anything may come."""
-        return self._thinking is not None and self._thinking.answer_start(output) is None
-
-    def let_thoughts_begin(self, output: IntArray, mask: IntArray) -> None:
-        if self._thinking is not None and (token_id := self._thinking.may_begin(output)) is not None:
-            mask.view(np.uint32)[token_id // 32] |= np.uint32(1 << token_id % 32)
+        return self.thinking is not None and self.thinking.answer_start(output) is None
 
     def following(self, output: IntArray, room: int) -> list[int]:
-        if self._thinking is not None:
-            if closing := self._thinking.forced(output, room):
+        if self.thinking is not None:
+            if closing := self.thinking.forced(output, room):
                 return closing
-            if self.thinks(output) or self._thinking.may_begin(output) is not None:
+            if self.thinks(output) or self.thinking.may_begin(output) is not None:
                 return []
         if self.matcher is None or not self.follow(output):
             return []
@@ -160,46 +182,49 @@ class _Row:
     def follow(self, output: IntArray) -> bool:
         """Read the output to its end, which is not in the thoughts. False: it does not fit the grammar."""
         assert self.matcher is not None, "the row has a grammar"
-        if self._thinking is not None:
-            output = output[self._thinking.answer_start(output) or 0 :]
-        num_kept = min(len(self._read), len(output))
-        if self._read[:num_kept].tobytes() != output[:num_kept].tobytes():
-            num_kept = int(np.argmin(self._read[:num_kept] == output[:num_kept]))
-        if num_kept < len(self._read):
-            self.matcher.rollback(len(self._read) - num_kept)
-        num_new = len(output) - num_kept
-        num_taken = self.matcher.try_consume_tokens(output[num_kept:].tolist()) if num_new else 0
-        if num_new or num_kept < len(self._read):
-            self._read = output[: num_kept + num_taken].copy()
-        return num_taken == num_new
+        if self.thinking is not None:
+            output = output[self.thinking.answer_start(output) or 0 :]
+        given = output.tobytes()
+        if given == self._read:
+            return True
+        num_kept = len(self._read) // output.itemsize
+        if not given.startswith(self._read):
+            num_kept = self._take_back(self.matcher, output)
+        new = output[num_kept:].tolist()
+        num_taken = self.matcher.try_consume_tokens(new) if new else 0
+        self._read = given[: (num_kept + num_taken) * output.itemsize]
+        return num_taken == len(new)
+
+    def _take_back(self, matcher: LLMatcher, output: IntArray) -> int:
+        """Of the tokens that were read, those that the output does not begin with -> how many stay."""
+        read = np.frombuffer(self._read, output.dtype)
+        num = min(len(read), len(output))
+        differ = read[:num] != output[:num]
+        num_kept = int(differ.argmax()) if differ.any() else num
+        matcher.rollback(len(read) - num_kept)
+        return num_kept
 
     def _forced(self, matcher: LLMatcher, output: IntArray, room: int) -> list[int]:
         tokens: list[int] = []
-        if self._may_force and room > 0 and not matcher.is_stopped():
+        if self.may_force and room > 0 and not matcher.is_stopped():
             tokens = matcher.compute_ff_tokens()[:room]
             tokens = tokens[: matcher.validate_tokens(tokens)] if tokens else []
             if tokens:
                 self.follow(np.append(output, np.array(tokens, np.int32)))
-        if matcher.is_stopped() and not self.has_failed():
-            tokens.append(END_OF_GRAMMAR)
+        if matcher.is_stopped():
+            if matcher.is_error():
+                _say_why(matcher)
+            else:
+                tokens.append(END_OF_GRAMMAR)
         return tokens
 
-    def correct(self, mask: IntArray) -> None:
-        """What the library does not know of a mask that it made."""
-        if self.has_failed():
-            mask[:] = 0
-        elif self._ignored_ends:
-            words = mask.view(np.uint32)
-            before = [words[token_id // 32] for token_id in self._ignored_ends]
-            for token_id in self._ignored_ends:
-                words[token_id // 32] &= ~np.uint32(1 << token_id % 32)
-            if not mask.any():
-                for token_id, word in zip(self._ignored_ends, before, strict=True):
-                    words[token_id // 32] |= word
 
-    def has_failed(self) -> bool:
-        """Whether the grammar has become too complex to follow."""
-        if self.matcher is None or not self.matcher.is_error():
-            return False
-        LOGGER.warning("structured output ends its request: %s", self.matcher.get_error()[:300])
-        return True
+def _let_begin(thinking: Thinking, output: IntArray, mask: IntArray) -> None:
+    """Thoughts may begin where the answer may."""
+    if (token_id := thinking.may_begin(output)) is not None:
+        mask.view(np.uint32)[token_id // 32] |= np.uint32(1 << token_id % 32)
+
+
+def _say_why(matcher: LLMatcher) -> None:
+    """The grammar has become too complex to follow."""
+    LOGGER.warning("structured output ends its request: %s", matcher.get_error()[:300])

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ from octavo.kernels.device import StepBatch
 from octavo.kernels.triton.linear.row_counts import padded_tokens
 from octavo.kernels.triton.rows import advance_rows, gather_rows
 from octavo.kernels.triton.sampling.entries import DeviceSamplingBatch
+from octavo.kernels.triton.sampling.masked_rows import mask_rows
 from octavo.worker.device_rows import DeviceRows
 
 #: draw without filters; draw with filters; or stop at the logits, which must be edited first. On several ranks, draw
@@ -49,6 +51,8 @@ class DecodeSteps:
         self._model, self._rows, self._memory = model, rows, memory
         self._buffers = _Buffers.allocate(max_num_seqs, model.device)
         self._graphs: dict[tuple[int, Variant, bool], _Captured] = {}
+        #: by the place and the number of the logits, and whether there are filters
+        self._masked_draws: dict[tuple[int, int, bool], torch.cuda.CUDAGraph | None] = {}
 
     def run(self, size: int, variant: Variant, *, has_adapters: bool = False) -> torch.Tensor:
         """Run the step that the rows were flushed for, and return its logits [size, V], with a parted variant only
@@ -67,6 +71,30 @@ class DecodeSteps:
     def tokens(self, num_seqs: int) -> torch.Tensor:
         """The tokens that the last step drew. The next launch overwrites them."""
         return self._buffers.tokens[:num_seqs]
+
+    def draw_masked(
+        self, logits: torch.Tensor, mask_rows_of: torch.Tensor, masks: torch.Tensor, *, has_filters: bool
+    ) -> torch.Tensor:
+        """Draw from the last step's logits, once they have these masks, which are always in the same memory: the
+        tokens. For the arguments, see `mask_rows`."""
+        key = logits.data_ptr(), len(logits), has_filters
+        launch = partial(self._draw_masked, logits, mask_rows_of, masks, has_filters=has_filters)
+        if key not in self._masked_draws:
+            launch()
+            self._masked_draws[key] = self._memory.capture(launch)[0] if self._memory is not None else None
+        elif (graph := self._masked_draws[key]) is not None:
+            graph.replay()
+        else:
+            launch()
+        return self.tokens(len(logits))
+
+    def _draw_masked(
+        self, logits: torch.Tensor, mask_rows_of: torch.Tensor, masks: torch.Tensor, *, has_filters: bool
+    ) -> None:
+        model, size, tokens = self._model, len(logits), self.tokens(len(logits))
+        mask_rows(logits, mask_rows_of, masks, chained=model.chained)
+        model.draw(logits, self._buffers.draw.part(0, size), tokens, has_edits=False, has_filters=has_filters)
+        advance_rows(self._rows.step_rows[:size], tokens, self._rows.records, chained=model.chained)
 
     def _launch(self, size: int, variant: Variant, has_adapters: bool) -> torch.Tensor:
         model, buffers = self._model, self._buffers

@@ -38,8 +38,8 @@ from octavo.kernels.triton.linear.row_counts import padded_size
 from octavo.messages import PendingStep, StepPlan, StepResult
 from octavo.structured.compiler import GrammarCompiler
 from octavo.worker.cuda_graphs import ChunkSteps, DecodeSteps, Variant
+from octavo.worker.device_grammars import DeviceGrammars
 from octavo.worker.device_rows import DeviceRows
-from octavo.worker.forced_tokens import with_forced
 from octavo.worker.launched_steps import LaunchedStep, LaunchedSteps, fault_of
 from octavo.worker.logprobs import LogprobReporter
 from octavo.worker.rows import LiveRows
@@ -73,6 +73,7 @@ class DeviceRunner:
         self._decodes = DecodeSteps(model, self._rows, max_num_seqs, memory)
         self._chunks = ChunkSteps(model, self._rows, max_num_seqs, memory)
         self._launched = LaunchedSteps(rows.states, max_num_seqs, model.device)
+        self._grammars = DeviceGrammars(model, rows, self._rows, self._decodes, self._launched, max_num_seqs)
         self._max_num_seqs = max_num_seqs
         self._last_rows: list[int] = []
         self._last_array: IntArray = np.zeros(0, np.int32)
@@ -97,13 +98,21 @@ class DeviceRunner:
             with nullcontext() if self._ranks is None else self._ranks.resting(), compiler.rehearsal():
                 for plan in warm_up_plans(limits, times=1, has_adapters=has_adapters):
                     rehearsing.submit(plan).result()
+                rehearsing.warm_up_grammars()
         for plan in warm_up_plans(limits, has_adapters=has_adapters):
             self.submit(plan).result()
+        self.warm_up_grammars()
         if compiler is not None:
             compiler.remember()
 
+    def warm_up_grammars(self) -> None:
+        self._grammars.warm_up()
+
     def _for_rehearsal(self, *given: Any) -> DeviceRunner:
         return DeviceRunner(*given, captures_graphs=False)
+
+    def constrain(self, compiler: GrammarCompiler) -> None:
+        self._live.grammars.compiler = compiler
 
     def held(self) -> Measured:
         return {"rows": self._rows.num_bytes}
@@ -112,7 +121,7 @@ class DeviceRunner:
         """Free the device's memory now. The parts of a model refer to each other, so it would stay until Python next
         collected cycles, and torch would cache it even then."""
         self._launched.close()
-        del self._model, self._logprobs, self._rows, self._decodes, self._chunks, self._launched
+        del self._model, self._logprobs, self._rows, self._decodes, self._chunks, self._launched, self._grammars
         gc.collect()
         torch.cuda.empty_cache()
 
@@ -243,6 +252,8 @@ class DeviceRunner:
         launched already, and draws late."""
         if self._sampler.has_special(rows):
             self._launched.fetch_all(but=step)
+            if self._grammars.takes(rows):
+                return self._grammars.draw(logits, rows, logits_rows, positions, is_step=step is not None)
         if (processed := self._sampler.processed).rows:
             read = partial(self._model.host_logits, logits)
             processed.run(rows, logits_rows, positions, self._states.token_ids, read)
@@ -274,28 +285,8 @@ class DeviceRunner:
     def _add(self, plan: StepPlan, rows: IntArray, positions: IntArray) -> LaunchedStep:
         step = self._launched.add(plan, rows, positions)
         if self._live.grammars.rows:
-            step.complete = self._force
+            step.complete = self._grammars.force
         return step
-
-    # Grammars
-
-    def constrain(self, compiler: GrammarCompiler) -> None:
-        self._live.grammars.compiler = compiler
-
-    def _force(self, step: LaunchedStep, result: StepResult) -> StepResult:
-        """A step's result with the tokens that its own entail. A step launched since may have drawn the first of them
-        again: it was launched for a row that is no longer as it was."""
-        runs = range(len(step.rows)) if step.draws is None else np.flatnonzero(step.draws.counts).tolist()
-        places = zip(runs, step.rows.tolist(), (step.positions + 1).tolist(), strict=True)
-        there = self._launched.still_there(step).tolist()
-        grammars = self._live.grammars.rows
-        constrained = [place for place, same in zip(places, there, strict=True) if same and place[1] in grammars]
-        return with_forced(result, self._live, constrained, self._jump)
-
-    def _jump(self, rows: list[int]) -> None:
-        """The host has given these rows tokens."""
-        self._rows.touch(rows)
-        self._launched.enter(rows)
 
 
 def _is_decode(plan: StepPlan) -> bool:

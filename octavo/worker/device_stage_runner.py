@@ -75,6 +75,9 @@ class LastStageRunner(DeviceRunner):
             for x in self._model.chunk_inputs(num_tokens, has_adapters=self._states.have_adapters(rows)):
                 self._link.receive(x)
 
+    def warm_up_grammars(self) -> None:
+        """Requests with grammars are refused (`engine/grammar_gate.py`)."""
+
     def _for_rehearsal(self, *given: Any) -> DeviceRunner:
         return type(self)(*given, link=None, captures_graphs=False)
 

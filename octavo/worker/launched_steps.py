@@ -4,8 +4,8 @@
     pinned   [ slot a: step 1 ][ slot b: step 2 ]     a slot is reused once its step's tokens have been read
 
 A step's tokens enter the host's rows when they are fetched, in the order of the steps. A draw that needs the tokens of
-the step before on the host, as under a grammar, is launched late: when the next step is submitted, or its own result is
-asked for. So the host takes results and plans while the device computes the logits.
+the step before on the host, as under a grammar, is launched late: as soon as they are there, while the device computes
+the logits.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ class LaunchedStep:
     def result(self) -> StepResult:
         made = self._drawn(self.steps.fetch(self))
         made = with_faults(made, self.plan, self.faults) if self.faults else made
-        return made if self.complete is None else self.complete(self, made)
+        made = made if self.complete is None else self.complete(self, made)
+        self.steps.finish_draw()  # which has waited for these tokens, and the device for it
+        return made
 
     def _drawn(self, tokens: IntArray) -> StepResult:
         if self.draws is None:

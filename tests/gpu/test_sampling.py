@@ -30,6 +30,7 @@ from octavo.kernels.triton.sampling.logprobs import processed_logits  # isort: s
 from octavo.kernels.triton.sampling.draw import sample  # isort: skip
 from octavo.kernels.triton.sampling.edited_rows import SamplingWorkspace  # isort: skip
 from octavo.kernels.triton.sampling.entries import DeviceSamplingBatch  # isort: skip
+from octavo.kernels.triton.sampling.masked_rows import mask_rows  # isort: skip
 
 VOCAB = 151936 if ON_GPU else 9000
 NUM = 64 if ON_GPU else 4
@@ -178,6 +179,25 @@ def test_masks() -> None:
     logits[1, 77] = torch.nan
     tokens = check(logits, make_batch(4, mask=[random_mask(rng), none, one, none], temperature=[1.0, 1.0, 1.0, 0.0]))
     assert tokens.tolist()[1:] == [-1, 4000, -1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_masks_in_place(dtype: torch.dtype) -> None:
+    """Of the second and the last row, with padding between them; open words, and a NaN where nothing may come."""
+    rng, logits = np.random.default_rng(4), peaked(3).to(dtype)
+    logits[1, 77] = torch.nan
+    masks = np.stack([random_mask(rng), np.zeros_like(random_mask(rng)), random_mask(rng)])
+    masks[0, 2] = 0  # of token 77
+    masks[0, 40:] = -1
+    rows = torch.tensor([1, -1, 2], dtype=torch.int32, device=DEVICE)
+    expected = logits.clone()
+    for row, mask in ((1, masks[0]), (2, masks[2])):
+        bits = np.unpackbits(mask.view(np.uint8), count=VOCAB, bitorder="little")
+        is_closed = torch.from_numpy(bits == 0).to(DEVICE)
+        expected[row] = torch.where(is_closed & ~logits[row].isnan(), -torch.inf, logits[row])
+    mask_rows(logits, rows, torch.from_numpy(masks).to(DEVICE), chained=False)
+    assert torch.equal(logits.nan_to_num(123.0), expected.nan_to_num(123.0))
+    assert logits[1, 77].isnan()
 
 
 def test_rows_that_cannot_be_drawn_from_fail_alone() -> None:

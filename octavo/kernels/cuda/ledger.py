@@ -142,6 +142,7 @@ def _workspace(
     for entries, edits in ((seqs, False), (edited, True)):
         scan, rest = sizes.logits_scan(entries, vocab), sizes.sampling_workspace(entries, vocab, edits=edits)
         yield _entry("edited logits" if edits else "draws", [*scan.values(), *rest.values()])
+    yield _entry("masks of grammars", [sizes.token_masks(seqs, vocab)])
     yield Entry("workspace", sizes.STAGING_BYTES, "uploads")
 
 

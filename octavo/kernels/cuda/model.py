@@ -151,6 +151,8 @@ class TritonModel:
         drawing, vocab = (seqs, limits.vocab_size) if draws else (1, 1)
         self._sampling = SamplingWorkspace.allocate(drawing, vocab, device, edits=False)
         self._editing = SamplingWorkspace.allocate(min(drawing, MAX_EDITED_ROWS), vocab, device, edits=True)
+        #: of rows with grammars; see `octavo/worker/device_grammars.py`
+        self.token_masks = torch.zeros(sizes.token_masks(drawing, vocab), dtype=torch.int32, device=device)
         #: draws whose logits need not be whole: without filters, and with filters that keep few tokens
         self.parted_draws: tuple[PartedDraw, PartedTopK] | None = None
         if draws and self._sums is not None and not is_fixed:
@@ -165,6 +167,7 @@ class TritonModel:
         rest += sum(each.num_bytes for each in parts if each is not None)
         activations = [*self._activations, *self._whole_logits.tensors, self.outgoing]
         workspace = [self._parts, *self._sampling.tensors, *self._editing.tensors, *self._memory.tensors]
+        workspace.append(self.token_masks)
         weights = self._weights.num_bytes
         if self._adapters is not None:
             weights, rest = weights + self._adapters.weight_bytes, rest + self._adapters.work_bytes

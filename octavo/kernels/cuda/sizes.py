@@ -208,6 +208,11 @@ def sampling_workspace(max_entries: int, vocab_size: int, *, edits: bool) -> Sha
     return {"head": (max_entries, HEAD), "undecided": (max_entries,), "edited": edited, "counts": edited}
 
 
+def token_masks(max_entries: int, vocab_size: int) -> Shape:
+    """The rows of logits that have a mask, then the masks."""
+    return (max_entries * (1 + -(-vocab_size // 32)),)
+
+
 def peer_slots(num_ranks: int, most_bytes: int) -> Shape:
     """A rank's memory for messages of others: for each sender, twice."""
     return (2 * num_ranks * most_bytes // 4,)
