@@ -28,11 +28,10 @@ from octavo.engine.core import EngineStats
 from octavo.engine.engine_args import EngineArgs
 from octavo.engine.input import Prompt
 from octavo.engine.llm_engine import LLMEngine
-from octavo.engine.pooling_calls import PoolingCalls
+from octavo.engine.pooling_calls import Adapters, PoolingCalls
 from octavo.engine.progress import Progress
 from octavo.engine.turns import EngineTurns, OutputStream
 from octavo.errors import ConfigError, TokenizerError
-from octavo.lora_request import LoRARequest
 from octavo.observe.event_log import EventLog
 from octavo.observe.exposition import Metric, Metrics
 from octavo.observe.metrics import EngineMetrics
@@ -45,7 +44,6 @@ from octavo.text.tokenizer import Tokenizer
 
 Params = SamplingParams | Sequence[SamplingParams] | None
 Priority = int | Sequence[int] | None
-Adapters = LoRARequest | Sequence[LoRARequest | None] | None
 
 
 class LLM(PoolingCalls):

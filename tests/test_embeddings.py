@@ -10,10 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from octavo import LLM, ConfigError, EmbeddingRequestOutput, InvalidRequestError, PoolingParams, SamplingParams
+from octavo import (
+    LLM,
+    ConfigError,
+    EmbeddingRequestOutput,
+    InvalidRequestError,
+    LoRARequest,
+    PoolingParams,
+    SamplingParams,
+)
 from octavo.cli.main import main
 from octavo.kernels.device import Device
 from tests.conftest import TinyFolder
+from tests.lora.written_adapters import merge, write_adapter
 from tests.tiny_embedders import expected, make_tiny_embedder, write_modules, write_tokenizer
 
 Embedder = Callable[..., Path]
@@ -290,3 +299,27 @@ def test_the_packaged_model_agrees_with_transformers() -> None:
             batch = tokenizer(text, truncation=True, max_length=256, return_tensors="pt")
             theirs = model(**batch).last_hidden_state[0].mean(0)
         assert float(theirs @ torch.from_numpy(vector)) / float(theirs.norm()) > 0.9999
+
+
+@pytest.mark.parametrize(("name", "kind", "targets"), [
+    ("llama", "LAST", ("q_proj", "down_proj", "embed_tokens")),
+    ("bert", "MEAN", ("query", "value")),
+])  # fmt: skip
+def test_a_text_is_embedded_as_by_the_merged_model(
+    name: str, kind: str, targets: tuple[str, ...], embedder: Embedder, backend: Device, tmp_path: Path
+) -> None:
+    """Beside texts without an adapter, and with another one in the only slot."""
+    folder, texts = embedder(name, kind), texts_of(9)
+    given = [write_adapter(tmp_path / f"a{seed}", folder, targets, rank=3, seed=seed) for seed in (1, 2)]
+    adapters = [LoRARequest(each.name, number, str(each)) for number, each in enumerate(given, 1)]
+    found = []
+    for one in (folder, *(merge(tmp_path / f"merged {each.name}", folder, each) for each in given)):
+        with engine(one, backend) as llm:
+            found.append(vectors(llm.embed(texts, use_tqdm=False)))
+    asked = [(None, *adapters)[place % 3] for place in range(len(texts))]
+    with engine(folder, backend, enable_lora=True) as llm:
+        ours = vectors(llm.embed(texts, lora_request=asked, use_tqdm=False))
+        for place, vector in enumerate(ours):
+            np.testing.assert_allclose(vector, found[place % 3][place], rtol=1e-4, atol=2e-5)
+        assert np.abs(ours[1] - found[0][1]).max() > 1e-3
+        assert llm.score([texts[1]], [texts[1]], lora_request=adapters[0])[0].outputs.score == pytest.approx(1)

@@ -70,11 +70,6 @@ def engine_config(**options: Any) -> EngineConfig:
     if config.model.chat_template is not None:
         check_chat_template(config.model.chat_template)
     answer_style(None, None, config.model.reasoning_parser)  # refuses an unknown name
-    if config.lora.enable_lora and (num_stages := config.backend.pipeline_parallel_size) > 1:
-        raise ConfigError(
-            f"enable_lora is set and pipeline_parallel_size is {num_stages}, allowed is 1: stages have no adapters "
-            "yet; tensor_parallel_size shares a model with adapters"
-        )
     return config
 
 
@@ -213,6 +208,7 @@ def _record_start(config: EngineConfig, shape: WorkerShape, events: EventLog, cl
             max_num_batched_tokens=shape.limits.max_num_tokens,
             is_overlapped=_is_overlapped(config, shape),
             num_stages=_num_stages(config),
+            max_loras=config.lora.max_loras if config.lora.enable_lora else 0,
         )
     )
 

@@ -67,6 +67,7 @@ class PoolingInput(InputProcessor):
             priority=priority,
             cache_salt=one_salt(cache_salt, salt),
             pooling_params=params.checked_for(self._form),
+            lora_request=lora_request,
             second_text=second_text,
         )
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from octavo.engine.calls import listed_or_one, priority_list, prompt_list, refuse_unknown, requests_of
+from octavo.engine.calls import listed_or_one, lora_list, priority_list, prompt_list, refuse_unknown, requests_of
 from octavo.engine.input import Prompt
 from octavo.engine.llm_engine import LLMEngine
 from octavo.engine.pooled import numbers_of, pair_prompt
 from octavo.engine.progress import Progress
 from octavo.engine.turns import EngineTurns, OutputStream
 from octavo.errors import InvalidRequestError
+from octavo.lora_request import LoRARequest
 from octavo.outputs import (
     ClassificationOutput,
     ClassificationRequestOutput,
@@ -31,6 +32,7 @@ from octavo.pooling_params import PooledForm, PoolingParams, PoolingTask
 from octavo.request import Request
 from octavo.shown import shown
 
+Adapters = LoRARequest | Sequence[LoRARequest | None] | None
 Pooled = PoolingParams | Sequence[PoolingParams] | None
 
 
@@ -48,16 +50,17 @@ class PoolingCalls:
         pooling_params: Pooled = None,
         use_tqdm: bool | Callable[..., Any] = True,
         priority: int | Sequence[int] | None = None,
+        lora_request: Adapters = None,
         **others: Any,
     ) -> list[EmbeddingRequestOutput]:
         """The embedding of every text, in the order of the prompts.
 
-        prompts: as in `generate`. pooling_params: one for all, or one each. others: vLLM's arguments, at values that
-        ask for nothing. Raises InvalidRequestError before anything runs if any text cannot be embedded, and
+        prompts, lora_request: as in `generate`. pooling_params: one for all, or one each. others: vLLM's arguments, at
+        values that ask for nothing. Raises InvalidRequestError before anything runs if any text cannot be embedded, and
         after it if one failed."""
         if others:
             refuse_unknown(PoolingCalls.embed, others)
-        found = self._pooled(prompts, pooling_params, priority, use_tqdm, "embed")
+        found = self._pooled(prompts, pooling_params, priority, use_tqdm, "embed", lora_request)
         return [_as(EmbeddingRequestOutput, one, EmbeddingOutput(one.outputs.data.tolist())) for one in found]
 
     def classify(
@@ -67,12 +70,13 @@ class PoolingCalls:
         pooling_params: Pooled = None,
         use_tqdm: bool | Callable[..., Any] = True,
         priority: int | Sequence[int] | None = None,
+        lora_request: Adapters = None,
         **others: Any,
     ) -> list[ClassificationRequestOutput]:
         """The probability of every class, for every text. Arguments and errors are those of `embed`."""
         if others:
             refuse_unknown(PoolingCalls.classify, others)
-        found = self._pooled(prompts, pooling_params, priority, use_tqdm, "classify")
+        found = self._pooled(prompts, pooling_params, priority, use_tqdm, "classify", lora_request)
         return [_as(ClassificationRequestOutput, one, ClassificationOutput(one.outputs.data.tolist())) for one in found]
 
     def encode(
@@ -83,13 +87,14 @@ class PoolingCalls:
         pooling_task: PoolingTask | None = None,
         use_tqdm: bool | Callable[..., Any] = True,
         priority: int | Sequence[int] | None = None,
+        lora_request: Adapters = None,
         **others: Any,
     ) -> list[PoolingRequestOutput[PoolingOutput]]:
         """The model's numbers for every text, or with `token_embed` and `token_classify` for each of its tokens.
         pooling_task: must be named, here or in pooling_params. Otherwise as `embed`."""
         if others:
             refuse_unknown(PoolingCalls.encode, others)
-        return self._pooled(prompts, pooling_params, priority, use_tqdm, pooling_task, is_named=True)
+        return self._pooled(prompts, pooling_params, priority, use_tqdm, pooling_task, lora_request, is_named=True)
 
     def score(
         self,
@@ -99,11 +104,12 @@ class PoolingCalls:
         pooling_params: PoolingParams | None = None,
         use_tqdm: bool | Callable[..., Any] = True,
         priority: int | None = None,
+        lora_request: LoRARequest | None = None,
         **others: Any,
     ) -> list[ScoringRequestOutput]:
         """How well texts fit: one text and each of many, or as many pairs as there are texts in both. A cross-encoder
         reads both texts of a pair together; other models compare their embeddings by the cosine. pooling_params,
-        priority: for all. Raises as `embed` does."""
+        priority, lora_request: for all. Raises as `embed` does."""
         if others:
             refuse_unknown(PoolingCalls.score, others)
         first, second = prompt_list(data_1), prompt_list(data_2)
@@ -113,7 +119,7 @@ class PoolingCalls:
             )
         if not isinstance(asked := pooling_params or PoolingParams(), PoolingParams):
             raise InvalidRequestError(f"pooling_params is {shown(asked)}, allowed are a PoolingParams and None")
-        options: dict[str, Any] = {"use_tqdm": use_tqdm, "priority": priority}
+        options: dict[str, Any] = {"use_tqdm": use_tqdm, "priority": priority, "lora_request": lora_request}
         form = self._engine.limits.pooled
         if form is not None and form.scores_pairs:
             pairs = self._pairs(first * len(second) if len(first) == 1 else first, second, asked)
@@ -148,6 +154,7 @@ class PoolingCalls:
         priority: object,
         use_tqdm: bool | Callable[..., Any],
         task: PoolingTask | None,
+        lora_request: Adapters,
         *,
         is_named: bool = False,
     ) -> list[PoolingRequestOutput[PoolingOutput]]:
@@ -156,7 +163,8 @@ class PoolingCalls:
         call = next(self._counter)
         params_each = [_for_task(one, task, is_named=is_named) for one in _params_list(params, len(many))]
         priorities = priority_list(priority, len(many))
-        requests = requests_of(self._engine.make_request, call, many, params_each, priorities)
+        adapters = () if lora_request is None else lora_list(lora_request, len(many))
+        requests = requests_of(self._engine.make_request, call, many, params_each, priorities, adapters)
         form, outputs = self._engine.limits.pooled, self._finished(requests, use_tqdm)
         assert form is not None or not requests, "other models take no such requests"
         return [_result(*each, form) for each in zip(requests, outputs, strict=True)] if form else []

@@ -73,7 +73,11 @@ class RankExecutor:
             remote.found(shape.place)
         self.shape: WorkerShape = shapes[0]
         if len(shapes) > 1:
-            self.shape = replace(self.shape, ranks=tuple(remote.place for remote in self._ranks.remotes))
+            self.shape = replace(
+                self.shape,
+                ranks=tuple(remote.place for remote in self._ranks.remotes),
+                adapter_targets=tuple(dict.fromkeys(each for shape in shapes for each in shape.adapter_targets)),
+            )
         self._limit = env.collective_timeout() + GRACE_S
 
     def submit(self, plan: StepPlan) -> PendingStep:

@@ -91,10 +91,14 @@ def _modules(
     for table in tables:
         if any(each.arguments["index"] == "input_ids" for each in instructions if each.arguments.get("table") is table):
             yield table, AdaptedModule((_transposed(part(table, _module_name(table))),), sizes, is_table=True)
-    names = {table.name for table in tables}
     for weight in dict.fromkeys(each.arguments["weight"] for each in instructions if each.op == "linear"):
-        parts = [part(each, "lm_head" if each.name in names else _module_name(each)) for each in weight.parts]
+        parts = [part(each, "lm_head" if _is_table(each) else _module_name(each)) for each in weight.parts]
         yield weight, AdaptedModule(tuple(parts), sizes)
+
+
+def _is_table(parameter: Parameter) -> bool:
+    """Whether a head shares its numbers with the embedding, which another stage of a pipeline may have."""
+    return _module_name(parameter).rsplit(".", 1)[-1] in ("embed_tokens", "wte")
 
 
 def _module_name(parameter: Parameter) -> str:

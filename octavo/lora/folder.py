@@ -59,9 +59,18 @@ class Adapter:
 
     @classmethod
     def read(
-        cls, folder: Path, targets: Iterable[AdapterTarget], family: str, max_rank: int, rounded: LoRADType
+        cls,
+        folder: Path,
+        targets: Iterable[AdapterTarget],
+        family: str,
+        max_rank: int,
+        rounded: LoRADType,
+        *,
+        is_part: bool = False,
     ) -> Adapter:
-        files, found = _files_of(folder, read_whole(_weights_path(folder)), targets, family, max_rank)
+        """is_part: the model is a stage of a pipeline. What is not for its targets is for other stages."""
+        data = read_whole(_weights_path(folder))
+        files, found = _files_of(folder, data, targets, family, max_rank, is_part=is_part)
         return cls(files, found.tensors, rounded)
 
     def weights(self, module: AdaptedModule) -> ModuleWeights | None:
@@ -109,14 +118,20 @@ def _weights_path(folder: Path) -> Path:
 
 
 def _files_of(
-    folder: Path, data: NDArray[np.uint8], targets: Iterable[AdapterTarget], family: str, max_rank: int
+    folder: Path,
+    data: NDArray[np.uint8],
+    targets: Iterable[AdapterTarget],
+    family: str,
+    max_rank: int,
+    *,
+    is_part: bool = False,
 ) -> tuple[AdapterFiles, SafetensorsFile]:
     path, config = _weights_path(folder), read_adapter_config(folder)
     found = parse_safetensors(path, data)
     for error in found.unreadable.values():
         raise UnsupportedModelError(error)
     by_name = {target.name: target for target in targets}
-    pairs = tensor_pairs(path, found.tensors, by_name, family)
+    pairs = tensor_pairs(path, found.tensors, by_name, family, is_part=is_part)
     for module, names in pairs.items():
         check_pair(path, config, by_name[module], names, found.tensors, max_rank)
     check_complete(path, config, pairs, by_name)

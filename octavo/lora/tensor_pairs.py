@@ -25,9 +25,14 @@ _ENDING = re.compile(
 
 
 def tensor_pairs(
-    path: Path, tensors: Mapping[str, HostTensor], targets: Mapping[str, AdapterTarget], family: str
+    path: Path,
+    tensors: Mapping[str, HostTensor],
+    targets: Mapping[str, AdapterTarget],
+    family: str,
+    *,
+    is_part: bool = False,
 ) -> dict[str, tuple[str, str]]:
-    """By module: the names of its A and B."""
+    """By module: the names of its A and B. is_part: others than the targets are left out."""
     found: dict[str, dict[str, str]] = {}
     for name, tensor in tensors.items():
         where = f"{path}: tensor {shown(name)}"
@@ -44,6 +49,8 @@ def tensor_pairs(
             raise UnsupportedModelError(f"{where} is a bias, which Octavo does not apply; train with bias='none'")
         module = canonical_names([f"{own}.weight"], family).get(f"{own}.weight", "").removesuffix(".weight")
         if (target := targets.get(module)) is None:
+            if is_part:
+                continue
             raise UnsupportedModelError(
                 f"{where} changes {shown(own)}, which is no matrix of this model that adapters can change: these are "
                 f"the embedding, the head, and the projections outside a layer of experts"
@@ -56,7 +63,7 @@ def tensor_pairs(
             kind = "an embedding: lora_embedding_A and _B" if target.is_table else "no embedding: lora_A and lora_B"
             raise ModelLoadError(f"{where} does not fit {shown(module)}, which is {kind}")
         found.setdefault(module, {})["A" if "_A" in which else "B"] = name
-    if not found:
+    if not found and not is_part:
         raise ModelLoadError(f"{path} holds no matrices of an adapter; save it again with PEFT's save_pretrained")
     for names in found.values():
         if len(names) < 2:

@@ -21,6 +21,7 @@ GAUGES: dict[str, str] = {
     "kv_cache_usage_perc": "Share of KV blocks that running sequences hold, 0 to 1.",
     "kv_cache_sharing_saved_perc": "Share of KV blocks that running sequences save by sharing, 0 to 1.",
     "cache_config_info": "The KV cache's sizes and options as labels; the value is always 1.",
+    "lora_requests_info": "Adapters of running and waiting requests, as labels; the value is the time.",
 }
 
 #: name -> what it means, labels beside model_name and engine. Prometheus adds _total to the name.

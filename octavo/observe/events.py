@@ -19,7 +19,7 @@ class Event(Struct, frozen=True, array_like=True, tag=True, gc=False):
 class EngineStarted(Event, frozen=True):
     """The engine's sizes. num_blocks: without the null block. cache_options: others of the KV cache by vLLM's names, as
     text. windows: of the cache groups; None: full attention. is_overlapped: steps are planned while others run.
-    num_stages: of a pipeline, each of which has a step."""
+    num_stages: of a pipeline, each of which has a step. max_loras: adapter slots; 0: no request has an adapter."""
 
     num_blocks: int
     block_size: int
@@ -33,6 +33,7 @@ class EngineStarted(Event, frozen=True):
     max_num_batched_tokens: int = 0
     is_overlapped: bool = False
     num_stages: int = 1
+    max_loras: int = 0
 
     @property
     def num_slots(self) -> int:

@@ -47,6 +47,7 @@ class RequestLife:
     num_cached_tokens: int = 0
     num_preemptions: int = 0
     num_live: int = 1  # the others fork from the first
+    adapter: str = ""
     ends: list[SequenceEnd] = field(default_factory=list)
 
     @property
@@ -123,6 +124,7 @@ class RequestLives:
             max_tokens=event.max_tokens,
             temperature=event.temperature,
             top_p=event.top_p,
+            adapter=event.adapter,
         )
         self.live[event.request_id] = life
         return life

@@ -9,6 +9,7 @@ The engine's thread writes a few dozen events per step, so counters are plain Py
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -17,7 +18,8 @@ from octavo.observe import events
 from octavo.observe.catalog import COUNTERS, GAUGES, HISTOGRAMS, NAMESPACES, bounds
 from octavo.observe.event_log import EventLog
 from octavo.observe.events import Event
-from octavo.observe.exposition import Labels, Metric, MetricFamily, Sample, TextWriter, metric_values
+from octavo.observe.exposition import Metric, MetricFamily, Sample, TextWriter, metric_values
+from octavo.observe.info_labels import cache_info, lora_info
 from octavo.observe.lives import RequestLife, RequestLives, SizeCounts, TokenGaps
 
 #: labels that exist from the start, so that their rates are 0 instead of missing
@@ -46,7 +48,7 @@ class EngineMetrics:
         self._sizes = log.started
         self._labels = {"model_name": model_name, "engine": engine}
         self._writer = TextWriter(self._labels)
-        self._cache_info = _cache_info(log.started)
+        self._cache_info = cache_info(log.started)
         self._counters: dict[str, Counter[str]] = {
             name: Counter(dict.fromkeys(_FIRST_LABELS.get(name, ("",)), 0)) for name in COUNTERS
         }
@@ -55,6 +57,7 @@ class EngineMetrics:
         self._gaps = TokenGaps(self._histograms["inter_token_latency_seconds"])
         self._lives = RequestLives()
         self._running: set[int] = set()
+        self._adapted: dict[int, RequestLife] = {}  # running sequence with an adapter -> its request
         self.num_waiting = 0
         self._why: dict[str, str] = {}  # waiting request -> reason
         self._num_free_blocks = self._sizes.num_blocks
@@ -139,6 +142,7 @@ class EngineMetrics:
         self._running.add(event.sequence_id)
         self.num_waiting -= 1
         self._why.pop(event.request_id, None)
+        self._note_adapter(event.sequence_id, life)
         if life is not None and life.num_preemptions == 0 and self._sizes.enable_prefix_caching:
             self._counters["prefix_cache_queries"][""] += life.num_prompt_tokens
 
@@ -166,16 +170,22 @@ class EngineMetrics:
 
     def _forked(self, event: events.Forked) -> None:
         self._num_table_entries += event.num_shared_blocks
-        self._lives.follow(event)
+        self._note_adapter(event.sequence_id, self._lives.follow(event))
         self._running.add(event.sequence_id)
+
+    def _note_adapter(self, sequence_id: int, life: RequestLife | None) -> None:
+        if life is not None and life.adapter:
+            self._adapted[sequence_id] = life
 
     def _unforked(self, event: events.Unforked) -> None:
         self._lives.follow(event)
         self._running.discard(event.sequence_id)
+        self._adapted.pop(event.sequence_id, None)
 
     def _preempted(self, event: events.Preempted) -> None:
         self._lives.follow(event)
         self._running.discard(event.sequence_id)
+        self._adapted.pop(event.sequence_id, None)
         self.num_waiting += 1
         self._counters["num_preemptions"][""] += 1
 
@@ -197,6 +207,7 @@ class EngineMetrics:
             self._running.remove(event.sequence_id)
         else:
             self.num_waiting -= 1
+        self._adapted.pop(event.sequence_id, None)
         self._gaps.ended(event.sequence_id)
         self._counters["request_success"][event.reason] += 1
         self._counters["corrupted_requests"][""] += event.is_corrupted
@@ -267,8 +278,12 @@ class EngineMetrics:
             "kv_cache_sharing_saved_perc": [("", (), self.sharing_saved)],
             "cache_config_info": [("", self._cache_info, 1)],
         }
+        if max_loras := self._sizes.max_loras:
+            labels = lora_info(max_loras, list(self._lives.live.values()), list(self._adapted.values()))
+            samples["lora_requests_info"] = [("", labels, time.time())]
         for name, meaning in GAUGES.items():
-            yield MetricFamily(name, "gauge", meaning, samples[name])
+            if name in samples:
+                yield MetricFamily(name, "gauge", meaning, samples[name])
 
     def _waiting_by_reason(self, namespace: str) -> dict[str, int]:
         """vLLM has two reasons: capacity, which covers all of ours, and deferred, which we never have. A sequence that
@@ -279,15 +294,3 @@ class EngineMetrics:
         reasons = Counter(list(self._why.values()))
         reasons["turn"] += num_waiting - reasons.total()
         return {reason: reasons[reason] for reason in _WAIT_REASONS}
-
-
-def _cache_info(sizes: events.EngineStarted) -> Labels:
-    """The cache options and the engine's actual sizes, by vLLM's names."""
-    facts: dict[str, object] = {
-        **dict(sizes.cache_options),
-        "block_size": sizes.block_size,
-        "num_gpu_blocks": sizes.num_blocks,
-        "block_bytes": sizes.block_bytes,
-        "enable_prefix_caching": sizes.enable_prefix_caching,
-    }
-    return tuple((name, str(value)) for name, value in facts.items())

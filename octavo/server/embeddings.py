@@ -102,7 +102,12 @@ def pooled_form(serving: Serving) -> PooledForm:
 
 
 def pooling_call(
-    request: Request, asked: PoolingRequest, kind: str, prompts: Sequence[Prompt], params: PoolingParams
+    request: Request,
+    serving: Serving,
+    asked: PoolingRequest,
+    kind: str,
+    prompts: Sequence[Prompt],
+    params: PoolingParams,
 ) -> Generation:
     """kind: the beginning of the call's id. params: checked."""
     return Generation(
@@ -111,6 +116,7 @@ def pooling_call(
         params=params,
         priority=asked.priority or 0,
         cache_salt=asked.cache_salt,
+        lora_request=serving.adapter(asked.model),
         **from_headers(request),
     )
 
@@ -163,7 +169,7 @@ async def _answer(
 ) -> Response:
     given = one_or_many("input", asked.input, serving.settings.max_prompts_per_request)
     ids = await token_ids(request, "input", given, asked, serving)
-    return await answer_with(request, serving, pooling_call(request, asked, kind, ids, params), asked, make)
+    return await answer_with(request, serving, pooling_call(request, serving, asked, kind, ids, params), asked, make)
 
 
 def _params(serving: Serving, asked: TextsRequest, **more: Any) -> PoolingParams:

@@ -83,7 +83,7 @@ async def _call(
         adds_special = asked.add_special_tokens is not False
         prompts = await encode_pairs(request, serving, pairs, checked_keep(asked, serving), adds_special)
         params = PoolingParams(task="classify", use_activation=asked.use_activation).checked_for(form)
-        return pooling_call(request, asked, kind, prompts, params)
+        return pooling_call(request, serving, asked, kind, prompts, params)
     if form.labels:
         problem = f"is a model of {form.size} classes, allowed is one that embeds, or a cross-encoder, with one class"
         raise bad_field("model", problem)
@@ -91,7 +91,7 @@ async def _call(
         raise bad_field("use_activation", "is false, but this model's scores are cosines: leave it out")
     ids = await token_ids(request, name, [*first, *second], asked, serving)
     params = PoolingParams(task="embed", use_activation=True).checked_for(form)
-    return pooling_call(request, asked, kind, ids, params)
+    return pooling_call(request, serving, asked, kind, ids, params)
 
 
 def _scores(numbers: Sequence[FloatArray], num_first: int, form: PooledForm) -> list[float]:

@@ -30,7 +30,11 @@ class AdapterStore:
         targets: tuple[AdapterTarget, ...],
         family: str,
         prepare: Callable[[AdapterSource], Any],
+        *,
+        is_stage: bool = False,
     ) -> None:
+        """is_stage: the model is a stage of a pipeline."""
+        self._is_stage = is_stage
         self._options, self._targets, self._family, self._prepare = options, targets, family, prepare
         self._kept: dict[int, Any] = {}  # by key
         self._reading: dict[int, Future[Any]] = {}
@@ -68,7 +72,7 @@ class AdapterStore:
         """On the thread."""
         options = self._options
         given = self._targets, self._family, options.max_lora_rank, options.lora_dtype
-        adapter = Adapter.read(Path(read.path), *given)
+        adapter = Adapter.read(Path(read.path), *given, is_part=self._is_stage)
         if adapter.digest != read.digest:
             raise ModelLoadError(f"{read.path} has changed since the adapter was loaded; load it again")
         return self._prepare(adapter)

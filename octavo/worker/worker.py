@@ -285,14 +285,13 @@ def _adapters(task: WorkerTask, shape: WorkerShape, model: CompiledModel) -> Ada
         return None
     from octavo.worker.adapters import AdapterStore  # models without adapters run without its code
 
-    return AdapterStore(task.lora, shape.adapter_targets, shape.architecture.family, model.prepare_adapter)
+    given = task.lora, shape.adapter_targets, shape.architecture.family, model.prepare_adapter
+    return AdapterStore(*given, is_stage=task.world.pipeline_parallel_size > 1)
 
 
 def _check_embeds(checkpoint: Checkpoint, task: WorkerTask) -> None:
     """Raise ConfigError if a model that embeds cannot do so here."""
     label = checkpoint.label
-    if task.lora.enable_lora:
-        raise ConfigError(f"enable_lora is set, but {label} embeds texts, which no adapter changes yet: leave it out")
     if (num_stages := task.world.pipeline_parallel_size) > 1:
         raise ConfigError(
             f"pipeline_parallel_size is {num_stages}, but {label} embeds texts, which no pipeline does: set it to 1"

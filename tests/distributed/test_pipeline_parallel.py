@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import combinations, pairwise, product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from octavo import LLM
+from octavo import LLM, LoRARequest
 from octavo.config import BackendConfig, ModelConfig
 from octavo.distributed.world import World, check_alike
 from octavo.engine.assemble import engine_config
@@ -32,6 +33,7 @@ from tests.distributed.conftest import engine
 from tests.distributed.test_tensor_parallel import FAMILIES, GREEDY, answers, check, tokens
 from tests.distributed.threaded_ranks import ThreadedRanks, on_all_ranks
 from tests.engine.test_overlap import PROMPTS
+from tests.lora.written_adapters import LINEARS, write_adapter
 from tests.structured.spelling_model import spelling_model
 from tests.structured.test_engine import MANY, all_params
 from tests.structured.test_engine import tokens as texts
@@ -69,6 +71,37 @@ def test_every_family_gives_one_ranks_tokens(name: str, of_four_layers: Callable
             assert tokens(several) == expected
             assert tokens(several) == expected  # now from the prefix tree
             assert several.stats().num_used_blocks == 0
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-tied-bias"])
+def test_stages_share_an_adapter(name: str, of_four_layers: Callable[[str], Path], tmp_path: Path) -> None:
+    """Of the first two layers alone, and of all, the embedding and the head, beside requests without one."""
+    folder = of_four_layers(name)
+
+    def add_head(config: dict[str, Any], tensors: dict[str, Any]) -> None:
+        """Also where it shares the embedding's numbers, and the file has none of its own."""
+        config["target_modules"].append("lm_head")
+        embedding = "base_model.model.model.embed_tokens.lora_embedding"
+        for which, other in ("A", "B"), ("B", "A"):
+            numbers = np.ascontiguousarray(tensors[f"{embedding}_{other}"].T[:, ::-1])
+            tensors[f"base_model.model.lm_head.lora_{which}.weight"] = numbers
+
+    def cut(config: dict[str, Any], tensors: dict[str, Any]) -> None:
+        for name in [name for name in tensors if ".layers.2." in name or ".layers.3." in name]:
+            del tensors[name]
+
+    wide = write_adapter(tmp_path / "wide", folder, (*LINEARS, "embed_tokens"), rank=3, change=add_head)
+    first = {"layers_to_transform": [0, 1], "change": cut}
+    few = write_adapter(tmp_path / "few", folder, ("q_proj", "down_proj"), seed=5, **first)  # type: ignore[arg-type]
+    kinds = [LoRARequest("wide", 1, str(wide)), LoRARequest("few", 2, str(few)), None]
+    asked = [kinds[place % 3] for place in range(len(PROMPTS))]
+    found = []
+    for num_ranks, num_stages in ((1, 1), (1, 4), (2, 2)):
+        with engine(folder, num_ranks, num_stages, enable_lora=True, max_num_batched_tokens=40) as llm:
+            outputs = llm.generate(PROMPTS, GREEDY, use_tqdm=False, lora_request=asked)
+            found.append([output.outputs[0].token_ids for output in outputs])
+    assert found[0] == found[1] == found[2]
+    assert len({tuple(tokens) for tokens in found[0]}) > 1
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])

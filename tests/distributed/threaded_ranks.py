@@ -57,7 +57,9 @@ class ThreadedRanks:
         self._reading: dict[int, list[str | None]] = {}
         self._mover: RanksMover | None = None
         self._moves: dict[int, RankMoves] = {}
-        self.shape = self._workers[0].shape
+        shapes = [worker.shape for worker in self._workers]
+        targets = dict.fromkeys(each for shape in shapes for each in shape.adapter_targets)
+        self.shape = replace(shapes[0], adapter_targets=tuple(targets))
 
     def submit(self, plan: StepPlan) -> _Step:
         plan = self._told(plan)

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from octavo import LLM, ConfigError, PoolingParams
+from octavo import LLM, ConfigError, LoRARequest, PoolingParams
 from octavo.kernels.cuda.device import CudaDevice
 from octavo.kernels.cuda.driver import GPU
 from tests.gpu.device import ON_GPU
+from tests.lora.written_adapters import LINEARS, write_adapter
 from tests.tiny_embedders import make_tiny_classifier, make_tiny_embedder
 
 #: a single token, around a tile of keys and of queries, and beyond two of them where a GPU computes
@@ -51,6 +52,16 @@ def test_embeddings_are_the_reference_s(name: str, tmp_path: Path) -> None:
     for one, other in zip(*found, strict=True):
         np.testing.assert_allclose(other, one, rtol=1e-3, atol=1e-4)
         assert ((one * other).sum(-1) > 0.9999).all()
+
+
+def test_embeddings_with_adapters_are_the_reference_s(tmp_path: Path) -> None:
+    folder, found = make_tiny_embedder("qwen3", tmp_path / "model", "LAST", num_hidden_layers=2), []
+    adapter = LoRARequest("a", 1, str(write_adapter(tmp_path / "a", folder, (*LINEARS, "embed_tokens"), rank=3)))
+    for backend in ("reference", "triton"):
+        with engine(folder, backend, enable_lora=True) as llm:
+            asked = [adapter, None] * (len(LENS) // 2) + [adapter] * (len(LENS) % 2)
+            found.append([one.outputs.embedding for one in llm.embed(texts(), lora_request=asked, use_tqdm=False)])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-3, atol=1e-4)
 
 
 def test_classes_of_pairs_are_the_reference_s(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from octavo import LLM, SamplingParams
+from octavo import LLM, LoRARequest, SamplingParams
 from octavo.config import EngineConfig
 from octavo.engine import assemble
 from octavo.executor.executor import executor_here
@@ -24,6 +24,7 @@ from tests.conftest import TinyFolder
 from tests.distributed.threaded_ranks import ThreadedRanks
 from tests.gpu.device import ON_GPU
 from tests.gpu.interpreted_rank import pretend
+from tests.lora.written_adapters import LINEARS, write_adapter
 from tests.structured.spelling_model import spelling_model
 from tests.tiny_models import make_tiny_model
 
@@ -197,3 +198,21 @@ def test_grammars_are_followed_in_the_last_stage(
             found.append(answers(llm, params, INTERPRETED[1:]))
             assert any(isinstance(event, Sampled) and event.num_forced for event in llm.events)
     assert found[0] == found[1]
+
+
+def test_stages_share_an_adapter(
+    tiny_folder: TinyFolder, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside requests without one, in prompts and decodes; then alone."""
+    if ON_GPU:
+        monkeypatch.setenv("OCTAVO_RANKS_PER_GPU", "2")
+    else:
+        request.getfixturevalue("_interpreted")
+    folder, found = tiny_folder("llama"), []
+    adapter = LoRARequest("a", 1, str(write_adapter(tmp_path / "a", folder, (*LINEARS, "embed_tokens", "lm_head"))))
+    for options in ({"backend": "reference"}, {"pipeline_parallel_size": 2}):
+        with engine(folder, enable_lora=True, **options) as llm:
+            for asked in ([adapter, None, adapter, None], adapter):
+                outputs = llm.generate(INTERPRETED, GREEDY.replace(max_tokens=3), False, lora_request=asked)
+                found.append([output.outputs[0].token_ids for output in outputs])
+    assert found[:2] == found[2:]

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from octavo import LLM, ConfigError, InvalidRequestError, LoRARequest, SamplingParams
+from octavo import LLM, InvalidRequestError, LoRARequest, SamplingParams
 from octavo.lora.folder import Adapter
 from octavo.observe.events import AdapterAsked, AdapterCame, Event, Preempted, PrefixHit, StepDone, Waits
 from octavo.observe.flight_log import read_log
@@ -163,8 +163,6 @@ def test_what_cannot_be_asked(llm: LLM, adapters: dict[str, LoRARequest], model:
             answers(llm, lora_request)
     with LLM(str(model), backend="cpu", **OPTIONS) as plain, pytest.raises(InvalidRequestError, match="enable_lora"):
         answers(plain, adapters["all"])
-    with pytest.raises(ConfigError, match="pipeline_parallel_size is 2"):
-        LLM(str(model), enable_lora=True, pipeline_parallel_size=2)
 
 
 def test_a_folder_that_changes_fails_its_requests_alone(llm: LLM, model: Path, tmp_path: Path) -> None:
@@ -203,9 +201,9 @@ def test_steps_go_on_while_an_adapter_is_read(
             if len(steps) == 3:
                 have_gone.set()
 
-    def slowly(*given: Any) -> Adapter:
+    def slowly(*given: Any, **how: Any) -> Adapter:
         assert have_gone.wait(20), "steps wait for the adapter"
-        return read(*given)
+        return read(*given, **how)
 
     monkeypatch.setattr(Adapter, "read", slowly)
     llm.events.listen(count)

@@ -129,7 +129,8 @@ def test_one_request_from_its_arrival_to_its_end() -> None:
 
 def test_every_metric_is_there_under_both_names_with_the_same_value() -> None:
     seen = scrape(*ONE_REQUEST)
-    for kind, names in (("gauge", GAUGES), ("counter", COUNTERS), ("histogram", HISTOGRAMS)):
+    gauges = [name for name in GAUGES if name != "lora_requests_info"]  # there are no adapters
+    for kind, names in (("gauge", gauges), ("counter", COUNTERS), ("histogram", HISTOGRAMS)):
         for name in names:
             assert seen.kinds[f"octavo:{name}"] == seen.kinds[f"vllm:{name}"] == kind
     ours = {key: value for key, value in seen.values.items() if key[0].startswith("octavo:")}
@@ -245,6 +246,30 @@ def test_a_resumed_sequence_asks_the_prefix_cache_for_nothing_new() -> None:
         PrefixHit(3.0, 1, 4, (1,)),
     )
     assert (seen("prefix_cache_queries_total"), seen("prefix_cache_hits_total")) == (8, 0)
+
+
+def test_adapters_of_requests_are_labels() -> None:
+    log = EventLog(0)
+    log.start(replace(STARTED, max_loras=4))
+    metrics = EngineMetrics(log, model_name="m")
+
+    def labels() -> tuple[str, str, str]:
+        families = {family.name: family for family in text_string_to_metric_families(metrics.exposition().decode())}
+        (sample,) = families["vllm:lora_requests_info"].samples
+        assert sample.value == pytest.approx(time.time(), abs=60)
+        names = "max_lora", "running_lora_adapters", "waiting_lora_adapters"
+        return tuple(sample.labels[name] for name in names)  # type: ignore[return-value]
+
+    assert labels() == ("4", "", "")
+    arrivals = [Arrived(1.0, str(one), 8, 2, adapter=name) for one, name in enumerate(("sql", "law", "sql", ""))]
+    write(log, *arrivals, Started(1.0, 0, "0", 0), Started(1.0, 3, "3", 1))
+    assert labels() == ("4", "sql", "law,sql")
+    write(log, Forked(2.0, 0, 1, "0", 0), Preempted(2.0, 1, "0", 8))
+    write(log, *(Finished(3.0, one, name, "abort", 0) for one, name in ((4, "1"), (6, "2"))))
+    assert labels() == ("4", "sql", "sql")
+    write(log, Finished(4.0, 0, "0", "length", 2), Finished(4.0, 1, "0", "length", 2))
+    assert labels() == ("4", "", "")
+    assert "lora_requests_info" not in EngineMetrics(follow()[0], model_name="m").exposition().decode()
 
 
 def test_labels_are_escaped() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from octavo.engine.llm_engine import GenerateCall
 from octavo.engine.pooled import PoolingInput
+from octavo.lora_request import LoRARequest
 from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.pooling_params import PooledForm
 from octavo.request import ModelInfo
@@ -20,23 +21,33 @@ EMBEDS = PooledForm(size=3, normalizes=False)
 
 
 class ScriptedEmbedder(ScriptedEngine):
-    def __init__(self, fault: str | None = None, factor: float = 1.0, form: PooledForm = EMBEDS) -> None:
+    def __init__(
+        self,
+        fault: str | None = None,
+        factor: float = 1.0,
+        form: PooledForm = EMBEDS,
+        adapters: tuple[LoRARequest, ...] = (),
+    ) -> None:
         """fault: what every request ends with. factor: of all numbers. form: what it gives."""
         super().__init__()
+        self.loaded = adapters
         self.factor = factor
         self.embedding_fault = fault
         self.form = form
-        self.inputs = PoolingInput(self.tokenizer, replace(LIMITS, pooled=form), seed=0)
+        self.inputs = PoolingInput(self.tokenizer, replace(LIMITS, pooled=form, enable_lora=bool(adapters)), seed=0)
 
     @property
     def model_info(self) -> ModelInfo:
         return ModelInfo.of(self.inputs.limits, SamplingParams(), [])
 
+    async def adapters(self) -> list[LoRARequest]:
+        return list(self.loaded)
+
     async def _outputs(self, call: GenerateCall) -> AsyncIterator[RequestOutput]:
         assert call.sampling_params is not None
         assert call.request_id is not None
-        salt = call.cache_salt
-        request = self.inputs.process(call.request_id, call.prompt, call.sampling_params, 0.0, call.priority, salt)
+        more = call.priority, call.cache_salt, call.lora_request
+        request = self.inputs.process(call.request_id, call.prompt, call.sampling_params, 0.0, *more)
         self.requests.append(request)
         assert request.pooling_params is not None
         ids, fault, size = request.prompt_token_ids, self.embedding_fault, self.form.size

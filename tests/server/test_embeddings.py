@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from octavo import AsyncLLM
+from octavo import AsyncLLM, LoRARequest
 from octavo.server.app import create_app
 from octavo.server.settings import ServerSettings
 from tests.server.scripted_embedder import ScriptedEmbedder
@@ -42,6 +42,15 @@ def test_texts_and_token_ids() -> None:
     assert embed(input=[5, 6])["data"][0]["embedding"] == [2, 5, 6]
     assert embed(input="one two")["data"][0]["embedding"][0] == 2
     assert len(embed(input=["one", "two"])["data"]) == 2
+
+
+@pytest.mark.parametrize("path", [PATH, "/pooling", "/score"])
+def test_an_adapters_name_is_a_model(path: str) -> None:
+    engine = ScriptedEmbedder(adapters=(LoRARequest("law", 1, "/law"),))
+    texts = {"text_1": "one", "text_2": "two"} if path == "/score" else {"input": "one"}
+    for model in ("law", "tiny"):
+        assert post(app_of(engine), path, {"model": model, **texts}).status == 200
+    assert [one.lora_request and one.lora_request.lora_name for one in engine.requests[:: len(texts)]] == ["law", None]
 
 
 def test_base64_has_the_same_numbers() -> None:
