@@ -2,9 +2,10 @@
 
     python -m benchmarks.kernels.gpu_quantized_experts [--shape NAME] [--scheme NAME] [--tiles] [rows ...]
 
-A row shows the microseconds of the whole mixture, in a graph and with cold weights, the bytes of the experts that it
-reads, and how much of the card's copy bandwidth that is; and the two products alone. --tiles times other tiles of the
-grouped products, for the table in `octavo/kernels/triton/experts/grouped_linear.py`.
+A row shows the microseconds of the whole mixture by Triton's kernels, in a graph and with cold weights, the bytes of
+the experts that it reads, and how much of the card's copy bandwidth that is; the two products alone; and the same
+mixture, with the norm before it, by the kernels for few rows in CUDA C++. --tiles times other tiles of the grouped
+products, for the table in `octavo/kernels/triton/experts/grouped_linear.py`.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
 import torch
 
 from benchmarks.kernels.gpu_experts import the_gpu
 from octavo.kernels.cuda.plain_codes import PlainCodes
+from octavo.kernels.cuda.sizes import FEW_MIXTURE_ROWS
 from octavo.kernels.cuda.timing import graph_time_us, measured_limits, print_machine
+from octavo.kernels.cuda_cpp.experts import FewRowExperts
 from octavo.kernels.mixture import SILU, ExpertStack, Gate, Mixture, Routing
 from octavo.kernels.parameters import Linear, Parameter
 from octavo.kernels.scaled import ScaledFormat
@@ -145,12 +149,23 @@ def measure(label: str, rows: int, layers: list[Experts], room: Room, *, tries_t
     print(
         f"{label:32} {rows:5} rows, {chosen:3} experts: {us:8.1f} us  {num_bytes / 1e6:7.1f} MB  {share:6.1%} of copy  "
         f"gate_up {parts[0]:8.1f}  down {parts[1]:8.1f}",
+        end="",
         flush=True,
     )
+    few = graph_time_us(few_rows(x, out, layers, room)) if rows <= FEW_MIXTURE_ROWS else 0.0
+    print(f"  CUDA C++ {few:8.1f} us {num_bytes / few * 1e6 / measured_limits()[0]:6.1%}" if few else "", flush=True)
     if tries_tiles and rows > 1:
         for place in (0, 1):
             _try_tiles(rows, x, layers, room, place)
     combine(None, out, room, num_chosen=shape.routing.num_chosen, first_expert=0, num_own=shape.num_own, chained=False)
+
+
+def few_rows(x: torch.Tensor, out: torch.Tensor, layers: list[Experts], room: Room) -> list[Call]:
+    norm, found = torch.ones(x.shape[1], device=x.device), list[Call]()
+    for one in layers:
+        kernels = FewRowExperts(one, room, the_gpu(), x.dtype)
+        found.append(partial(kernels.run, x, None, out, norm=norm))
+    return found
 
 
 def _try_tiles(rows: int, x: torch.Tensor, layers: list[Experts], room: Room, place: int) -> None:

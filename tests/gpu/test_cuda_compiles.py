@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
 import pytest
@@ -9,10 +10,12 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from octavo.kernels.cuda.driver import GPU  # noqa: E402
+from octavo.kernels.cuda_cpp import experts  # noqa: E402
 from octavo.kernels.cuda_cpp.all_reduce import compile_all_reduce  # noqa: E402
 from octavo.kernels.cuda_cpp.attention_plan import compile_plan  # noqa: E402
 from octavo.kernels.cuda_cpp.compile import find_nvcc  # noqa: E402
 from octavo.kernels.cuda_cpp.decode_attention import Kind  # noqa: E402
+from octavo.kernels.cuda_cpp.expert_format import Ring  # noqa: E402
 from octavo.kernels.cuda_cpp.quantized_format import Layout, Scales  # noqa: E402
 from octavo.kernels.cuda_cpp.quantized_linear import Variant  # noqa: E402
 from octavo.kernels.cuda_cpp.shape import Occupancy, Shape  # noqa: E402
@@ -37,6 +40,13 @@ def test_plan(gpu: GPU, num_seqs: int) -> None:
 def test_quantized_linear(gpu: GPU, layout: Layout, kind: Scales) -> None:
     dtype, is_gated = (torch.float16, True) if gpu is AMPERE else (torch.bfloat16, kind == "blocks")
     assert Variant(layout, kind, dtype, is_gated, 2, 16384).compile(gpu).startswith(b"\x7fELF")
+
+
+def test_experts() -> None:
+    product = experts.Variant(torch.bfloat16, "E2M1", 32, False, False, 8, 32, True, Ring(4, 7, 2))
+    kinds = experts.RouterVariant(torch.float16, "F8_E4M3", 2), product
+    with ThreadPoolExecutor() as pool:
+        assert all(made.startswith(b"\x7fELF") for made in pool.map(lambda kind: kind.compile(HOPPER), kinds))
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import pytest
 import torch
 
 from tests.gpu.device import DEVICE, ON_GPU, TOLERANCE, relative_error
 
-from octavo.kernels.cuda.driver import GPU  # isort: skip
+from octavo.kernels.cuda.driver import GPU, find_gpu  # isort: skip
+from octavo.kernels.cuda.mixture_launch import kernels_of  # isort: skip
+from octavo.kernels.cuda_cpp.compile import find_nvcc  # isort: skip
+from octavo.kernels.cuda_cpp.expert_format import why_not, why_not_codes  # isort: skip
 from octavo.kernels.mixture import SILU, ExpertStack, Gate, Mixture, Routing  # isort: skip
 from octavo.kernels.reference.activations import gated  # isort: skip
 from octavo.kernels.reference.routing import choose  # isort: skip
@@ -19,6 +24,10 @@ from octavo.kernels.triton.experts.mixture import Experts, mixture  # isort: ski
 from octavo.kernels.triton.experts.room import Room  # isort: skip
 from octavo.testing import made_parameters  # isort: skip
 
+if TYPE_CHECKING:
+    from octavo.kernels.cuda.shared import Shared
+    from octavo.kernels.cuda_cpp.experts import FewRowExperts
+
 HIDDEN, INNER = (512, 384) if ON_GPU else (64, 96)
 HOPPER = GPU("made", (9, 0), 1 << 34, 1)
 TOP_TWO = Routing(num_experts=6, num_chosen=2)
@@ -26,6 +35,7 @@ DEEPSEEK = Routing(
     num_experts=12, num_chosen=4, scoring="sigmoid", scale=2.5, num_groups=3, top_groups=2, group_score="sum_of_two"
 )
 DTYPES = [torch.float32, torch.bfloat16] if ON_GPU else [torch.float32]
+FEW_ROWS = [1, 2, 7, 8, 9, 31, 32]
 NUM_ROWS = [1, 2, 7, 32, 33, 300, 2000] if ON_GPU else [1, 5, 40]
 
 
@@ -76,6 +86,70 @@ def test_fixed_sums_do_not_depend_on_the_other_rows(name: str, dtype: torch.dtyp
         few = torch.empty_like(x[:count])
         mixture(x[:count], None, few, experts, room, is_fixed=True, chained=False)
         assert torch.equal(few, many[:count])
+
+
+needs_nvcc = pytest.mark.skipif(not ON_GPU or find_nvcc() is None, reason="needs a GPU and nvcc")
+
+
+@needs_nvcc
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", CASES)
+def test_few_rows_in_cuda(name: str, dtype: torch.dtype) -> None:
+    """With a residual and the norm before, and without."""
+    experts, room = made(CASES[name], dtype), room_for(CASES[name], dtype)
+    few, norm = few_rows(experts, room, dtype), torch.rand(HIDDEN, device=DEVICE) + 0.5
+    for num_rows in FEW_ROWS:
+        x = torch.randn(num_rows, HIDDEN, device=DEVICE).to(dtype)
+        out, added = torch.full_like(x, torch.nan), x.clone()
+        few.run(x, None, out)
+        assert relative_error(out, in_torch(x, experts, room)) < 2 * TOLERANCE[dtype]
+        few.run(added, added, added, norm=norm)
+        normed = torch.nn.functional.rms_norm(x.float(), [HIDDEN], norm, 1e-6).to(dtype)
+        assert relative_error(added, x.float() + in_torch(normed, experts, room)) < 2 * TOLERANCE[dtype]
+
+
+@needs_nvcc
+def test_few_rows_that_choose_alike_in_cuda() -> None:
+    """An expert has more rows than a tile; some rank's experts are chosen by none."""
+    case, dtype = CASES["gpt-oss"], torch.bfloat16
+    whole, room = made(case, dtype), room_for(case, dtype)
+    x = torch.randn(1, HIDDEN, device=DEVICE).to(dtype).expand(32, -1).contiguous()
+    out, total = torch.empty_like(x), torch.zeros_like(x)
+    few_rows(whole, room, dtype).run(x, None, out)
+    assert relative_error(out, in_torch(x, whole, room)) < 2 * TOLERANCE[dtype]
+    for expert in range(6):
+        few_rows(ranks_part(whole, slice(expert, expert + 1)), room, dtype).run(x, total, total)
+    assert relative_error(total, out) < 2 * TOLERANCE[dtype]
+
+
+def few_rows(experts: Experts, room: Room, dtype: torch.dtype) -> FewRowExperts:
+    from octavo.kernels.cuda_cpp.experts import FewRowExperts
+
+    gpu = find_gpu(0)
+    assert gpu is not None
+    return FewRowExperts(experts, room, gpu, dtype)
+
+
+def test_why_mixtures_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = made_parameters.mixture(TOP_TWO, 64, 128)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr("octavo.kernels.cuda_cpp.compile.find_nvcc", lambda: "nvcc")
+    assert why_not(layer, "bfloat16", HOPPER, is_fixed=False) is None
+    assert "other rows" in str(why_not(layer, "bfloat16", HOPPER, is_fixed=True))
+    assert "16 bits" in str(why_not(layer, "float32", HOPPER, is_fixed=False))
+    assert "Hopper" in str(why_not(layer, "bfloat16", replace(HOPPER, capability=(8, 0)), is_fixed=False))
+    monkeypatch.setattr("octavo.kernels.cuda_cpp.compile.find_nvcc", lambda: None)
+    assert "nvcc" in str(why_not(layer, "bfloat16", HOPPER, is_fixed=False))
+    assert "multiples of 8 x 64" in str(why_not_codes(None, 12, 64))
+
+
+def test_the_card_says_which_rows_are_whose() -> None:
+    small, large = (made_parameters.mixture(TOP_TWO, 64, inner) for inner in (128, 2048))
+    taken, refused = (SimpleNamespace(why_not_few=lambda layer, why=why: why) for why in (None, "no nvcc"))
+    assert kernels_of([], cast("Shared", taken)) is None
+    assert kernels_of([small, small], cast("Shared", taken)) == "cuda for 1 to 8 rows, triton"
+    assert kernels_of([large], cast("Shared", taken)) == "triton"
+    assert kernels_of([small], cast("Shared", refused)) == "triton (no nvcc)"
 
 
 def in_torch(x: torch.Tensor, experts: Experts, room: Room) -> torch.Tensor:
@@ -140,18 +214,22 @@ def test_ranks_with_some_of_the_experts_add_up(num_rows: int) -> None:
     whole, x = made(case, torch.float32), torch.randn(num_rows, HIDDEN, device=DEVICE)
     total = torch.zeros_like(x)
     for own in (slice(0, 2), slice(2, 6)):
-        gate_up, down = (ExpertStack(stack.experts[own]) for stack in (whole.layer.gate_up, whole.layer.down))
-        layer = replace(whole.layer, gate_up=gate_up, down=down, first_expert=own.start)
-        biases = (each.view(6, -1)[own].flatten() for each in (whole.gate_up_bias, whole.down_bias) if each is not None)
-        gate_up_bias, down_bias = biases
-        part = replace(
-            whole, layer=layer, gate_up=some(whole.gate_up, own), down=some(whole.down, own), gate_up_bias=gate_up_bias,
-            down_bias=down_bias,
-        )  # fmt: skip
+        part = ranks_part(whole, own)
         mixture(x, total, total, part, room_for(case, torch.float32), chained=False)
     expected, room = torch.empty_like(x), room_for(case, torch.float32)
     mixture(x, None, expected, whole, room, chained=False)
     assert relative_error(total, expected) < 1e-5
+
+
+def ranks_part(whole: Experts, own: slice) -> Experts:
+    gate_up, down = (ExpertStack(stack.experts[own]) for stack in (whole.layer.gate_up, whole.layer.down))
+    layer = replace(whole.layer, gate_up=gate_up, down=down, first_expert=own.start)
+    biases = (each.view(6, -1)[own].flatten() for each in (whole.gate_up_bias, whole.down_bias) if each is not None)
+    gate_up_bias, down_bias = biases
+    return replace(
+        whole, layer=layer, gate_up=some(whole.gate_up, own), down=some(whole.down, own), gate_up_bias=gate_up_bias,
+        down_bias=down_bias,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("average", [1, 8, 9, 24, 25, 48, 49, 500])

@@ -9,12 +9,13 @@ import numpy as np
 
 from octavo.kernels.adapters import AdaptedModule, AdaptedPart, AdapterSizes
 from octavo.kernels.attention_layer import AttentionLayer
+from octavo.kernels.mixture import Routing
 from octavo.kernels.op import Op
 from octavo.kernels.ops import Ops, Tensor
 from octavo.kernels.parameters import Linear
 from octavo.kernels.program.fuse import Fusions, fuse, without_adapters
 from octavo.kernels.program.recorder import Recorder, Recording
-from octavo.testing.made_parameters import linear, parameter
+from octavo.testing.made_parameters import linear, mixture, parameter
 
 WIDTH = 8
 NORM = parameter(np.ones(WIDTH, np.float32))
@@ -62,6 +63,18 @@ def test_a_layer_becomes_five_instructions() -> None:
     assert sorted(names(fused)[3].split("+")) == ["gate", "linear", "norm_weight"]
     assert names(fused)[4:] == ["linear+residual", "rms_norm"], "the last norm is the next layer's"
     assert fused.instructions[-1].outputs[:1] == fused.kept
+
+
+def test_a_mixtures_router_takes_the_norm_where_it_can() -> None:
+    """The residual that is normed is then also the one that is added."""
+    ops = Recorder()
+    residual, one = ops.new_value(WIDTH), mixture(Routing(num_experts=2, num_chosen=1), WIDTH, WIDTH)
+    x, total = ops.add_rms_norm(ops.linear(residual, weight(WIDTH)), residual, NORM, 1e-6)
+    recording = Recording(ops.instructions, (ops.add(ops.mixture(x, one), total),), (residual,))
+    fused = fuse(recording, replace(EVERYTHING, routes_norm=lambda layer: layer is one))
+    assert names(fused) == ["linear+residual", "mixture+norm_weight"]
+    assert fused.instructions[1].inputs == (*fused.instructions[0].outputs,) * 2
+    assert names(fuse(recording, EVERYTHING)) == ["linear+residual", "rms_norm", "mixture"]
 
 
 def adapted() -> Recording:

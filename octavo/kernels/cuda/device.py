@@ -56,6 +56,7 @@ class CudaDevice:
         self._see = printer(lambda x: float(x.float().norm())) if traces_ops else None
         self.index = index
         self._attention_names: list[str] = []
+        self._experts_by: str | None = None
 
     @classmethod
     def for_plan(cls, config: BackendConfig, gpu: GPU) -> CudaDevice:
@@ -125,7 +126,7 @@ class CudaDevice:
             text += f"; attention by {', '.join(self._attention_names)}"
             if self._attention in ("auto", "cuda") and find_nvcc() is None:
                 text += " (without nvcc; pip install 'octavo[cuda]' adds the CUDA C++ kernels)"
-        return text
+        return text if self._experts_by is None else f"{text}; experts by {self._experts_by}"
 
     def compile_ahead(self, settings: object) -> KernelCompiler | None:
         return KernelCompiler.for_first_start(self.gpu, settings)
@@ -185,7 +186,7 @@ class CudaDevice:
         except torch.cuda.OutOfMemoryError as error:
             free, total = torch.cuda.mem_get_info(device)
             raise OutOfMemoryError(f"{gpu.name} had {size(free)} of {size(total)} left when memory ran out") from error
-        self._attention_names = loaded.attention_names
+        self._attention_names, self._experts_by = loaded.attention_names, loaded.experts_by
         return loaded
 
     @property

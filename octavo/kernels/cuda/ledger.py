@@ -153,7 +153,8 @@ def _experts(
     if layers:
         rows = max(limits.max_num_tokens, limits.max_num_seqs)
         lists = sizes.num_bytes(sizes.mixture_lists(layers, rows).values())
-        pairs = element_bytes * sum(sizes.mixture_pairs(layers, rows).values())
+        elements = [*sizes.mixture_pairs(layers, rows).values(), *sizes.few_mixture_rows(layers).values()]
+        pairs = element_bytes * sum(elements)
         codes, scales = sizes.mixture_codes(layers, rows, dtype, gpu).values()
         yield Entry("workspace", lists + pairs + codes + 4 * scales, f"experts of {rows:,} tokens")
 

@@ -30,6 +30,7 @@ from octavo.kernels.attention import AttentionChoice, ModelAttention
 from octavo.kernels.cuda import sizes
 from octavo.kernels.cuda.block_mover import DeviceMover
 from octavo.kernels.cuda.driver import GPU, has_hopper_kernels
+from octavo.kernels.cuda.mixture_launch import kernels_of
 from octavo.kernels.cuda.program import Program
 from octavo.kernels.cuda.quantized_product import QuantizedProducts
 from octavo.kernels.cuda.rank_sums import RankSums
@@ -114,6 +115,7 @@ class TritonModel:
         self._placings = None if self.placed is None else Placings(self.placed)
         rest = self._sums, is_fixed, self._room, self._quantized, self._adapters, self._placings
         self._shared = Shared(self._weights, gpu, self._memory, self._attention, see, *rest)
+        self.experts_by = kernels_of(contents.mixtures.values(), self._shared)
         tiled = has_hopper_kernels(gpu.capability) and dtype != "float32" and not is_fixed
         seqs = limits.max_num_seqs
         shape = sizes.partial_sums(whole.instructions, seqs) if tiled else (0,)

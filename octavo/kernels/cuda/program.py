@@ -10,6 +10,7 @@ import torch
 from octavo.kernels.adapters import AdaptedModule
 from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.cuda.kv_calibration import with_calibration
+from octavo.kernels.cuda.mixture_launch import MixtureLaunch
 from octavo.kernels.cuda.normed_product import Adapt, normed_product, normed_quantized
 from octavo.kernels.cuda.shared import Shared
 from octavo.kernels.cuda.sizes import aligned, buffer_elements
@@ -23,7 +24,6 @@ from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform, rotar
 from octavo.kernels.triton.elementwise import elementwise, norm
 from octavo.kernels.triton.elementwise.elementwise import embedding
 from octavo.kernels.triton.elementwise.wide_norm import WideNorm
-from octavo.kernels.triton.experts.mixture import Experts, mixture
 from octavo.kernels.triton.linear.fixed_linear import fixed_linear
 from octavo.kernels.triton.linear.head_linear import head_linear
 from octavo.kernels.triton.linear.skinny_linear import choose_tiling, library_linear, skinny_linear
@@ -244,20 +244,8 @@ class Program:
     def _gate_rows(self) -> Launch:
         return lambda step, x, gate, out: elementwise.gate_rows(x, gate, out, chained=self._chained)
 
-    def _mixture(self, layer: Mixture) -> Launch:
-        experts, room, chained = Experts.of(layer, self._weights), self._shared.room, self._chained
-        is_fixed, placings, name = self._shared.is_fixed, self._shared.placings, layer.name
-        assert room is not None, "a model with experts has room for them"
-        if placings is not None and placings.placed.lacks(name):
-            placings.placed.hold(name, experts.slots)
-
-        def launch(step: DeviceStep, x: torch.Tensor, *rest: torch.Tensor) -> None:
-            *residuals, out = rest
-            placing = None if placings is None else placings.of(name, step)
-            residual = residuals[0] if residuals else None
-            mixture(x, residual, out, experts, room, is_fixed=is_fixed, chained=chained, placing=placing)
-
-        return launch
+    def _mixture(self, layer: Mixture, norm_weight: Parameter | None = None, eps: float = 1e-6) -> Launch:
+        return MixtureLaunch(layer, norm_weight, eps, self._shared)
 
     def _rotary_kv_write(self, layer: AttentionLayer) -> Launch:
         transform, chained = HeadTransform.of(layer, self._weights), self._chained

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -56,8 +57,8 @@ def programs_by_rows(
     """By ascending number of rows. parts: see Program; None off Hopper."""
 
     def program(num_rows: int, fusions: Fusions, room: torch.Tensor | None = None) -> Program:
-        is_fused = shared.see is None and not shared.is_fixed
-        fusions = replace(fusions, all_reduce=shared.fuses_sums, adapters=is_fused)
+        is_fused, routes_norm = shared.see is None and not shared.is_fixed, partial(shared.routes_norm, num_rows)
+        fusions = replace(fusions, all_reduce=shared.fuses_sums, adapters=is_fused, routes_norm=routes_norm)
         if shared.quantized is not None:
             fusions = replace(fusions, fuses=shared.quantized.fuses(num_rows))
         return Program(fuse(recording, fusions), shared, min(num_rows, max_num_seqs), room)

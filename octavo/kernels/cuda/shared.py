@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from octavo.kernels.attention import ModelAttention
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda.weights import DeviceWeights
+from octavo.kernels.cuda_cpp.expert_format import rows_for, why_not
+from octavo.kernels.mixture import Mixture
 from octavo.kernels.parameters import Linear
 from octavo.kernels.program.recorder import See
 from octavo.kernels.triton.attention.memory import AttentionMemory
@@ -38,6 +40,14 @@ class Shared:
 
     def quantized_product(self, weight: Linear) -> Product | None:
         return None if self.quantized is None else self.quantized.product(weight, self.weights)
+
+    def why_not_few(self, layer: Mixture) -> str | None:
+        """Why the kernels for few rows do not take a mixture."""
+        return why_not(layer, self.memory.dtype, self.gpu, is_fixed=self.is_fixed)
+
+    def routes_norm(self, num_rows: int, layer: Mixture) -> bool:
+        """Whether a mixture of so many rows, or one of more than one, takes the norm before it."""
+        return num_rows in rows_for(layer) and self.see is None and self.why_not_few(layer) is None
 
     @property
     def fuses_sums(self) -> bool:

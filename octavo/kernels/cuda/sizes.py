@@ -14,6 +14,7 @@ from math import prod
 from octavo.kernels.adapters import AdaptedModule
 from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.cuda.driver import GPU
+from octavo.kernels.cuda_cpp.expert_format import padded
 from octavo.kernels.kv_layout import KVDType
 from octavo.kernels.mixture import Mixture
 from octavo.kernels.parameters import Linear, Shape
@@ -90,6 +91,13 @@ def mixture_pairs(layers: Sequence[Mixture], max_rows: int) -> dict[str, int]:
         "gated": max_rows * max((layer.routing.num_chosen * layer.down.in_features for layer in layers), default=0),
         "results": max_rows * max((layer.routing.num_chosen * layer.down.out_features for layer in layers), default=0),
     }
+
+
+def few_mixture_rows(layers: Sequence[Mixture]) -> dict[str, int]:
+    """The same of a few rows, for kernels in CUDA C++."""
+    x = max((padded(layer.gate_up.in_features) for layer in layers), default=0)
+    gated = max((layer.routing.num_chosen * padded(layer.down.in_features) for layer in layers), default=0)
+    return {"few_x": FEW_MIXTURE_ROWS * x, "few_gated": FEW_MIXTURE_ROWS * gated}
 
 
 def mixture_codes(layers: Sequence[Mixture], max_rows: int, dtype: str, gpu: GPU) -> dict[str, int]:

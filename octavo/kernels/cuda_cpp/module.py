@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from ctypes import Structure, byref, c_char, c_int, c_size_t, c_uint, c_uint32, c_uint64, c_void_p
 from functools import lru_cache
 
-_MAX_DYNAMIC_SHARED_BYTES = 8  # CUfunction_attribute
+_MAX_DYNAMIC_SHARED_BYTES, _SHARED_CARVEOUT = 8, 9  # CUfunction_attribute
 _CHAINED = 6  # CUlaunchAttributeID: programmatic stream serialization
 _BYTES, _FP16, _BF16 = 0, 6, 9  # CUtensorMapDataType
 _SWIZZLE_128_BYTES = 3
@@ -44,6 +44,16 @@ class TensorMap(Structure):
         """[halves, rows, bytes], read in boxes of [halves, box_rows, 128] that are swizzled by 128 bytes."""
         halves, num_rows, dim = shape
         return cls._of(_BYTES, address, (dim, num_rows, halves), (dim, dim * num_rows), (128, box_rows, halves))
+
+    @classmethod
+    def of_stack(
+        cls, address: int, shape: tuple[int, int, int], *, box_rows: int, box_spans: int, box_matrices: int
+    ) -> TensorMap:
+        """[matrices, rows, bytes], read in boxes of [box_matrices, box_spans, box_rows, 128] that are swizzled by 128
+        bytes. What a row's last span has beyond it is read from the next row."""
+        matrices, num_rows, dim = shape
+        dims, strides = (128, num_rows, -(-dim // 128), matrices), (dim, 128, dim * num_rows)
+        return cls._of(_BYTES, address, dims, strides, (128, box_rows, box_spans, box_matrices))
 
     @classmethod
     def _of(
@@ -102,15 +112,21 @@ class Kernel:
             f"asking for {num_bytes:,} bytes of shared memory",
         )
 
+    def prefer_shared(self) -> None:
+        """Have multiprocessors give all their memory to thread blocks: kernels whose blocks share one want that alike,
+        since it is not divided anew until all have ended."""
+        check(cuda_driver().cuFuncSetAttribute(self._function, _SHARED_CARVEOUT, 100), "preferring shared memory")
+
     def launch(
-        self, grid: int, block: int, arguments: tuple[Structure, ...], *, shared_bytes: int, stream: int, chained: bool
-    ) -> None:
+        self, grid: int, block: int, arguments: tuple[Structure, ...], *, shared_bytes: int, stream: int, chained: bool,
+        grid_y: int = 1,
+    ) -> None:  # fmt: skip
         """arguments: structs that the kernel takes by value."""
         if _is_rehearsing:
             return
         attribute = _Attribute(_CHAINED)
         attribute.value[0] = 1
-        config = _Config(grid, 1, 1, block, 1, 1, shared_bytes, stream, ctypes.pointer(attribute), int(chained))
+        config = _Config(grid, grid_y, 1, block, 1, 1, shared_bytes, stream, ctypes.pointer(attribute), int(chained))
         addresses = (c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
         driver = cuda_driver()
         code = driver.cuLaunchKernelEx(byref(config), self._function, addresses, None)

@@ -6,6 +6,7 @@
     linear, add_rms_norm               ->  linear_add_rms_norm               more rows: the norm sums the parts
     linear, gated_activation           ->  linear with gate                  if the product's tiling takes it
     rms_norm, linear                   ->  linear with norm                  very few rows: a kernel holds whole rows
+    rms_norm, mixture                  ->  mixture with norm                 if its router's kernel takes it
     all_reduce, add_rms_norm           ->  all_reduce_add_rms_norm           between ranks
     add_adapters, gated_activation     ->  add_adapters with gate
     linear, add_adapters               ->  linear with adapters              and what fuses with a product then does
@@ -20,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from octavo.kernels.mixture import Mixture
 from octavo.kernels.parameters import Linear
 from octavo.kernels.program.recorder import Instruction, Recording, Value
 
@@ -39,6 +41,7 @@ class Fusions:
     fuses: Callable[[Linear, bool], bool] = lambda weight, gated: True  # whether anything but that; a gate
     takes_norm: Callable[[int, int], bool] = lambda columns, depth: False  # whether such a product does
     takes_gate: Callable[[int, int], bool] = lambda columns, depth: False
+    routes_norm: Callable[[Mixture], bool] = lambda layer: False  # whether a mixture's router does
 
 
 def fuse(recording: Recording, fusions: Fusions) -> Recording:
@@ -169,12 +172,16 @@ def _gate(first: Instruction, second: Instruction, fusions: Fusions) -> list[Ins
 
 
 def _norm(first: Instruction, second: Instruction, fusions: Fusions) -> list[Instruction] | None:
-    if (first.op, second.op) != ("rms_norm", "linear") or second.inputs[0] is not first.outputs[0]:
-        return None
-    if "adapters" in second.arguments:
-        return None  # they read the normed rows, too
-    shape = second.outputs[0].width, first.inputs[0].width
-    if not fusions.takes_norm(*shape) or not fusions.fuses(second.arguments["weight"], "gate" in second.arguments):
+    if first.op != "rms_norm" or second.inputs[0] is not first.outputs[0] or not _takes_norm(second, fusions):
         return None
     norm = {"norm_weight": first.arguments["weight"], "eps": first.arguments["eps"]}
     return [replace(second, inputs=(*first.inputs, *second.inputs[1:]), arguments=second.arguments | norm)]
+
+
+def _takes_norm(product: Instruction, fusions: Fusions) -> bool:
+    if product.op == "mixture":
+        return fusions.routes_norm(product.arguments["layer"])
+    if product.op != "linear" or "adapters" in product.arguments:  # they read the normed rows, too
+        return False
+    shape = product.outputs[0].width, product.inputs[0].width
+    return fusions.takes_norm(*shape) and fusions.fuses(product.arguments["weight"], "gate" in product.arguments)

@@ -54,7 +54,7 @@ class WeightStack:
         rows, depth = sum(shape[-2] for shape in shapes), shapes[0][-1]
         group, per = form.block[1] or depth, row_block(form, shapes)
         blocks = rows // per, -(-depth // group)
-        data = torch.empty(rows, depth // (2 if form.is_nibbles else 1), dtype=torch.uint8, device=device)
+        data = _with_space_behind(rows, depth // (2 if form.is_nibbles else 1), device)
         number = _SCALES[scale_bytes(form)]
         scales = torch.empty(blocks, dtype=number, device=device)
         zeros = None
@@ -114,6 +114,12 @@ def _table(code: Code, device: torch.device) -> torch.Tensor:
 @cache
 def _converts_fp8(device: torch.device) -> bool:
     return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+def _with_space_behind(rows: int, row_bytes: int, device: torch.device) -> torch.Tensor:
+    """csrc/cuda/experts.cu reads rows in whole spans of 128 bytes, so of the last row also what is behind it."""
+    beyond = -row_bytes % 128
+    return torch.empty(rows * row_bytes + beyond, dtype=torch.uint8, device=device)[: rows * row_bytes].view(rows, -1)
 
 
 def packed(codes: torch.Tensor) -> torch.Tensor:

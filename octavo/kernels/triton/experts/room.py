@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from octavo.kernels.cuda.driver import GPU
-from octavo.kernels.cuda.sizes import mixture_codes, mixture_lists, mixture_pairs
+from octavo.kernels.cuda.sizes import few_mixture_rows, mixture_codes, mixture_lists, mixture_pairs
+from octavo.kernels.cuda_cpp.expert_format import padded
 from octavo.kernels.mixture import Mixture
 from octavo.kernels.triton.coded.weight_stack import WeightStack
 from octavo.kernels.triton.linear.quantized import quantise_rows
@@ -21,7 +22,7 @@ from octavo.kernels.triton.linear.quantized import quantise_rows
 class Room:
     """ids, weights: by pair. counts: pairs of each expert; zero between mixtures. order [experts, max_rows]: each
     expert's pairs. gated: the activations of each pair, results: the pair's result, in the model's type, flat. codes,
-    row_scales: of rows that become fp8."""
+    row_scales: of rows that become fp8. few_x, few_gated: rows as the kernels in CUDA C++ read them, flat."""
 
     max_rows: int
     logits: torch.Tensor
@@ -34,6 +35,8 @@ class Room:
     results: torch.Tensor
     codes: torch.Tensor
     row_scales: torch.Tensor
+    few_x: torch.Tensor
+    few_gated: torch.Tensor
 
     @classmethod
     def of(
@@ -49,7 +52,7 @@ class Room:
         }
         pairs = {
             name: torch.empty(count, dtype=dtype, device=device)
-            for name, count in mixture_pairs(layers, max_rows).items()
+            for name, count in (mixture_pairs(layers, max_rows) | few_mixture_rows(layers)).items()
         }
         floats = {name: lists.pop(name).view(torch.float32) for name in ("logits", "weights")}
         codes, row_scales = mixture_codes(layers, max_rows, str(dtype).removeprefix("torch."), gpu).values()
@@ -67,7 +70,13 @@ class Room:
         quantise_rows(x, codes, scales, chained=chained)
         return codes, scales
 
+    def few_rows(self, hidden: int, inner: int, num_rows: int, num_chosen: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows, and pairs between the products, with room for what ends them."""
+        x = self.few_x[: num_rows * padded(hidden)].view(num_rows, -1)
+        return x, self.few_gated[: num_rows * num_chosen * padded(inner)].view(num_rows * num_chosen, -1)
+
     @property
     def num_bytes(self) -> int:
         lists = (self.logits, self.arrived, self.ids, self.weights, self.counts, self.order)
-        return sum(each.nbytes for each in (*lists, self.gated, self.results, self.codes, self.row_scales))
+        pairs = (self.gated, self.results, self.few_x, self.few_gated)
+        return sum(each.nbytes for each in (*lists, *pairs, self.codes, self.row_scales))

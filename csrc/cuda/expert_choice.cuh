@@ -1,0 +1,246 @@
+// The experts of a few rows, and each expert's rows: every thread block finds them by itself, from the router's logits.
+//
+// That takes less time than a kernel that does it once for all, which the others would have to wait for.
+//
+//   choose   a warp a row: scores, the best experts, and their weights
+//   list     each expert's rows, at most ROWS in a tile; a tile is an expert and some of its rows
+//
+// A pair is a row and one of its chosen experts, numbered row * num_chosen + place. A tile's pairs ascend, and so do the
+// tiles' experts, unless there is one row alone: then they are in the order of its choice.
+#pragma once
+
+#include "ptx.cuh"
+
+namespace octavo {
+
+constexpr float kLowest = -1e30f;  // an expert's least rank: below it are those that may not be chosen
+constexpr int kMostChosen = 16;
+
+struct Routing {
+  const float* logits;   // [rows][logits_stride]
+  const void* router_bias;  // [experts], in the model's type; or null
+  const float* bias;     // of the choice; or null
+  int* ids;              // by pair: written by one block, for whoever looks
+  float* weights;
+  int logits_stride, num_rows, num_experts, num_chosen, first_expert, num_own;
+  int is_sigmoid, renormalises, num_groups, top_groups, sums_two;
+  float scale;
+};
+
+__device__ __forceinline__ uint32_t rank_of(float x) {  // greater numbers have greater ranks
+  const uint32_t bits = __float_as_uint(x);
+  return bits & 0x80000000 ? ~bits : bits | 0x80000000;
+}
+
+// Scores of a row's experts in the registers of a warp: expert 32 i + lane
+// kIsGrouped: of groups of experts the best are chosen first
+template <int kExperts, bool kIsGrouped>
+struct RowChoice {
+  static constexpr int kEach = (kExperts + 31) / 32;
+  const Routing& routing;
+  const int lane;
+  float score[kEach], ranked[kEach];
+
+  __device__ __forceinline__ int expert(int i) const { return i * 32 + lane; }
+  __device__ __forceinline__ int group(int i) const { return expert(i) / (routing.num_experts / routing.num_groups); }
+
+  template <typename Element>
+  __device__ __forceinline__ void load(int row) {
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const bool is_there = expert(i) < routing.num_experts;
+      score[i] = is_there ? routing.logits[row * routing.logits_stride + expert(i)] : -INFINITY;
+      if (is_there && routing.router_bias != nullptr) {
+        score[i] += to_float(static_cast<const Element*>(routing.router_bias)[expert(i)]);
+      }
+    }
+    make_scores();
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      float y = score[i];
+      const bool is_there = expert(i) < routing.num_experts;
+      if (is_there && routing.bias != nullptr) y += routing.bias[expert(i)];
+      ranked[i] = is_there ? (y > kLowest ? y : kLowest) : -INFINITY;
+    }
+    if constexpr (kIsGrouped) keep_best_groups();
+  }
+
+  __device__ __forceinline__ void make_scores() {
+    float most = -INFINITY, sum = 0;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) most = fmaxf(most, score[i]);
+    if (routing.is_sigmoid) {
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) score[i] = 1 / (1 + __expf(-score[i]));
+      return;
+    }
+    for (int step = 16; step > 0; step /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, step));
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      score[i] = __expf(score[i] - most);
+      sum += score[i];
+    }
+    for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) score[i] /= sum;
+  }
+
+  // Of equal experts the first
+  __device__ __forceinline__ int first_best(const float (&values)[kEach]) const {
+    uint32_t most = 0;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) most = max(most, rank_of(values[i]));
+    most = __reduce_max_sync(~0u, most);
+    int best = kExperts;
+#pragma unroll
+    for (int i = kEach - 1; i >= 0; --i) {
+      if (rank_of(values[i]) == most) best = expert(i);
+    }
+    return __reduce_min_sync(~0u, best);
+  }
+
+  __device__ __forceinline__ float largest(const float (&values)[kEach]) const {
+    float most = -INFINITY;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) most = fmaxf(most, values[i]);
+    for (int step = 16; step > 0; step /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, step));
+    return most;
+  }
+
+  // Experts of all groups but the best may not be chosen
+  __device__ __forceinline__ void keep_best_groups() {
+    float of_group[kEach], some[kEach];
+    bool is_kept[kEach] = {};
+    for (int g = 0; g < routing.num_groups; ++g) {
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) some[i] = group(i) == g ? ranked[i] : -INFINITY;
+      float y = largest(some);
+      if (routing.sums_two) {
+        const int best = first_best(some);
+  #pragma unroll
+      for (int i = 0; i < kEach; ++i) some[i] = expert(i) == best ? -INFINITY : some[i];
+        y += largest(some);
+      }
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) of_group[i] = group(i) == g ? y : of_group[i];
+    }
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) of_group[i] = expert(i) < routing.num_experts ? of_group[i] : -INFINITY;
+    for (int n = 0; n < routing.top_groups; ++n) {
+      const int best = first_best(of_group) / (routing.num_experts / routing.num_groups);
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) {
+        is_kept[i] = is_kept[i] || group(i) == best;
+        of_group[i] = group(i) == best ? -INFINITY : of_group[i];
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) ranked[i] = is_kept[i] ? ranked[i] : -INFINITY;
+  }
+
+  // Lane `place` gets the expert at that place and its weight
+  __device__ __forceinline__ void choose(int& id, float& weight) {
+    float total = 0;
+    id = 0, weight = 0;
+    for (int place = 0; place < routing.num_chosen; ++place) {
+      const int best = first_best(ranked);
+      float own = 0;
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) {
+        if (expert(i) == best) own = score[i], ranked[i] = -INFINITY;
+      }
+      own = __shfl_sync(~0u, own, best % 32);
+      total += own;
+      if (lane == place) id = best, weight = own * routing.scale;
+    }
+    if (routing.renormalises) weight /= total + 1e-20f;
+  }
+};
+
+// In shared memory. kRows: of a tile, and of the step if that is less than 8
+template <int kExperts, int kRows, bool kIsGrouped>
+struct Choices {
+  static constexpr int kMostRows = kRows < 8 ? kRows : 32, kPairs = kMostRows * kMostChosen;
+  int num_tiles;
+  int ids[kPairs];
+  float weights[kPairs];
+  uint32_t rows_of[kExperts];
+  int first_tile[kExperts];
+  int16_t expert_of[kPairs], rows_in[kPairs], pair_at[kPairs][kRows], row_at[kPairs][kRows];  // by tile
+
+  // By the whole block. is_told: also in global memory
+  template <typename Element>
+  __device__ void make(const Routing& routing, bool is_told) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, num_warps = blockDim.x / 32;
+    if (kRows > 1) {
+      for (int e = threadIdx.x; e < kExperts; e += blockDim.x) rows_of[e] = 0;
+    }
+    for (int row = warp; row < routing.num_rows; row += num_warps) {
+      RowChoice<kExperts, kIsGrouped> choice{routing, lane};
+      int id;
+      float weight;
+      choice.template load<Element>(row);
+      choice.choose(id, weight);
+      const int pair = row * routing.num_chosen + lane;
+      if (lane < routing.num_chosen) {
+        ids[pair] = id - routing.first_expert;
+        weights[pair] = weight;
+        if (is_told) routing.ids[pair] = id, routing.weights[pair] = weight;
+      }
+      if (kRows == 1) list_one(routing, lane, id - routing.first_expert);
+    }
+    __syncthreads();
+    if (kRows > 1) list_all(routing);
+  }
+
+  __device__ __forceinline__ void list_one(const Routing& routing, int lane, int expert) {
+    const bool is_own = lane < routing.num_chosen && expert >= 0 && expert < routing.num_own;
+    const uint32_t all = __ballot_sync(~0u, is_own);
+    const int tile = __popc(all & ((1u << lane) - 1));
+    if (is_own) expert_of[tile] = expert, rows_in[tile] = 1, pair_at[tile][0] = lane, row_at[tile][0] = 0;
+    if (lane == 0) num_tiles = __popc(all);
+  }
+
+  __device__ __forceinline__ void list_all(const Routing& routing) {
+    const int num_pairs = routing.num_rows * routing.num_chosen;
+    for (int pair = threadIdx.x; pair < num_pairs; pair += blockDim.x) {
+      const int expert = ids[pair];
+      if (expert >= 0 && expert < routing.num_own) atomicOr(&rows_of[expert], 1u << pair / routing.num_chosen);
+    }
+    __syncthreads();
+    if (threadIdx.x < 32) make_tiles(routing);
+    __syncthreads();
+    for (int pair = threadIdx.x; pair < num_pairs; pair += blockDim.x) {
+      const int expert = ids[pair];
+      if (expert < 0 || expert >= routing.num_own) continue;
+      const int row = pair / routing.num_chosen, rank = __popc(rows_of[expert] & ((1u << row) - 1));
+      pair_at[first_tile[expert] + rank / kRows][rank % kRows] = pair;
+      row_at[first_tile[expert] + rank / kRows][rank % kRows] = row;
+    }
+    __syncthreads();
+  }
+
+  __device__ __forceinline__ void make_tiles(const Routing& routing) {
+    const int lane = threadIdx.x;
+    int before = 0;
+    for (int base = 0; base < routing.num_own; base += 32) {
+      const int expert = base + lane, rows = expert < routing.num_own ? __popc(rows_of[expert]) : 0;
+      const int tiles = (rows + kRows - 1) / kRows;
+      int upto = tiles;
+      for (int step = 1; step < 32; step *= 2) {
+        const int other = __shfl_up_sync(~0u, upto, step);
+        if (lane >= step) upto += other;
+      }
+      const int first = before + upto - tiles;
+      if (rows > 0) first_tile[expert] = first;
+      for (int i = 0; i < tiles; ++i) {
+        expert_of[first + i] = expert;
+        rows_in[first + i] = min(kRows, rows - i * kRows);
+      }
+      before += __shfl_sync(~0u, upto, 31);
+    }
+    if (lane == 0) num_tiles = before;
+  }
+};
+
+}  // namespace octavo

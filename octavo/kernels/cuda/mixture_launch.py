@@ -1,0 +1,58 @@
+"""How a program launches a layer of experts: by the kernels in CUDA C++ up to so many rows, by Triton's otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+
+from octavo.kernels.cuda.shared import Shared
+from octavo.kernels.cuda_cpp.expert_format import rows_for
+from octavo.kernels.mixture import Mixture
+from octavo.kernels.parameters import Parameter
+from octavo.kernels.triton.experts.mixture import Experts, mixture
+
+if TYPE_CHECKING:
+    from octavo.kernels.cuda.step import DeviceStep
+
+
+class MixtureLaunch:
+    """norm_weight: x is RMSNormed first."""
+
+    def __init__(self, layer: Mixture, norm_weight: Parameter | None, eps: float, shared: Shared) -> None:
+        weights, self._gpu, self._is_fixed = shared.weights, shared.gpu, shared.is_fixed
+        self._name, self._placings = layer.name, shared.placings
+        self._experts, self._few_rows = Experts.of(layer, weights), range(0)
+        self._norm, self._eps = None if norm_weight is None else weights.vector(norm_weight), eps
+        assert shared.room is not None, "a model with experts has room for them"
+        self._room = shared.room
+        if shared.placings is not None and shared.placings.placed.lacks(layer.name):
+            shared.placings.placed.hold(layer.name, self._experts.slots)
+        if shared.why_not_few(layer) is None:
+            from octavo.kernels.cuda_cpp.experts import FewRowExperts
+
+            self._few = FewRowExperts(self._experts, self._room, shared.gpu, weights.dtype)
+            self._few_rows = rows_for(layer)
+
+    def __call__(self, step: DeviceStep, x: torch.Tensor, *rest: torch.Tensor) -> None:
+        *residuals, out = rest
+        residual = residuals[0] if residuals else None
+        if len(x) in self._few_rows:
+            self._few.run(x, residual, out, norm=self._norm, eps=self._eps)
+            return
+        assert self._norm is None, "a norm is fused only where the kernels for few rows take it"
+        placing = None if self._placings is None else self._placings.of(self._name, step)
+        given = self._experts, self._room
+        mixture(x, residual, out, *given, is_fixed=self._is_fixed, chained=self._gpu.chains, placing=placing)
+
+
+def kernels_of(layers: Iterable[Mixture], shared: Shared) -> str | None:
+    """For people: what multiplies experts. None: there are none."""
+    found = list(layers)
+    reasons = dict.fromkeys(why for layer in found if (why := shared.why_not_few(layer)) is not None)
+    if reasons:
+        return f"triton ({'; '.join(reasons)})"
+    ranges = dict.fromkeys(rows for layer in found if (rows := rows_for(layer)))
+    few = [f"cuda for {rows.start} to {rows.stop - 1} rows" for rows in ranges]
+    return ", ".join([*few, "triton"]) if found else None

@@ -1,0 +1,127 @@
+"""Which mixtures csrc/cuda/experts.cu takes, for how many rows, and how its ring is cut.
+
+    codes        scales
+    none         16 bits a number
+    F8_E4M3      of outputs, or of blocks whose inputs are multiples of 128
+    I8           the same
+    U4           of outputs, or of groups of 32 inputs or more, with zero points or without
+    E2M1         of groups of 32
+
+Plans of memory read this file where there is no GPU, so it imports neither torch nor triton.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from octavo.kernels.cuda.driver import GPU
+from octavo.kernels.cuda_cpp import compile as nvcc
+from octavo.kernels.kv_layout import KVDType
+from octavo.kernels.mixture import ExpertStack, Mixture
+from octavo.kernels.scaled import Code, ScaledFormat
+from octavo.kernels.triton.coded import coded_format
+
+BITS: dict[Code | None, int] = {None: 16, "F8_E4M3": 8, "I8": 8, "U4": 4, "E2M1": 4}
+#: rows up to which the kernels beat Triton's on an H200 (benchmarks/results/2026-11-30-quantised-gpu.md). With large
+#: experts, each of which keeps all multiprocessors busy, Triton's are faster for one row, and for dense weights
+MOST_ROWS: dict[Code | None, int] = {None: 8, "F8_E4M3": 32, "I8": 32, "U4": 32, "E2M1": 32}
+_LARGE = 2048
+COMPUTERS = 8  # warps
+TILE_ROWS = (1, 8)  # of an expert, that are multiplied at once
+_MOST_CHOSEN, _MOST_EXPERTS = 16, 512
+_SPAN_BYTES, _SPAN_OUTPUTS = 128, 8
+#: shared memory of a block: of the products of one row, which share a multiprocessor's, and of others
+_FIRST_OF_ONE, _LEAST_OF_FIRST, _SECOND_OF_ONE, _ALONE = 120 << 10, 115 << 10, 104 << 10, 220 << 10
+_HOPPER = (9, 0)
+
+
+def why_not(layer: Mixture, dtype: KVDType, gpu: GPU, *, is_fixed: bool) -> str | None:
+    """Why the kernels do not take a layer, or None."""
+    routing = layer.routing
+    if is_fixed:
+        return "sums must not depend on the other rows"
+    if dtype == "float32":
+        return "they compute in 16 bits"
+    if gpu.is_interpreted or gpu.capability < _HOPPER:
+        return "they need the copy engine of Hopper"
+    if nvcc.find_nvcc() is None:
+        return "nvcc, which compiles them, is not here: pip install 'octavo[cuda]'"
+    if layer.slots is not None:
+        return "experts may move between ranks"
+    if routing.num_chosen > _MOST_CHOSEN or routing.num_experts > _MOST_EXPERTS:
+        return f"{routing.num_chosen} of {routing.num_experts} experts; they take {_MOST_CHOSEN} of {_MOST_EXPERTS}"
+    return _why_not_stack(layer.gate_up, 2) or _why_not_stack(layer.down, 1)
+
+
+def _why_not_stack(stack: ExpertStack, halves: int) -> str | None:
+    return why_not_codes(coded_format.format_of(stack.parts), stack.out_features // halves, stack.in_features)
+
+
+def why_not_codes(form: ScaledFormat | None, columns: int, depth: int) -> str | None:
+    """The same of experts' matrices with so many outputs, or as many of the gate and of up. form: None if dense."""
+    bits = BITS.get(None if form is None else form.code)
+    if bits is None or (form is not None and _has_other_scales(form)):
+        return f"experts of {'' if form is None else form.label}"
+    if columns % _SPAN_OUTPUTS or depth % 64:
+        return f"experts of {columns} x {depth}; they take multiples of {_SPAN_OUTPUTS} x 64"
+    return None if form is None else _why_not_scales(form, depth, bits)
+
+
+def _has_other_scales(form: ScaledFormat) -> bool:
+    """As some of GGUF's blocks."""
+    return coded_format.has_minimums(form) or coded_format.scale_bytes(form) == 2
+
+
+def _why_not_scales(form: ScaledFormat, depth: int, bits: int) -> str | None:
+    group = form.block[1] or depth
+    if form.code == "E2M1":
+        return None if form.block == (1, 32) else f"{form.label}; they take groups of 32"
+    if group == depth and form.block[0] <= 1 and not form.has_zeros:
+        return None
+    if bits == 8 and (group % 128 or form.has_zeros):
+        return f"{form.label}; of bytes they take groups of 128, without zero points"
+    return None if bits == 8 or group in (32, 64, 128) or group % 256 == 0 else f"{form.label}; they take groups of 32"
+
+
+def rows_for(layer: Mixture) -> range:
+    """The numbers of rows for which the kernels are faster than Triton's."""
+    forms = [coded_format.format_of(stack.parts) for stack in (layer.gate_up, layer.down)]
+    most, is_large = (
+        min(MOST_ROWS[None if form is None else form.code] for form in forms),
+        layer.down.in_features >= _LARGE,
+    )
+    return range(2 if is_large else 1, 1 if is_large and None in forms else most + 1)
+
+
+def padded(num_inputs: int) -> int:
+    """A row as the kernels read it ends with a whole span of any format."""
+    return -(-num_inputs // 256) * 256
+
+
+def tile_rows(num_rows: int) -> int:
+    return next(rows for rows in TILE_ROWS if num_rows <= rows or rows == TILE_ROWS[-1])
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """spans: of 128 bytes of an output, in a stage; entries: stages; team: warps that share a stage."""
+
+    spans: int
+    entries: int
+    team: int
+
+    @classmethod
+    def of(cls, bits: int, depth: int, rows: int, halves: int) -> Ring:
+        """rows: of a tile. One row alone takes so little time that both products should share a multiprocessor. Two of
+        the first must not, or some multiprocessors would have two and others none."""
+        num_spans = -(-depth * bits // (8 * _SPAN_BYTES))
+        most = (8 if halves == 2 else 12) // (2 if bits == 4 and (rows > 1 or halves == 2) else 1)
+        spans = -(-num_spans // -(-num_spans // most))
+        stage = spans * _SPAN_BYTES * _SPAN_OUTPUTS * halves + rows * (spans * 2048 // bits + 64) + 1024
+        rest = (4 << 10) if rows == 1 else (26 << 10) + COMPUTERS * (1024 if halves == 2 else 2048)
+        shared = _ALONE if rows > 1 else _FIRST_OF_ONE if halves == 2 else _SECOND_OF_ONE
+        return cls(spans, min(32, (shared - rest) // stage), 1 if spans in (1, 3) else 2)
+
+    def shared_bytes(self, rows: int, halves: int, needed: int) -> int:
+        """What a block asks for."""
+        return max(needed, _LEAST_OF_FIRST) if rows == 1 and halves == 2 else needed

@@ -1,0 +1,242 @@
+"""Launches csrc/cuda/expert_router.cu and experts.cu: a mixture of experts for a few rows.
+
+    router     norm, logits            -> logits, and the rows as the products read them
+    gate_up    choice, first product   -> gated
+    down       choice, second product, weighted sum, residual
+
+`expert_format.py` says which mixtures they take.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from ctypes import Structure, c_float, c_int, c_int64, c_void_p
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from itertools import product
+
+import torch
+
+from octavo.kernels.cuda.driver import GPU
+from octavo.kernels.cuda_cpp.compile import compile_kernel
+from octavo.kernels.cuda_cpp.expert_format import BITS, COMPUTERS, TILE_ROWS, Ring, tile_rows
+from octavo.kernels.cuda_cpp.module import Kernel, TensorMap
+from octavo.kernels.mixture import GateKind
+from octavo.kernels.scaled import Code
+from octavo.kernels.triton.experts.mixture import Experts
+from octavo.kernels.triton.experts.room import Room
+
+_GATES: dict[GateKind, int] = {"silu": 0, "clamped": 1, "gelu_tanh": 2, "gelu": 3, "relu": 4}
+_FORMATS: dict[Code | None, str] = {None: "kDense", "F8_E4M3": "kFp8", "I8": "kInt8", "U4": "kInt4", "E2M1": "kFp4"}
+_ROUTER_THREADS = 512
+
+
+class _Routing(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("logits", "router_bias", "bias", "ids", "weights")),
+        *((name, c_int) for name in ("logits_stride", "num_rows", "num_experts", "num_chosen", "first_expert")),
+        *((name, c_int) for name in ("num_own", "is_sigmoid", "renormalises", "num_groups", "top_groups", "sums_two")),
+        ("scale", c_float),
+    )
+
+
+class _Launch(Structure):
+    _fields_ = (
+        ("routing", _Routing),
+        *((name, c_void_p) for name in ("x", "scales", "zeros", "bias", "residual", "out")),
+        *((name, c_int64) for name in ("x_stride", "residual_stride", "out_stride")),
+        *((name, c_int) for name in ("columns", "depth", "gate", "group", "num_groups", "row_block")),
+        *((name, c_float) for name in ("alpha", "limit")),
+    )
+
+
+class _RouterLaunch(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("x", "weight", "norm", "logits", "out")),
+        *((name, c_int64) for name in ("x_stride", "out_stride")),
+        *((name, c_int) for name in ("num_rows", "num_experts", "depth", "logits_stride")),
+        ("eps", c_float),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RouterVariant:
+    """What the router is compiled for. code: of the first product. spans: of 64 inputs, of a warp."""
+
+    dtype: torch.dtype
+    code: Code | None
+    spans: int
+
+    def compile(self, gpu: GPU) -> bytes:
+        macros: dict[str, str | int] = {
+            "ELEMENT": _element(self.dtype),
+            "BITS": BITS[self.code],
+            "IS_RAISED": int(self.code in ("E2M1", "F8_E4M3") and self.dtype == torch.bfloat16),
+            "SPANS": self.spans,
+            "IS_CHAINED": int(gpu.chains),
+        }
+        return compile_kernel("expert_router", macros, gpu.capability)
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """What a product is compiled for. group: inputs that share a scale, at most a span's; 0: all. rows: of a tile."""
+
+    dtype: torch.dtype
+    code: Code | None
+    group: int
+    has_zeros: bool
+    is_down: bool
+    rows: int
+    num_experts: int
+    is_grouped: bool
+    ring: Ring
+    computers: int = COMPUTERS
+
+    @classmethod
+    def of(cls, experts: Experts, rows: int, *, is_down: bool, dtype: torch.dtype) -> Variant:
+        weight, routing = experts.down if is_down else experts.gate_up, experts.layer.routing
+        bits = BITS[weight.code]
+        is_whole = weight.code is None or weight.scales_outputs
+        return cls(
+            dtype, weight.code, 0 if is_whole else min(weight.group, 1024 // bits), weight.zeros is not None, is_down,
+            rows, max(32, 1 << (routing.num_experts - 1).bit_length()), routing.top_groups < routing.num_groups,
+            Ring.of(bits, weight.shape[2], rows, 1 if is_down else 2),
+        )  # fmt: skip
+
+    def compile(self, gpu: GPU) -> bytes:
+        macros: dict[str, str | int] = {
+            "ELEMENT": _element(self.dtype),
+            "FORMAT": _FORMATS[self.code],
+            "GROUP": self.group,
+            "HAS_ZEROS": int(self.has_zeros),
+            "IS_DOWN": int(self.is_down),
+            "ROWS": self.rows,
+            "EXPERTS": self.num_experts,
+            "IS_GROUPED": int(self.is_grouped),
+            "COMPUTERS": self.computers,
+            "TEAM": self.ring.team,
+            "SPANS": self.ring.spans,
+            "ENTRIES": self.ring.entries,
+            "IS_CHAINED": int(gpu.chains),
+        }
+        return compile_kernel("experts", macros, gpu.capability)
+
+
+def _element(dtype: torch.dtype) -> str:
+    return "Fp16" if dtype == torch.float16 else "Bf16"
+
+
+@cache
+def _router(variant: RouterVariant, gpu: GPU) -> Kernel:
+    kernel = Kernel(variant.compile(gpu), "octavo_expert_router")
+    kernel.prefer_shared()
+    return kernel
+
+
+@cache
+def _kernel(variant: Variant, gpu: GPU) -> tuple[Kernel, int]:
+    """And the bytes of shared memory that it needs."""
+    kernel = Kernel(variant.compile(gpu), "octavo_experts")
+    needed = kernel.number("octavo_shared_bytes")
+    num_bytes = variant.ring.shared_bytes(variant.rows, 1 if variant.is_down else 2, needed)
+    kernel.allow_shared(num_bytes)
+    kernel.prefer_shared()
+    return kernel, num_bytes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FewRowExperts:
+    """A layer's kernels for up to `most_rows` rows."""
+
+    experts: Experts
+    room: Room
+    gpu: GPU
+    dtype: torch.dtype
+
+    def __post_init__(self) -> None:
+        """Compiles them, all at once; threads suffice, since each nvcc is a process."""
+        router = self._router_variant
+        kinds = [self._variant(rows, is_down=is_down) for rows, is_down in product(TILE_ROWS, (False, True))]
+        with ThreadPoolExecutor() as pool:
+            made = [pool.submit(router.compile, self.gpu), *(pool.submit(kind.compile, self.gpu) for kind in kinds)]
+        for one in made:
+            one.result()
+        _router(router, self.gpu)
+        for kind in kinds:
+            _kernel(kind, self.gpu)
+
+    def run(
+        self, x: torch.Tensor, residual: torch.Tensor | None, out: torch.Tensor,
+        *, norm: torch.Tensor | None = None, eps: float = 1e-6,
+    ) -> None:  # fmt: skip
+        """out [T, H] = the mixture of x [T, H] (+ residual, which may be out; out must not be x unless there is a
+        norm). norm: x is RMSNormed first."""
+        num_rows, (hidden, inner) = len(x), self.experts.gate_up.shape[2:] + self.experts.down.shape[2:]
+        rows, gated = self.room.few_rows(hidden, inner, num_rows, self.experts.layer.routing.num_chosen)
+        is_written = norm is not None or self.experts.gate_up.code is not None
+        self._route(x, rows if is_written else None, norm, eps)
+        self._multiply(rows if is_written else x, None, gated, num_rows, is_down=False)
+        self._multiply(gated, residual, out, num_rows, is_down=True)
+
+    @property
+    def _router_variant(self) -> RouterVariant:
+        return RouterVariant(self.dtype, self.experts.gate_up.code, -(-self.experts.router.shape[1] // 1024))
+
+    def _variant(self, rows: int, *, is_down: bool) -> Variant:
+        return Variant.of(self.experts, rows, is_down=is_down, dtype=self.dtype)
+
+    def _route(self, x: torch.Tensor, out: torch.Tensor | None, norm: torch.Tensor | None, eps: float) -> None:
+        router, logits = self.experts.router, self.room.logits
+        launch = _RouterLaunch(
+            x.data_ptr(), router.data_ptr(), _address(norm), logits.data_ptr(), _address(out), x.stride(0),
+            0 if out is None else out.stride(0), *x.shape[:1], *router.shape, logits.stride(0), eps,
+        )  # fmt: skip
+        _router(self._router_variant, self.gpu).launch(
+            -(-len(router) // 8), _ROUTER_THREADS, (launch,), shared_bytes=0, stream=_stream(),
+            chained=self.gpu.chains, grid_y=-(-len(x) // 16),
+        )  # fmt: skip
+
+    def _multiply(
+        self, x: torch.Tensor, residual: torch.Tensor | None, out: torch.Tensor, num_rows: int, *, is_down: bool
+    ) -> None:
+        one, halves = self.experts, 1 if is_down else 2
+        weight, bias = (one.down, one.down_bias) if is_down else (one.gate_up, one.gate_up_bias)
+        variant, gate = self._variant(tile_rows(num_rows), is_down=is_down), one.layer.gate
+        kernel, shared_bytes = _kernel(variant, self.gpu)
+        own, outputs, depth = weight.shape
+        launch = _Launch(
+            self._routing(num_rows), x.data_ptr(), _address(weight.scales), _address(weight.zeros), _address(bias),
+            _address(residual), out.data_ptr(), x.stride(0), 0 if residual is None else residual.stride(0),
+            out.stride(0), outputs // halves, depth, _GATES[gate.kind], weight.group or depth,
+            1 if weight.scales is None else weight.scales.shape[1], weight.row_block, gate.alpha, gate.limit,
+        )  # fmt: skip
+        shape = own * halves, outputs // halves, depth * BITS[weight.code] // 8
+        tensor_map = _map_of(weight.data.data_ptr(), shape, variant.ring.spans, halves)
+        kernel.launch(
+            self.gpu.num_multiprocessors, variant.computers * 32 + 32, (launch, tensor_map),
+            shared_bytes=shared_bytes, stream=_stream(), chained=self.gpu.chains,
+        )  # fmt: skip
+
+    def _routing(self, num_rows: int) -> _Routing:
+        layer, room = self.experts.layer, self.room
+        routing = layer.routing
+        return _Routing(
+            room.logits.data_ptr(), _address(self.experts.router_bias), _address(self.experts.bias),
+            room.ids.data_ptr(), room.weights.data_ptr(), room.logits.stride(0), num_rows, routing.num_experts,
+            routing.num_chosen, layer.first_expert, layer.num_own, routing.scoring == "sigmoid", routing.renormalises,
+            routing.num_groups, routing.top_groups, routing.group_score == "sum_of_two", routing.scale,
+        )  # fmt: skip
+
+
+def _stream() -> int:
+    return int(torch.cuda.current_stream().cuda_stream)
+
+
+def _address(tensor: torch.Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+@lru_cache(maxsize=4096)
+def _map_of(address: int, shape: tuple[int, int, int], spans: int, halves: int) -> TensorMap:
+    return TensorMap.of_stack(address, shape, box_rows=8, box_spans=spans, box_matrices=halves)
