@@ -24,7 +24,7 @@ def random_matrix(form: ScaledFormat, shape: tuple[int, int], seed: int = 0, siz
     blocks = form.blocks_of(shape)
     scales = (rng.random(blocks) + 0.5).astype(np.float32)
     if size is not None:
-        spread = {"F8_E4M3": 110.0, "I8": 74.0, "U4": 4.6, "E2M1": 2.9, "NF4": 0.6}[form.code]
+        spread = {"F8_E4M3": 110.0, "I8": 74.0, "U4": 4.6, "E2M1": 2.9, "NF4": 0.6, "IQ4_NL": 69.0}[form.code]
         scales *= np.float32(size / spread)
     if form.code == "E2M1":  # powers of two
         scales = np.exp2(np.round(np.log2(scales))).astype(np.float32)

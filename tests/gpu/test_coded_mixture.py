@@ -39,6 +39,7 @@ FORMATS = [
     *(ScaledFormat("I8", (1, 0)), ScaledFormat("I8", (1, 32), has_zeros=True)),
     *(ScaledFormat("U4", (1, 0)), ScaledFormat("U4", (1, 32)), ScaledFormat("U4", (1, 64), has_zeros=True)),
     *(ScaledFormat("U4", (1, 128)), ScaledFormat("E2M1", (1, 32)), ScaledFormat("NF4", (1, 32))),
+    *(ScaledFormat("IQ4_NL", (1, 32)), ScaledFormat("U4", (1, 32), has_zeros=True, is_sorted=True)),
 ]
 ROWS = NUM_ROWS if ON_GPU else [1, 5]
 COMPUTED = [torch.bfloat16] if ON_GPU else DTYPES
@@ -98,15 +99,18 @@ def test_exponents_are_of_units_where_an_output_has_one_unit() -> None:
 def coded_experts(case: Case, form: ScaledFormat, dtype: torch.dtype) -> tuple[Experts, Experts]:
     """And the same with dense numbers."""
     dense, count = made(case, dtype), case.routing.num_experts
-    gate_up, down = (stack_of(form, count, *shape) for shape in ((2 * INNER, HIDDEN), (HIDDEN, INNER)))
+    gate_up = stack_of(form, count, 2 * INNER, HIDDEN)
+    down = stack_of(form, count, HIDDEN, INNER, num_parts=1 if form.is_sorted else 2)
     coded = replace(dense, gate_up=gate_up[0], down=down[0])
     return coded, replace(dense, gate_up=gate_up[1], down=down[1])
 
 
-def stack_of(form: ScaledFormat, experts: int, outputs: int, inputs: int) -> tuple[WeightStack, WeightStack]:
-    """Matrices in two parts each, and their numbers."""
+def stack_of(
+    form: ScaledFormat, experts: int, outputs: int, inputs: int, num_parts: int = 2
+) -> tuple[WeightStack, WeightStack]:
+    """Matrices in parts, and their numbers."""
     assert why_not(form, inputs) is None
-    shapes = [(outputs // 2, inputs)] * (2 * experts)
+    shapes = [(outputs // num_parts, inputs)] * (num_parts * experts)
     parts = [random_matrix(form, shape, seed, size=inputs**-0.5) for seed, shape in enumerate(shapes)]
     coded = WeightStack.coded((PlainCodes.of(part, DEVICE) for part in parts), shapes, form, DEVICE).split(experts)
     assert coded.num_bytes == held_bytes(form, shapes)

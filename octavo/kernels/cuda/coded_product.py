@@ -1,14 +1,15 @@
 """Products with matrices that stay codes with scales, by Triton's kernels: without nvcc, and in more formats.
 
-rows        fp8 with scales of outputs, bf16    all others
+rows        fp8 in bf16 models                                  all others
 up to 64    triton/coded/coded_linear.py, which adds a bias
-more        rows become fp8, too; cuBLAS        made dense in the scratch; cuBLAS
+more        rows become fp8, too; cuBLAS (`sizes.scaled_rows`)  made dense in the scratch; cuBLAS
 
 Nothing else is fused into them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,21 +19,25 @@ from octavo.kernels.ops import Activation
 from octavo.kernels.triton.coded.coded_linear import MAX_ROWS, coded_linear, make_dense
 from octavo.kernels.triton.coded.weight_stack import WeightStack
 from octavo.kernels.triton.elementwise import norm
-from octavo.kernels.triton.linear.quantized import fp8_product
 from octavo.kernels.triton.linear.skinny_linear import library_linear
+
+#: a product by a library with rows in fp8, as `fp8_product` of triton/linear/quantized.py
+ScaledProduct = Callable[..., None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CodedProduct:
     """pieces: one below the other; several where parts have different formats, or sort their inputs in their own order.
-    dense: scratch for the whole matrix; None: a library multiplies it as it is. codes, scales: for rows in fp8."""
+    dense: scratch for the whole matrix. codes, scales: for rows in fp8. scaled: multiplies these by the one piece;
+    None: the matrix is made dense."""
 
     pieces: tuple[WeightStack, ...]
     bias: torch.Tensor | None
-    dense: torch.Tensor | None
+    dense: torch.Tensor
     codes: torch.Tensor
     scales: torch.Tensor
     gpu: GPU
+    scaled: ScaledProduct | None = None
 
     def run(
         self, x: torch.Tensor, *rest: torch.Tensor, norm_weight: torch.Tensor | None = None, eps: float = 1e-6,
@@ -46,11 +51,11 @@ class CodedProduct:
         if len(x) <= MAX_ROWS:
             for piece, columns, bias in self._columns(out):
                 coded_linear(x, piece, columns, bias=bias, chained=chained)
-        elif self.dense is None:
+        elif self.scaled is not None:
             (piece,) = self.pieces
             codes, scales, _ = piece.tensors
             given = (codes.view(torch.float8_e4m3fn), scales, self.bias, out, self.codes, self.scales)
-            fp8_product(x, *given, chained=chained)
+            self.scaled(x, *given, chained=chained)
         else:
             depth = self.pieces[0].shape[2]
             dense = self.dense[: out.shape[1] * depth].view(out.shape[1], depth)

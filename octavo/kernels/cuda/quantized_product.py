@@ -1,8 +1,8 @@
 """Products with matrices that stay quantised on the device.
 
-rows        fp8 with scales of outputs, bf16    all others
+rows        fp8 in bf16 models                                  all others
 up to 16    csrc/cuda/quantized_linear.cu, if shared memory holds the rows; it adds what is fused
-more        rows become fp8, too; cuBLAS        made dense in the scratch; cuBLAS
+more        rows become fp8, too; cuBLAS (`sizes.scaled_rows`)  made dense in the scratch; cuBLAS
 
 What that kernel does not take, or without nvcc: `coded_product.py`.
 """
@@ -15,9 +15,9 @@ from typing import Protocol
 
 import torch
 
-from octavo.kernels.cuda.coded_product import CodedProduct
+from octavo.kernels.cuda.coded_product import CodedProduct, ScaledProduct
 from octavo.kernels.cuda.driver import GPU
-from octavo.kernels.cuda.sizes import MAX_SPLIT, multiplies_fp8, scratch_shapes
+from octavo.kernels.cuda.sizes import MAX_SPLIT, scaled_rows, scratch_shapes
 from octavo.kernels.cuda.weights import DeviceWeights
 from octavo.kernels.cuda_cpp.quantized_format import fits, format_of, part_depth, scales_of
 from octavo.kernels.cuda_cpp.quantized_linear import quantized_linear
@@ -28,8 +28,10 @@ from octavo.kernels.parameters import Linear
 from octavo.kernels.triton.attention.memory import TORCH_DTYPE
 from octavo.kernels.triton.coded.coded_format import pieces_of
 from octavo.kernels.triton.elementwise import norm
-from octavo.kernels.triton.linear.quantized import dequantise, fp8_product
+from octavo.kernels.triton.linear.quantized import dequantise, fp8_block_product, fp8_product
 from octavo.kernels.triton.linear.skinny_linear import library_linear
+
+_SCALED: dict[str, ScaledProduct] = {"whole": fp8_product, "blocks": fp8_block_product}
 
 
 class Product(Protocol):
@@ -100,8 +102,9 @@ class QuantizedProducts:
         if form is None and not pieces:
             return None
         bias = weights.stacked(*weight.biases) if weight.biases else None
-        dense = None if multiplies_fp8(form or pieces[0][1], self._dtype, self._gpu) else self._dense
-        scratch = bias, dense, self._codes, self._scales, self._gpu
+        by = scaled_rows(weight, self._dtype, self._gpu)
+        scaled = None if by is None else _SCALED[by]
+        scratch = bias, self._dense, self._codes, self._scales, self._gpu, scaled
         if form is None:
             return CodedProduct(tuple(weights.coded(*piece) for piece in pieces), *scratch)
         return QuantizedProduct(weights.quantized(weight.parts, form), *scratch)
@@ -109,14 +112,16 @@ class QuantizedProducts:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QuantizedProduct:
-    """dense: scratch for the whole matrix; None: a library multiplies it as it is. codes, scales: for rows in fp8."""
+    """dense: scratch for the whole matrix. codes, scales: for rows in fp8. scaled: multiplies these; None: the matrix
+    is made dense."""
 
     weight: QuantizedWeight
     bias: torch.Tensor | None
-    dense: torch.Tensor | None
+    dense: torch.Tensor
     codes: torch.Tensor
     scales: torch.Tensor
     gpu: GPU
+    scaled: ScaledProduct | None
 
     def run(
         self, x: torch.Tensor, *rest: torch.Tensor, norm_weight: torch.Tensor | None = None, eps: float = 1e-6,
@@ -133,9 +138,9 @@ class QuantizedProduct:
             return
         fused = (*residuals, norm_weight, gate)
         assert all(each is None for each in fused), "fused only where the kernel for few rows takes it"
-        if self.dense is None:
+        if self.scaled is not None:
             given = (self.weight.data, self.weight.scales, self.bias, out, self.codes, self.scales)
-            fp8_product(x, *given, chained=self.gpu.chains)
+            self.scaled(x, *given, chained=self.gpu.chains)
         else:
             dense = self.dense[: self.weight.columns * self.weight.depth].view(self.weight.columns, -1)
             dequantise(self.weight, dense, chained=self.gpu.chains)

@@ -8,8 +8,12 @@ A shape is that of a tensor of 32-bit elements, unless it says otherwise.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from math import prod
+from typing import Literal
 
 from octavo.kernels.adapters import AdaptedModule
 from octavo.kernels.attention_layer import AttentionLayer
@@ -23,6 +27,7 @@ from octavo.kernels.scaled import ScaledFormat
 from octavo.sampling.columns import ENTRY_WIDTH
 
 Shapes = Mapping[str, Shape]
+_FP8_BLOCK = 128  # outputs and inputs that share a scale
 
 LATENT_ROWS = 64  # rows that a program of attention over latents has, at most
 LATENT_SHARES = 32  # parts of a context there
@@ -115,16 +120,39 @@ def mixture_codes(layers: Sequence[Mixture], max_rows: int, dtype: str, gpu: GPU
 def scratch_shapes(quantized: Sequence[Linear], max_rows: int, dtype: KVDType, gpu: GPU) -> dict[str, int]:
     """Elements of the scratch of quantised products of many rows. dense: of the model's type, for the largest matrix
     that is made dense. codes, scales: bytes and float32, for rows that become fp8."""
-    own: list[Linear] = []
-    made_dense: list[int] = []
+    made_dense, inputs, scales = [0], [0], [0]
     for linear in quantized:
-        form = linear.parts[0].scheme.format
-        if form is not None and multiplies_fp8(form, dtype, gpu):
-            own.append(linear)
-        else:
+        by = scaled_rows(linear, dtype, gpu)
+        if by is None:
             made_dense.append(linear.out_features * linear.in_features)
-    codes = max_rows * max((linear.in_features for linear in own), default=0)
-    return {"dense": max(made_dense, default=0), "codes": codes, "scales": max_rows if own else 0}
+        else:
+            inputs.append(linear.in_features)
+            scales.append(linear.in_features // _FP8_BLOCK if by == "blocks" else 1)
+    return {"dense": max(made_dense), "codes": max_rows * max(inputs), "scales": max_rows * max(scales)}
+
+
+def scaled_rows(linear: Linear, dtype: str, gpu: GPU) -> Literal["whole", "blocks"] | None:
+    """How rows become fp8, where a library multiplies them by such a matrix as it is: with a scale each, or with one
+    for each block of their inputs; None: it does not."""
+    form = linear.parts[0].scheme.format
+    if form is None or any(part.scheme.format != form for part in linear.parts):
+        return None
+    if multiplies_fp8(form, dtype, gpu):
+        return "whole"
+    is_in_blocks = form.code == "F8_E4M3" and form.block == (_FP8_BLOCK, _FP8_BLOCK)
+    fits = linear.in_features % (4 * _FP8_BLOCK) == 0 and all(part.shape[0] % _FP8_BLOCK == 0 for part in linear.parts)
+    is_known = dtype == "bfloat16" and gpu.capability == (9, 0) and _library_knows_blocks()
+    return "blocks" if is_in_blocks and fits and is_known else None
+
+
+@cache
+def _library_knows_blocks() -> bool:
+    """cuBLAS does from CUDA 12.9 on. A machine without torch plans for one that has it."""
+    try:
+        built = re.search(r"\+cu(\d+)$", version("torch"))
+    except PackageNotFoundError:
+        return True
+    return built is None or int(built[1]) >= 129
 
 
 def multiplies_fp8(form: ScaledFormat, dtype: str, gpu: GPU) -> bool:

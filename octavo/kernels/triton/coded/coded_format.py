@@ -53,11 +53,12 @@ def form_of(part: Parameter) -> ScaledFormat | None:
 
 
 def format_of(parts: Sequence[Parameter]) -> ScaledFormat | None:
-    """The format in which experts' matrices, one below the other, are multiplied; None: they are made dense."""
+    """The format in which experts' matrices, one below the other, are multiplied; None: they are made dense. A rank's
+    part of sorted inputs has groups of any size."""
     form = form_of(parts[0])
-    if form is None or form.is_sorted or any(form_of(part) != form or why_not(form, part.shape[-1]) for part in parts):
+    if form is None or any(form_of(part) != form or why_not(form, part.shape[-1]) for part in parts):
         return None
-    return form
+    return None if form.is_sorted and Linear(tuple(parts)).is_partial else form
 
 
 def pieces_of(linear: Linear, *, is_fixed: bool) -> tuple[Piece, ...]:

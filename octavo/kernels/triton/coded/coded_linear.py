@@ -81,7 +81,7 @@ def _linear_kernel(
         rows = x_ptr + tl.minimum(m, num_rows - 1).to(tl.int64) * x_stride
         y, _ = multiply_codes(
             rows, weight_ptr, scales_ptr, zeros_ptr, order_ptr, n_load.to(tl.int64), K, BM, BN, BK, 0, CODE, GROUP,
-            ROW_BLOCK, ZEROS, IS_SORTED,
+            ROW_BLOCK, ZEROS, IS_SORTED, 0,
         )  # fmt: skip
         if GROUP == 0:
             y *= tl.load(scales_ptr + n_load)[None, :]

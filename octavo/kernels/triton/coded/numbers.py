@@ -154,11 +154,11 @@ def row_product(
 def multiply_codes(
     rows, data_ptr, scales_ptr, zeros_ptr, order_ptr, output, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     BK: tl.constexpr, UP: tl.constexpr, CODE: tl.constexpr, GROUP: tl.constexpr, ROW_BLOCK: tl.constexpr,
-    ZEROS: tl.constexpr, IS_SORTED: tl.constexpr,
+    ZEROS: tl.constexpr, IS_SORTED: tl.constexpr, UP_ORDER: tl.constexpr,
 ):  # fmt: skip
     """[BM, BN]: the vectors at the pointers `rows` times BN rows of a matrix, by their int64 places `output`; and times
-    those UP further, unless that is 0. Codes become the vectors' type in registers, from where the matrix units take a
-    left operand."""
+    those UP further, unless that is 0, whose inputs are in an order UP_ORDER further. Codes become the vectors' type in
+    registers, from where the matrix units take a left operand."""
     k = first_inputs(BK, CODE)
     y = tl.zeros([BN, BM], tl.float32)
     up = tl.zeros([BN, BM], tl.float32)
@@ -169,6 +169,13 @@ def multiply_codes(
             y, x, later, data_ptr, scales_ptr, zeros_ptr, output, start, K, BK, CODE, GROUP, ROW_BLOCK, ZEROS
         )  # fmt: skip
         if UP != 0:
+            if IS_SORTED and UP_ORDER != 0:
+                x = _vectors(rows, order_ptr + UP_ORDER, start + k, start + k < K, IS_SORTED)
+                later = (
+                    _vectors(rows, order_ptr + UP_ORDER, start + k + 16, start + k < K, IS_SORTED)
+                    if are_nibbles(CODE)
+                    else x
+                )
             up = _add_products(
                 up, x, later, data_ptr, scales_ptr, zeros_ptr, output + UP, start, K, BK, CODE, GROUP, ROW_BLOCK,
                 ZEROS,

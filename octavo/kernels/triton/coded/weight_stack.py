@@ -28,7 +28,7 @@ LOOKED_UP: tuple[Code, ...] = ("NF4", "IQ4_NL")
 class WeightStack:
     """shape: [experts, outputs, inputs]. code: None if data is dense, in that shape. scales [rows / row_block, inputs /
     group]: rounded up; zeros: int8, like them, or what is subtracted after scaling, in their type. order: int32, the
-    input that each column meets; None: in their order."""
+    input that each column meets, for each part of each expert; None: in their order."""
 
     shape: tuple[int, int, int]
     data: torch.Tensor
@@ -48,9 +48,8 @@ class WeightStack:
     def coded(
         cls, parts: Iterable[PlainCodes], shapes: Sequence[tuple[int, ...]], form: ScaledFormat, device: torch.device
     ) -> WeightStack:
-        """One matrix of parts, one below the other, with these shapes; each part is read when its turn comes. Sorted
-        inputs: of a single part, since each has its own order."""
-        assert len(shapes) == 1 or not form.is_sorted, "parts with orders of their own"
+        """One matrix of parts, one below the other, with these shapes; each part is read when its turn comes, and may
+        sort its inputs in its own order."""
         rows, depth = sum(shape[-2] for shape in shapes), shapes[0][-1]
         group, per = form.block[1] or depth, row_block(form, shapes)
         blocks = rows // per, -(-depth // group)
@@ -60,7 +59,7 @@ class WeightStack:
         zeros = None
         if form.has_zeros or has_minimums(form):
             zeros = torch.empty(blocks, dtype=number if has_minimums(form) else torch.int8, device=device)
-        start, order = 0, None
+        start, orders = 0, []
         for part in parts:
             end = start + len(part.codes)
             data[start:end] = packed(part.codes) if form.is_nibbles else part.codes
@@ -69,7 +68,9 @@ class WeightStack:
             scales[own] = _exponents(numbers) if form.code == "E2M1" else numbers
             if zeros is not None and part.zeros is not None:
                 zeros[own] = _by_rows(part.zeros, end - start, spread).to(zeros.dtype)
-            start, order = end, part.order
+            start = end
+            orders += [] if part.order is None else [part.order]
+        order = torch.cat(orders) if orders else None
         return cls((1, rows, depth), data, form.code, scales, zeros, group, per, order)
 
     def split(self, num_experts: int) -> WeightStack:
@@ -80,6 +81,11 @@ class WeightStack:
     @property
     def num_bytes(self) -> int:
         return sum(each.nbytes for each in (self.data, self.scales, self.zeros, self.order) if each is not None)
+
+    @property
+    def num_orders(self) -> int:
+        """Of each expert: 0, 1 or, of gate and up apart, 2."""
+        return 0 if self.order is None else self.order.numel() // (self.shape[0] * self.shape[2])
 
     @property
     def scales_outputs(self) -> bool:

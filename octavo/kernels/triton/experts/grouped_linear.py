@@ -87,12 +87,12 @@ def grouped_linear(
     data, scales, zeros = weight.tensors
     _grouped_kernel[(num_tiles * triton.cdiv(columns, tile.columns),)](
         x, data.view(x.dtype) if is_fp8 else data, scales, zeros,
-        x if row_scales is None else row_scales, data if bias is None else bias, out, room.counts, room.order,
-        room.max_rows, x.stride(0), out.stride(0), 0.0 if gate is None else gate.alpha,
-        0.0 if gate is None else gate.limit,
+        x if row_scales is None else row_scales, data if bias is None else bias,
+        data if weight.order is None else weight.order, out, room.counts, room.order, room.max_rows,
+        x.stride(0), out.stride(0), 0.0 if gate is None else gate.alpha, 0.0 if gate is None else gate.limit,
         NUM_EXPERTS=num_experts, EPAD=triton.next_power_of_2(num_experts), ROWS_OF=rows_of, K=depth, N=columns,
         BM=tile.pairs, BN=tile.columns, BK=tile.depth, GATE="" if gate is None else gate.kind,
-        HAS_BIAS=bias is not None, HAS_ROW_SCALES=is_fp8, **weight.constants,
+        HAS_BIAS=bias is not None, HAS_ROW_SCALES=is_fp8, ORDERS=weight.num_orders, **weight.constants,
         CHAINED=chained, launch_pdl=chained, num_warps=tile.num_warps,
         num_stages=max(1, min(tile.num_stages, shared_memory(x.device) // _turn_bytes(tile, x, weight, gate))),
     )  # fmt: skip
@@ -106,12 +106,12 @@ def _turn_bytes(tile: Tile, x: torch.Tensor, weight: WeightStack, gate: Gate | N
 
 @triton.jit(do_not_specialize=["max_rows"])
 def _grouped_kernel(
-    x_ptr, weight_ptr, scales_ptr, zeros_ptr, row_scales_ptr, bias_ptr, out_ptr, counts_ptr, order_ptr,
+    x_ptr, weight_ptr, scales_ptr, zeros_ptr, row_scales_ptr, bias_ptr, sorted_ptr, out_ptr, counts_ptr, order_ptr,
     max_rows, x_stride, out_stride, alpha, limit,
     NUM_EXPERTS: tl.constexpr, EPAD: tl.constexpr, ROWS_OF: tl.constexpr, K: tl.constexpr, N: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GATE: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_ROW_SCALES: tl.constexpr, CODE: tl.constexpr, GROUP: tl.constexpr, ROW_BLOCK: tl.constexpr,
-    ZEROS: tl.constexpr, CHAINED: tl.constexpr,
+    HAS_ROW_SCALES: tl.constexpr, ORDERS: tl.constexpr, CODE: tl.constexpr, GROUP: tl.constexpr,
+    ROW_BLOCK: tl.constexpr, ZEROS: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     BLOCKS: tl.constexpr = (N + BN - 1) // BN
     tile = tl.program_id(0) // BLOCKS
@@ -136,8 +136,8 @@ def _grouped_kernel(
         y, up = _multiply(rows, matrix, n_load, K, N, BM, BN, BK, GATE)
     else:
         y, up = multiply_codes(
-            rows, weight_ptr, scales_ptr, zeros_ptr, order_ptr, output, K, BM, BN, BK, 0 if GATE == "" else N, CODE,
-            GROUP, ROW_BLOCK, ZEROS, False,
+            rows, weight_ptr, scales_ptr, zeros_ptr, sorted_ptr + expert * (ORDERS * K), output, K, BM, BN, BK,
+            0 if GATE == "" else N, CODE, GROUP, ROW_BLOCK, ZEROS, ORDERS > 0, K if ORDERS == 2 else 0,
         )  # fmt: skip
     if CODE != "" and GROUP == 0:
         y *= tl.load(scales_ptr + output)[None, :]

@@ -55,7 +55,7 @@ class Experts:
     @property
     def slots(self) -> list[list[torch.Tensor]]:
         """The bytes of each slot's expert."""
-        stacks = [each for of in (self.gate_up, self.down) for each in (of.data, of.scales, of.zeros)]
+        stacks = [each for of in (self.gate_up, self.down) for each in (of.data, of.scales, of.zeros, of.order)]
         held = [each for each in (*stacks, self.gate_up_bias, self.down_bias) if each is not None]
         rows = [each.view(self.layer.num_own, -1).view(torch.uint8) for each in held]
         return [[each[slot] for each in rows] for slot in range(self.layer.num_own)]

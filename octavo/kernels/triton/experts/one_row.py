@@ -30,9 +30,10 @@ def one_row_gate_up(
     block = max(1, _TILE // pad)
     data, scales, zeros = weight.tensors
     _gate_up_kernel[(triton.cdiv(columns, block), num_chosen)](
-        x, data, scales, zeros, data if bias is None else bias, room.ids, room.gated, first_expert, num_own,
-        gate.alpha, gate.limit,
-        K=depth, BK=pad, N=columns, BN=block, GATE=gate.kind, HAS_BIAS=bias is not None, **weight.constants,
+        x, data, scales, zeros, data if bias is None else bias, data if weight.order is None else weight.order,
+        room.ids, room.gated, first_expert, num_own, gate.alpha, gate.limit,
+        K=depth, BK=pad, N=columns, BN=block, GATE=gate.kind, HAS_BIAS=bias is not None,
+        ORDERS=weight.num_orders, **weight.constants,
         CHAINED=chained, launch_pdl=chained, num_warps=8 if pad > _TILE else 4,
     )  # fmt: skip
 
@@ -47,20 +48,20 @@ def one_row_down(
     block = max(1, _TILE // 2 // pad)
     data, scales, zeros = weight.tensors
     _down_kernel[(triton.cdiv(columns, block),)](
-        data, scales, zeros, data if bias is None else bias, out if residual is None else residual, room.gated,
-        room.ids, room.weights, out, first_expert, num_own,
+        data, scales, zeros, data if bias is None else bias, data if weight.order is None else weight.order,
+        out if residual is None else residual, room.gated, room.ids, room.weights, out, first_expert, num_own,
         TOP_K=num_chosen, K=depth, BK=pad, N=columns, BN=block, HAS_BIAS=bias is not None,
-        HAS_RESIDUAL=residual is not None, **weight.constants, CHAINED=chained, launch_pdl=chained,
-        num_warps=8 if pad > _TILE else 4,
+        HAS_RESIDUAL=residual is not None, ORDERS=weight.num_orders, **weight.constants, CHAINED=chained,
+        launch_pdl=chained, num_warps=8 if pad > _TILE else 4,
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["first_expert", "num_own"])
 def _gate_up_kernel(
-    x_ptr, weight_ptr, scales_ptr, zeros_ptr, bias_ptr, ids_ptr, gated_ptr, first_expert, num_own, alpha, limit,
-    K: tl.constexpr, BK: tl.constexpr, N: tl.constexpr, BN: tl.constexpr, GATE: tl.constexpr,
-    HAS_BIAS: tl.constexpr, CODE: tl.constexpr, GROUP: tl.constexpr, ROW_BLOCK: tl.constexpr, ZEROS: tl.constexpr,
-    CHAINED: tl.constexpr,
+    x_ptr, weight_ptr, scales_ptr, zeros_ptr, bias_ptr, order_ptr, ids_ptr, gated_ptr, first_expert, num_own, alpha,
+    limit, K: tl.constexpr, BK: tl.constexpr, N: tl.constexpr, BN: tl.constexpr, GATE: tl.constexpr,
+    HAS_BIAS: tl.constexpr, ORDERS: tl.constexpr, CODE: tl.constexpr, GROUP: tl.constexpr, ROW_BLOCK: tl.constexpr,
+    ZEROS: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     place = tl.program_id(1)
     n = tl.program_id(0) * BN + tl.arange(0, BN)
@@ -77,13 +78,14 @@ def _gate_up_kernel(
         x = tl.load(x_ptr + k, mask=k < K, other=0.0).to(tl.float32)[None, :]
         y, up = tl.sum(w.to(tl.float32) * x, 1), tl.sum(w_up.to(tl.float32) * x, 1)
     else:
+        order = order_ptr + expert * (ORDERS * K)
         y = row_product(
-            weight_ptr, scales_ptr, zeros_ptr, output, x_ptr, x_ptr, True, K, BK, CODE, GROUP, ROW_BLOCK, ZEROS,
-            False,
+            weight_ptr, scales_ptr, zeros_ptr, output, x_ptr, order, True, K, BK, CODE, GROUP, ROW_BLOCK, ZEROS,
+            ORDERS > 0,
         )  # fmt: skip
         up = row_product(
-            weight_ptr, scales_ptr, zeros_ptr, output + N, x_ptr, x_ptr, True, K, BK, CODE, GROUP, ROW_BLOCK, ZEROS,
-            False,
+            weight_ptr, scales_ptr, zeros_ptr, output + N, x_ptr, order + (K if ORDERS == 2 else 0), True, K, BK,
+            CODE, GROUP, ROW_BLOCK, ZEROS, ORDERS > 0,
         )  # fmt: skip
     if HAS_BIAS:
         bias = bias_ptr + expert * 2 * N + n_load
@@ -94,9 +96,9 @@ def _gate_up_kernel(
 
 @triton.jit(do_not_specialize=["first_expert", "num_own"])
 def _down_kernel(
-    weight_ptr, scales_ptr, zeros_ptr, bias_ptr, residual_ptr, gated_ptr, ids_ptr, weights_ptr, out_ptr,
+    weight_ptr, scales_ptr, zeros_ptr, bias_ptr, order_ptr, residual_ptr, gated_ptr, ids_ptr, weights_ptr, out_ptr,
     first_expert, num_own, TOP_K: tl.constexpr, K: tl.constexpr, BK: tl.constexpr, N: tl.constexpr, BN: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, CODE: tl.constexpr, GROUP: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ORDERS: tl.constexpr, CODE: tl.constexpr, GROUP: tl.constexpr,
     ROW_BLOCK: tl.constexpr, ZEROS: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0) * BN + tl.arange(0, BN)
@@ -113,8 +115,9 @@ def _down_kernel(
             y = tl.sum(w * tl.load(gated_ptr + place * K + k, mask=inside, other=0.0).to(tl.float32)[None, :], 1)
         else:
             y = row_product(
-                weight_ptr, scales_ptr, zeros_ptr, row, gated_ptr + place * K, ids_ptr, is_here, K, BK, CODE, GROUP,
-                ROW_BLOCK, ZEROS, False,
+                weight_ptr, scales_ptr, zeros_ptr, row, gated_ptr + place * K,
+                order_ptr + tl.where(is_here, expert, 0) * (ORDERS * K), is_here, K, BK, CODE, GROUP, ROW_BLOCK,
+                ZEROS, ORDERS > 0,
             )  # fmt: skip
         if HAS_BIAS:
             y += tl.load(bias_ptr + row, mask=is_here & (n < N), other=0.0).to(tl.float32)

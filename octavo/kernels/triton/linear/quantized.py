@@ -47,6 +47,58 @@ def fp8_product(
         out.add_(bias)
 
 
+def fp8_block_product(
+    x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor,
+    codes: torch.Tensor, row_scales: torch.Tensor, *, chained: bool,
+) -> None:  # fmt: skip
+    """The same with scales [out / 128, in / 128], and one for each 128 inputs of a row. The library takes rows by four:
+    the last four are multiplied once more where others are left."""
+    by_four = len(x) // 4 * 4
+    for start, end in ((0, by_four), *([(len(x) - 4, len(x))] if by_four < len(x) else [])):
+        _multiply_blocks(x[start:end], weight, scales, out[start:end], codes, row_scales, chained)
+    if bias is not None:
+        out.add_(bias)
+
+
+def _multiply_blocks(
+    x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor, out: torch.Tensor, codes: torch.Tensor,
+    row_scales: torch.Tensor, chained: bool,
+) -> None:  # fmt: skip
+    num_rows, depth = x.shape
+    groups = depth // _COLUMNS
+    codes = codes[: num_rows * depth].view(torch.float8_e4m3fn).view(num_rows, depth)
+    row_scales = row_scales[: groups * num_rows].view(groups, num_rows)
+    quantise_row_blocks(x, codes, row_scales, chained=chained)
+    torch._scaled_mm(
+        codes, weight.t(), scale_a=row_scales.t(), scale_b=scales.t(), out_dtype=out.dtype, out=out
+    )  # fmt: skip
+
+
+def quantise_row_blocks(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, *, chained: bool = False) -> None:
+    """x [T, in] -> codes [T, in] of fp8 and scales [in / 128, T] float32, as `quantise_rows` for each 128 inputs."""
+    _quantise_row_blocks_kernel[(len(x), triton.cdiv(len(scales), _ROWS))](
+        x, codes, scales, len(scales), x.stride(0), scales.stride(0),
+        BLOCKS=_ROWS, COLUMNS=_COLUMNS, CHAINED=chained, launch_pdl=chained, num_warps=4,
+    )  # fmt: skip
+
+
+@triton.jit
+def _quantise_row_blocks_kernel(
+    x_ptr, codes_ptr, scales_ptr, num_blocks, x_stride, scales_stride,
+    BLOCKS: tl.constexpr, COLUMNS: tl.constexpr, CHAINED: tl.constexpr,
+):  # fmt: skip
+    row, block = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCKS + tl.arange(0, BLOCKS)
+    k = block[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    inside = (block < num_blocks)[:, None]
+    wait_for_previous(CHAINED)
+    x = tl.load(x_ptr + row * x_stride + k, mask=inside, other=0.0).to(tl.float32)
+    largest = tl.max(tl.abs(x), 1)
+    scale = tl.where(largest > 0, largest / 448.0, 1.0)
+    codes = tl.minimum(tl.maximum(x / scale[:, None], -448.0), 448.0)
+    tl.store(codes_ptr + row * num_blocks * COLUMNS + k, codes.to(codes_ptr.dtype.element_ty), mask=inside)
+    tl.store(scales_ptr + block * scales_stride + row, scale, mask=block < num_blocks)
+
+
 @triton.jit
 def _dequantise_kernel(
     data_ptr, scales_ptr, zeros_ptr, out_ptr, depth, group, scale_columns,
