@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from octavo.observe.catalog import COUNTERS, GAUGES, HISTOGRAMS
+from octavo.observe.catalog import COUNTERS, GAUGES, HISTOGRAMS, STORED_RESPONSES
 from octavo.observe.event_log import EventLog
 from octavo.observe.events import EngineStarted
 from octavo.observe.metrics import EngineMetrics
@@ -83,9 +83,12 @@ def test_panels_do_not_overlap(dashboard: dict[str, Any]) -> None:
     assert len(ids) == len(set(ids))
 
 
+STORE = (("The store of responses", STORED_RESPONSES),)
+
+
 def test_every_metric_is_documented() -> None:
     page = (ROOT / "docs/observability.md").read_text(encoding="utf-8")
-    for heading, names in (("Gauges", GAUGES), ("Counters", COUNTERS), ("Histograms", HISTOGRAMS)):
+    for heading, names in (("Gauges", GAUGES), ("Counters", COUNTERS), ("Histograms", HISTOGRAMS), *STORE):
         section = page.split(f"### {heading}\n")[1].split("\n### ")[0]
         assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == set(names)
 

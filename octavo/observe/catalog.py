@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise, takewhile
+from typing import Literal
 
 from octavo.errors import ConfigError
 
@@ -44,6 +45,13 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "corrupted_requests": ("Sequences that ended because their logits were NaN or allowed no token.", ()),
     "admission_rejections": ("Requests refused on arrival, by reason.", ("reason",)),
     "step_seconds": ("Time spent in steps, by part: schedule, execute, update.", ("part",)),
+}
+
+#: of the server's store of responses; not in vLLM. name -> kind, what it means
+STORED_RESPONSES: dict[str, tuple[Literal["gauge", "counter"], str]] = {
+    "stored_responses": ("gauge", "Responses that are kept."),
+    "stored_response_bytes": ("gauge", "Their bytes."),
+    "responses_dropped": ("counter", "Responses that were dropped: to make room, or unused for too long."),
 }
 
 _TTFT_BOUNDS = (

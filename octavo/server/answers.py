@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from octavo.observe.logging import LOGGER
 from octavo.sampling_params import SamplingParams
 from octavo.server.answer_bodies import ChatMessage, FunctionCalled, ToolCall
 from octavo.server.api_errors import bad_field
@@ -25,6 +26,11 @@ from octavo.text.answers.style import AnswerStyle, answer_style
 from octavo.text.answers.thinking import ThoughtState
 from octavo.text.tokenizer import Tokenizer
 
+_NOT_STRICT = (
+    "functions are strict and tool_choice is auto, but calls in the format %s cannot be held to a schema where the "
+    "model decides whether it calls: their arguments may break it. tool_choice required, or a named function, holds "
+    "them to it (this is told once)"
+)
 _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
@@ -39,6 +45,17 @@ class AnswerReader:
             templates, settings.tool_call_parser, None if tokenizer is None else tokenizer.reasoning_parser
         )
         self._special = _special_tokens(tokenizer)
+        self._has_warned = False  # that functions are strict in vain
+
+    @property
+    def can_think(self) -> bool:
+        """Whether the model writes thoughts that can be told from its answers."""
+        return self._style.thoughts is not None
+
+    @property
+    def can_call(self) -> bool:
+        """Whether calls in its answers are read."""
+        return self._style.calls is not None and self._is_auto
 
     def reading(self, asked: ConversationRequest, prompt: list[int], text_begun: str | None) -> Reading | None:
         """None: the text is the answer. text_begun: the message that the answer continues. Raises ApiError."""
@@ -74,6 +91,9 @@ class AnswerReader:
         elif tools is not None and tools.strict and params.structured_outputs is None and not params.use_beam_search:
             grammar = strict_grammar(self._style.calls, tools.functions, tools.strict, self._special)
             params = params if grammar is None else params.replace(structured_outputs={"grammar": grammar})
+            if grammar is None and not self._has_warned:
+                self._has_warned = True
+                LOGGER.warning(_NOT_STRICT, self._style.calls)
         elif tools is not None and reading.has_form and params.structured_outputs and not params.use_beam_search:
             allowed = (tools.functions, tools.strict, tools.max_calls, self._special)
             grammar = form_or_calls(self._style.calls, *allowed, params.structured_outputs)

@@ -36,7 +36,8 @@ from octavo.server.pooling_protocol import (
     TextClass,
     TextsRequest,
 )
-from octavo.server.prompts import encode_texts
+from octavo.server.prompts import encode_conversation, encode_texts
+from octavo.server.protocol import ChatCompletionRequest
 from octavo.server.serving import Serving, request_id
 from octavo.server.streaming import CLIENT_CLOSED_REQUEST, cancelled_on_disconnect
 from octavo.shown import shown
@@ -45,6 +46,8 @@ _GENERATES = (
     "this model generates text and embeds none; serve one that embeds, or this one with --runner pooling, and send "
     "prompts to /v1/completions or /v1/chat/completions"
 )
+#: fields about a conversation, which texts have no use for
+_OF_MESSAGES = ("add_generation_prompt", "continue_final_message", "chat_template", "chat_template_kwargs")
 #: makes the answer of a call from its numbers, one array for each text
 Answers = Callable[[list[FloatArray], dict[str, Any]], msgspec.Struct]
 
@@ -167,9 +170,34 @@ def checked_keep(asked: PoolingRequest, serving: Serving) -> int | None:
 async def _answer(
     request: Request, serving: Serving, asked: TextsRequest, kind: str, params: PoolingParams, make: Answers
 ) -> Response:
-    given = one_or_many("input", asked.input, serving.settings.max_prompts_per_request)
-    ids = await token_ids(request, "input", given, asked, serving)
+    ids = await _token_ids(request, serving, asked)
     return await answer_with(request, serving, pooling_call(request, serving, asked, kind, ids, params), asked, make)
+
+
+async def _token_ids(request: Request, serving: Serving, asked: TextsRequest) -> list[list[int]]:
+    """Of the texts, or of the conversation."""
+    unused = [name for name in _OF_MESSAGES if getattr(asked, name) is not None]
+    if asked.messages is None:
+        if unused:
+            raise bad_field(unused[0], "is set and messages is not, allowed is both or neither")
+        if asked.input is None:
+            raise bad_field("input", "is missing, allowed is a text, texts or token ids; or messages in its place")
+        given = one_or_many("input", asked.input, serving.settings.max_prompts_per_request)
+        return await token_ids(request, "input", given, asked, serving)
+    if asked.input is not None:
+        raise bad_field("messages", "is set, and so is input, allowed is one of the two")
+    keep, info = checked_keep(asked, serving), serving.client.model_info
+    chat = ChatCompletionRequest(
+        messages=asked.messages,
+        add_special_tokens=asked.add_special_tokens,
+        add_generation_prompt=bool(asked.add_generation_prompt),
+        **{name: getattr(asked, name) for name in _OF_MESSAGES[1:]},
+    )
+    ids = await encode_conversation(request, serving, chat, info if keep is None else None, pools=True)
+    if keep is None and len(ids) > info.max_model_len:
+        problem = f"has {len(ids)} tokens, allowed are {info.max_model_len}: shorten it or set truncate_prompt_tokens"
+        raise bad_field("messages", problem, "context_length_exceeded")
+    return [ids if keep is None else ids[:keep]]
 
 
 def _params(serving: Serving, asked: TextsRequest, **more: Any) -> PoolingParams:

@@ -120,7 +120,7 @@ MEANINGS: Mapping[str, str] = {
     "verbosity": "Only medium is supported.",
     "include": "message.output_text.logprobs: log-probabilities of the text. Other names of OpenAI's add nothing.",
     "ResponsesRequest.top_logprobs": "Number of tokens with each log-probability, 0 to 20.",
-    "truncation": "Only disabled is supported: a conversation that is too long is refused.",
+    "truncation": "What happens to a conversation that is too long: auto drops its oldest items, disabled refuses it.",
     # how a call is handled
     "priority": "Lower goes first, on a server that schedules by priority.",
     "request_id": "The call's id: 1 to 128 visible ASCII characters.",

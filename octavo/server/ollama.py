@@ -17,8 +17,11 @@ from starlette.responses import Response
 
 from octavo.request import ModelInfo
 from octavo.sampling_params import SamplingParams, defaults_for, known_to
+from octavo.server.answers import Reading
 from octavo.server.api_errors import JSON, ApiError, bad_field
+from octavo.server.chat import encode_chat, reading_of
 from octavo.server.generation import Generation, checked_params, complete, from_headers, stream
+from octavo.server.ollama_conversation import conversation_of, in_its_words
 from octavo.server.ollama_lines import OllamaLines, message_of, timestamp
 from octavo.server.ollama_protocol import (
     OllamaChatRequest,
@@ -27,7 +30,7 @@ from octavo.server.ollama_protocol import (
     OllamaRequest,
     check_supported,
 )
-from octavo.server.prompts import encode_conversation, encode_texts, room_for_output
+from octavo.server.prompts import encode_texts, room_for_output
 from octavo.server.protocol import ChatCompletionRequest
 from octavo.server.serving import Serving, request_id
 from octavo.server.streaming import CLIENT_CLOSED_REQUEST, EventStream, cancelled_on_disconnect
@@ -45,12 +48,9 @@ async def chat(request: Request, serving: Serving) -> Response:
     asked = await _read(request, serving, OllamaChatRequest)
     if not asked.messages:
         return _loaded(asked, {"message": message_of("")})
-    is_begun = asked.messages[-1].get("role") == "assistant"
-    conversation = ChatCompletionRequest(
-        messages=asked.messages, add_generation_prompt=not is_begun, continue_final_message=is_begun
-    )
-    prompt = await encode_conversation(request, serving, conversation, serving.client.model_info)
-    return await _answer(request, serving, asked, prompt, "messages")
+    conversation = conversation_of(asked, serving, asked.messages, asked.tools)
+    prompt, reading = await _conversation_prompt(request, serving, conversation)
+    return await _answer(request, serving, asked, prompt, reading, "messages")
 
 
 async def generate(request: Request, serving: Serving) -> Response:
@@ -58,8 +58,8 @@ async def generate(request: Request, serving: Serving) -> Response:
     asked = await _read(request, serving, OllamaGenerateRequest)
     if not asked.prompt:
         return _loaded(asked, {"response": ""})
-    prompt = await _prompt(request, asked, asked.prompt, serving)
-    return await _answer(request, serving, asked, prompt, "prompt")
+    prompt, reading = await _prompt(request, asked, asked.prompt, serving)
+    return await _answer(request, serving, asked, prompt, reading, "prompt")
 
 
 async def _read(request: Request, serving: Serving, kind: type[T]) -> T:
@@ -88,30 +88,54 @@ def served_name(asked: str | None, serving: Serving) -> str:
     raise ApiError(404, f"model {shown(asked or '')} not found, served is {known}", code="model_not_found")
 
 
-async def _prompt(request: Request, asked: OllamaGenerateRequest, text: str, serving: Serving) -> list[int]:
+async def _conversation_prompt(
+    request: Request, serving: Serving, conversation: ChatCompletionRequest
+) -> tuple[list[int], Reading | None]:
+    """The prompt, and how the answer is read."""
+    try:
+        prompt = await encode_chat(request, conversation, serving)
+        return prompt, reading_of(conversation, prompt, serving)
+    except ApiError as error:
+        raise in_its_words(error) from None
+
+
+async def _prompt(
+    request: Request, asked: OllamaGenerateRequest, text: str, serving: Serving
+) -> tuple[list[int], Reading | None]:
     """The text as a user's message in the model's chat template, if it has one."""
     tokenizer, info = serving.tokenizer("a prompt in text"), serving.client.model_info
     if asked.raw or tokenizer.chat_template is None:
         if asked.system:
             why = "raw is true" if asked.raw else "the model has no chat template"
             raise bad_field("system", f"is given, but {why}, so it has no place: write it into the prompt")
+        if asked.think:
+            why = "raw is true" if asked.raw else "the model has no chat template"
+            raise bad_field("think", f"is {shown(asked.think)}, but {why}: leave it out")
         (prompt,) = await encode_texts(request, serving, [text], True, "prompt", info)
-        return prompt
+        return prompt, None
     messages = [{"role": "system", "content": asked.system}] if asked.system else []
-    conversation = ChatCompletionRequest(messages=[*messages, {"role": "user", "content": text}])
-    return await encode_conversation(request, serving, conversation, info)
+    conversation = conversation_of(asked, serving, [*messages, {"role": "user", "content": text}])
+    return await _conversation_prompt(request, serving, conversation)
 
 
-async def _answer(request: Request, serving: Serving, asked: OllamaRequest, prompt: list[int], field: str) -> Response:
+async def _answer(
+    request: Request,
+    serving: Serving,
+    asked: OllamaRequest,
+    prompt: list[int],
+    reading: Reading | None,
+    field: str,
+) -> Response:
     known_as = request_id(request, None)
     generation = Generation(
         request_id=f"ollama-{known_as}",
         prompts=[prompt],
-        params=_params(asked, len(prompt), serving, field),
+        params=serving.answers.params(_params(asked, len(prompt), serving, field), reading),
         lora_request=serving.adapter(await _model(asked, serving)),
         **from_headers(request),
     )
-    lines, headers = OllamaLines(asked.model or "", is_chat=field == "messages"), serving.id_headers(known_as)
+    lines = OllamaLines(asked.model or "", is_chat=field == "messages", reading=reading)
+    headers = serving.id_headers(known_as)
     if asked.stream is not False:
         headers["content-type"] = LINES  # these have no comments, so none keeps the stream alive
         return EventStream(stream(serving.client, generation), lines, headers, 0, serving.lanes)

@@ -64,7 +64,7 @@ class OllamaChatRequest(OllamaRequest, kw_only=True, forbid_unknown_fields=True)
     """POST /api/chat. Without messages it asks only to load the model."""
 
     messages: list[dict[str, Any]] | None = None
-    tools: list[Any] | None = None
+    tools: list[dict[str, Any]] | None = None
 
 
 class OllamaGenerateRequest(OllamaRequest, kw_only=True, forbid_unknown_fields=True):
@@ -97,9 +97,9 @@ class OllamaShowRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
 #: field that this engine lacks -> values that ask for nothing
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("suffix", "template"), ("",)),
-    **dict.fromkeys(("think", "logprobs", "truncate", "shift"), (False,)),
+    **dict.fromkeys(("logprobs", "truncate", "shift"), (False,)),
     **dict.fromkeys(("top_logprobs", "width", "height", "steps", "mirostat"), (0,)),
-    **dict.fromkeys(("tools", "images", "context"), ([],)),
+    **dict.fromkeys(("images", "context"), ([],)),
     **dict.fromkeys(("typical_p", "tfs_z"), (1, 0)),
     "penalize_newline": (True,),
 }

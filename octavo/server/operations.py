@@ -96,8 +96,9 @@ async def load(request: Request, serving: Serving) -> Response:
 
 
 async def metrics(request: Request, serving: Serving) -> Response:
-    """The engine's metrics, for Prometheus."""
-    return Response(await serving.client.metrics(), headers={"content-type": exposition.CONTENT_TYPE})
+    """The metrics of the engine and of the store of responses, for Prometheus."""
+    text = await serving.client.metrics() + await serving.responses.metrics()
+    return Response(text, headers={"content-type": exposition.CONTENT_TYPE})
 
 
 async def events(request: Request, serving: Serving) -> Response:
@@ -153,7 +154,11 @@ async def ollama_show(request: Request, serving: Serving) -> Response:
                 "octavo.context_length": info.max_model_len,
                 "octavo.vocab_size": info.vocab_size,
             },
-            "capabilities": ["completion"],
+            "capabilities": [
+                "completion",
+                *(["tools"] if serving.answers.can_call else []),
+                *(["thinking"] if serving.answers.can_think else []),
+            ],
             "modified_at": timestamp(serving.created),
         }
     )

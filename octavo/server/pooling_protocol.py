@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -20,9 +20,15 @@ class PoolingRequest(ModelRequest, kw_only=True, forbid_unknown_fields=True):
 
 
 class TextsRequest(PoolingRequest, kw_only=True, forbid_unknown_fields=True):
-    """input: a text, token ids, or a list of either."""
+    """input: a text, token ids, or a list of either. messages: one conversation in its place, as one text by the
+    model's chat template, which the four fields below it are about."""
 
-    input: str | list[str | int | list[int]]
+    input: str | list[str | int | list[int]] | None = None
+    messages: list[dict[str, Any]] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     use_activation: bool | None = None
 
 

@@ -69,15 +69,15 @@ async def encode_pairs(
 
 
 async def encode_conversation(
-    request: Request, serving: Serving, asked: ChatCompletionRequest, fits: ModelInfo | None
+    request: Request, serving: Serving, asked: ChatCompletionRequest, fits: ModelInfo | None, *, pools: bool = False
 ) -> list[int]:
     """Through the model's chat template, or the request's own if the server trusts those. Reads only the fields about
-    messages and templates. fits: as for texts."""
+    messages and templates. fits: as for texts. pools: for numbers in place of an answer."""
     tokenizer, settings = serving.tokenizer("a conversation"), serving.settings
-    if (form := serving.client.model_info.pooled) is not None:
+    if (form := serving.client.model_info.pooled) is not None and not pools:
         problem = f"this model {form.does} texts and generates none; call {form.how}"
         raise ApiError(400, problem, param="model", code="model_embeds")
-    _check_template(asked, tokenizer, settings)
+    _check_template(asked, tokenizer, settings, pools=pools)
     template = tokenizer.chat_templates.get(asked.chat_template or "default") or asked.chat_template or ""
 
     def encode() -> list[int]:
@@ -127,12 +127,21 @@ def _effort(effort: str, template: str) -> dict[str, Any]:
     """reasoning_effort as the template's own switches."""
     if effort not in _EFFORTS:
         raise bad_field("reasoning_effort", f"is {shown(effort)}, allowed are {', '.join(_EFFORTS)}")
-    known = {name for name in ("reasoning_effort", *_SWITCHES) if re.search(rf"\b{name}\b", template)}
+    known = _thought_switches(template)
     if not known and effort != "none":
         problem = f"is {effort}, but the model's chat template has no switch for its thoughts: leave it out"
         raise bad_field("reasoning_effort", problem, "unsupported_parameter")
     switches: dict[str, Any] = dict.fromkeys(_SWITCHES, effort != "none")
     return {name: value for name, value in {"reasoning_effort": effort, **switches}.items() if name in known}
+
+
+def has_thought_switch(template: str) -> bool:
+    """Whether a chat template lets a model think or not."""
+    return bool(_thought_switches(template))
+
+
+def _thought_switches(template: str) -> set[str]:
+    return {name for name in ("reasoning_effort", *_SWITCHES) if re.search(rf"\b{name}\b", template)}
 
 
 def check_messages(messages: Sequence[Mapping[str, Any]], settings: ServerSettings) -> None:
@@ -221,16 +230,18 @@ def _most_tokens(info: ModelInfo) -> int:
     return info.max_model_len - (info.pooled is None)
 
 
-def _check_template(asked: ChatCompletionRequest, tokenizer: Tokenizer, settings: ServerSettings) -> None:
+def _check_template(
+    asked: ChatCompletionRequest, tokenizer: Tokenizer, settings: ServerSettings, *, pools: bool
+) -> None:
     """A request's template must be text: a file name would be read from the server's disk."""
     template = asked.chat_template
     if template is None:
         if tokenizer.chat_template is None:
             raise ApiError(
                 400,
-                "this model has no chat template: it continues texts and was not made for conversations. Send the text "
-                "as a prompt to /v1/completions (Ollama's clients: /api/generate), or start the server with "
-                "--chat-template FILE",
+                "this model has no chat template: it was not made for conversations. Send the text as "
+                + ("input" if pools else "a prompt to /v1/completions (Ollama's clients: /api/generate)")
+                + ", or start the server with --chat-template FILE",
                 param="messages",
                 code="no_chat_template",
             )

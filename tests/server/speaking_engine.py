@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from octavo.engine.input import InputProcessor
-from octavo.outputs import CompletionOutput, FinishReason, RequestOutput
+from octavo.outputs import CompletionOutput, FinishReason, RequestMetrics, RequestOutput
 from octavo.request import ModelInfo, Request
 from octavo.sampling_params import RequestOutputKind, SamplingParams
 from tests.server.scripted_engine import LIMITS, ScriptedEngine
@@ -64,4 +64,5 @@ class SpeakingEngine(ScriptedEngine):
             prompt_token_ids=request.prompt_token_ids,
             outputs=[CompletionOutput(index=index, **made) for index in range(request.sampling_params.n)],
             finished=reason is not None,
+            metrics=None if reason is None else RequestMetrics(arrival_time=1.0, finished_time=2.0),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from octavo import AsyncLLM, LoRARequest
 from octavo.server.app import create_app
 from octavo.server.settings import ServerSettings
 from tests.server.scripted_embedder import ScriptedEmbedder
-from tests.server.scripted_engine import ScriptedEngine, app_of, call, post
+from tests.server.scripted_engine import ScriptedEngine, app_of, call, post, without_template
 from tests.tiny_embedders import expected, make_tiny_embedder
 
 PATH = "/v1/embeddings"
@@ -75,9 +76,33 @@ def test_long_texts_are_cut_if_asked() -> None:
     assert embed(input=list(range(128)))["usage"]["prompt_tokens"] == 128
 
 
+def test_a_conversation_is_one_text() -> None:
+    engine = ScriptedEmbedder()
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    tokenizer = engine.get_tokenizer()
+    assert tokenizer is not None
+    for begins in (None, True):
+        text = tokenizer.apply_chat_template(chat, add_generation_prompt=bool(begins))
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        for path in (PATH, "/pooling"):
+            answer = post(app_of(engine), path, {"messages": chat, "add_generation_prompt": begins})
+            assert answer.json()["usage"]["prompt_tokens"] == len(ids), answer.body
+        found = embed(messages=chat, add_generation_prompt=begins)["data"][0]["embedding"]
+        assert found == embed(input=ids)["data"][0]["embedding"]
+    long = [{"role": "user", "content": " one" * 300}]
+    assert re.search("has .* tokens, allowed are 128", refused(messages=long)["message"])
+    assert embed(messages=long, truncate_prompt_tokens=9)["usage"]["prompt_tokens"] == 9
+    assert "is missing, allowed is a text" in refused()["message"]
+    assert "Send the text as input" in refused(without_template(ScriptedEmbedder()), messages=chat)["message"]
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [
+        ({"input": "a", "messages": [{"role": "user", "content": "a"}]}, "messages"),
+        ({"input": "a", "chat_template_kwargs": {}}, "chat_template_kwargs"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user", "content": "a"}], "chat_template": "x"}, "chat_template"),
         ({"input": []}, "input"),
         ({"input": ["a", 5]}, "input"),
         ({"input": ["a"] * 10_000}, "input"),

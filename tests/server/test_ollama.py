@@ -14,11 +14,13 @@ import pytest
 from octavo.errors import EngineBusyError, EngineDeadError
 from tests.server.live_server import serve
 from tests.server.scripted_engine import Answer, ScriptedEngine, app_of, get, post, without_template
+from tests.server.speaking_engine import TOOL_TEMPLATE, SpeakingEngine
 
 HI = [{"role": "user", "content": "Hi"}]
 CHAT = {"model": "tiny", "messages": HI}
 TEXT = {"model": "tiny", "prompt": "Hi"}
 WHOLE = {"stream": False}
+TIME = {"type": "function", "function": {"name": "time", "parameters": {"type": "object", "properties": {"city": {}}}}}
 SAID = " one two three caf\u00e9"
 
 
@@ -50,7 +52,7 @@ def test_its_own_client_generates_and_looks_around(client: ollama.Client) -> Non
     shown = client.show("tiny")
     assert "add_generation_prompt" in (shown.template or "")
     assert (shown.modelinfo or {})["octavo.context_length"] == 128
-    assert shown.capabilities == ["completion"]
+    assert shown.capabilities == ["completion", "tools"]
     assert shown.parameters == "temperature 0.5"
     with pytest.raises(ollama.ResponseError, match=r"model 'other' not found, served is 'tiny'") as refused:
         client.chat("other", HI)
@@ -129,6 +131,50 @@ def test_a_model_without_a_template_generates_and_says_how_to_ask() -> None:
     assert "has no place" in post(app_of(engine), "/api/generate", TEXT | {"system": "x"}).json()["error"]
 
 
+def test_its_own_client_calls_tools_and_thinks() -> None:
+    says = 'Hm.</think>Look: <tool_call>\n{"name": "time", "arguments": {"city": "Rome"}}\n</tool_call>'
+    engine = SpeakingEngine(says, "{# <tool_call> </think> #}" + TOOL_TEMPLATE)
+    with serve(app_of(engine)) as address:
+        client = ollama.Client(host=address)
+        assert client.show("tiny").capabilities == ["completion", "tools", "thinking"]
+        whole = client.chat("tiny", HI, tools=[TIME], think=True)
+        parts = list(client.chat("tiny", HI, tools=[TIME], think=True, stream=True))
+        generated = client.generate("tiny", "Hi", think=True)
+    for messages in ([whole.message], [part.message for part in parts]):
+        assert "".join(one.thinking or "" for one in messages) == "Hm."
+        assert "".join(one.content or "" for one in messages) == "Look:"
+        (call,) = [call for one in messages for call in one.tool_calls or ()]
+        assert (call.function.name, call.function.arguments) == ("time", {"city": "Rome"})
+    assert (whole.done_reason, parts[-1].done_reason) == ("stop", "stop")
+    assert (generated.thinking, generated.response[:12]) == ("Hm.", "Look: <tool_")
+
+
+def test_thoughts_calls_and_results_go_into_the_template() -> None:
+    engine = SpeakingEngine("Fine.", "{# <tool_call> </think> #}" + TOOL_TEMPLATE)
+    call = {"function": {"name": "time", "arguments": {"city": "Rome"}}}
+    turns = [*HI, {"role": "assistant", "thinking": "Hm.", "content": "", "tool_calls": [call, call]}]
+    turns += [{"role": "tool", "tool_name": "time", "content": "noon"}, {"role": "tool", "content": "night"}]
+    for think, has_switch in ((None, False), (False, False), (True, True), ("low", True)):
+        assert (
+            post(app_of(engine), "/api/chat", CHAT | {"messages": turns, "tools": [TIME], "think": think}).status == 200
+        )
+        assert engine.prompt.endswith("<think>\n") == has_switch
+    openais = [
+        {"role": "user", "content": "Hi"},
+        {
+            "role": "assistant",
+            "reasoning": "Hm.",
+            "content": "",
+            "tool_calls": [{**call, "type": "function", "id": "a"}] * 2,
+        },
+        {"role": "tool", "tool_call_id": "a", "content": "noon"},
+        {"role": "tool", "tool_call_id": "a", "content": "night"},
+    ]
+    post(app_of(engine), "/api/chat", CHAT | {"messages": turns, "tools": [TIME]})
+    assert post(app_of(engine), "/v1/chat/completions", {"messages": openais, "tools": [TIME]}).status == 200
+    assert engine.requests[-1].prompt_token_ids == engine.requests[-2].prompt_token_ids
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_asking_for_the_model_alone_finds_it_loaded(stream: bool) -> None:
     for path, body in (("/api/chat", {"model": "tiny", "keep_alive": 0}), ("/api/generate", {"model": "tiny"})):
@@ -139,10 +185,13 @@ def test_asking_for_the_model_alone_finds_it_loaded(stream: bool) -> None:
 @pytest.mark.parametrize(
     ("path", "fields", "message"),
     [
-        ("chat", {"tools": [{"type": "function"}]}, "tools is .* does not support; allowed is leaving it out"),
+        ("chat", {"tools": [{"type": "function"}]}, r"tools\[0\] is .*, allowed is {'type': 'function', 'function'"),
+        ("chat", {"messages": [{"role": "assistant", "tool_calls": [{}]}]}, r"tool_calls\[0\] is {}, allowed is"),
+        ("chat", {"think": "much"}, "think is 'much', allowed are true, false, low, medium, high"),
+        ("generate", {"think": True, "raw": True}, "think is True, but raw is true"),
         ("chat", {"format": "xml"}, "format is 'xml', allowed are 'json' and a JSON schema"),
         ("chat", {"format": {"uniqueItems": True}}, "uniqueItems"),
-        ("chat", {"think": True}, "think is True"),
+        ("chat", {"think": True}, "think is True, but this model does not support thinking: leave it out"),
         (
             "chat",
             {"messages": [{"role": "user", "content": "Hi", "images": ["aGk="]}]},

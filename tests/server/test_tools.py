@@ -278,6 +278,17 @@ def test_strict_functions_have_a_grammar_also_where_the_model_decides() -> None:
     assert (form is not None, form and form.grammar) == (True, None)
 
 
+def test_where_strict_binds_nothing_the_log_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    engine = SpeakingEngine("Hm.", "{# <function= <parameter= #}" + TOOL_TEMPLATE)
+    strict = {"type": "function", "function": {**WEATHER["function"], "strict": True}}  # type: ignore[dict-item]
+    app = app_of(engine)
+    for tools in (TOOLS, [strict], [strict]):
+        assert post(app, "/v1/chat/completions", {"messages": HI, "tools": tools}).status == 200
+        assert engine.requests[-1].grammar is None
+    (warning,) = [one.getMessage() for one in caplog.records if "strict" in one.getMessage()]
+    assert "the format qwen3_coder cannot be held" in warning
+
+
 def test_a_conversation_with_tools_can_be_counted() -> None:
     app = app_of(SpeakingEngine("", HERMES))
     counts = [post(app, "/tokenize", {"messages": HI, "tools": tools}).json()["count"] for tools in (None, TOOLS)]

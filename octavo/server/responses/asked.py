@@ -20,6 +20,8 @@ INCLUDABLE = (
     "code_interpreter_call.outputs",
 )
 _SUMMARIES = ("auto", "detailed")
+_RUNS_NONE = "this server runs no tools; declare a function that your client runs"
+_NO_CUSTOM = "declare a function with one parameter that is a text"
 _TOOL_KEYS = ("name", "description", "parameters", "strict")
 _MAX_PAIRS, _MAX_KEY, _MAX_VALUE = 16, 64, 512
 _MAX_TOP_LOGPROBS = 20
@@ -39,10 +41,15 @@ _FIELDS = {
 }
 
 
-def chat_of(asked: ResponsesRequest, earlier: Sequence[Item]) -> ChatCompletionRequest:
-    """earlier: items of the responses that it continues. Raises ApiError."""
+def places_of(asked: ResponsesRequest, earlier: Sequence[Item]) -> list[tuple[str, Item]]:
+    """All items of the conversation, each with its place in the request. earlier: of the responses that it
+    continues."""
     places = [(f"previous_response_id[{index}]", item) for index, item in enumerate(earlier)]
-    places += [(f"input[{index}]", item) for index, item in enumerate(input_items(asked))]
+    return places + [(f"input[{index}]", item) for index, item in enumerate(input_items(asked))]
+
+
+def chat_of(asked: ResponsesRequest, places: Sequence[tuple[str, Item]]) -> ChatCompletionRequest:
+    """Raises ApiError."""
     messages = messages_of(places)
     if asked.instructions is not None:
         messages.insert(0, {"role": "system", "content": asked.instructions})
@@ -72,9 +79,8 @@ def check_fields(asked: ResponsesRequest) -> None:
     """Those that the chat has not. Raises ApiError."""
     if asked.input == []:
         raise bad_field("input", "is [], allowed is a text, or at least one item")
-    if asked.truncation not in (None, "disabled"):
-        problem = f"is {shown(asked.truncation)}, allowed is disabled: a conversation that is too long is refused"
-        raise bad_field("truncation", problem, "unsupported_parameter")
+    if asked.truncation not in (None, "auto", "disabled"):
+        raise bad_field("truncation", f"is {shown(asked.truncation)}, allowed are auto and disabled")
     for place, name in enumerate(asked.include or ()):
         if name not in INCLUDABLE:
             raise bad_field(f"include[{place}]", f"is {shown(name)}, allowed are {', '.join(INCLUDABLE)}")
@@ -159,8 +165,9 @@ def _tools(asked: ResponsesRequest) -> tuple[list[dict[str, Any]] | None, str | 
 
 def _tool(where: str, tool: dict[str, Any]) -> dict[str, Any]:
     if tool.get("type") != "function":
-        kind = shown(tool.get("type"))
-        raise bad_field(f"{where}.type", f"is {kind}, allowed is function: tools run where the client is")
+        instead = _NO_CUSTOM if tool.get("type") == "custom" else _RUNS_NONE
+        problem = f"is {shown(tool.get('type'))}, allowed is function: {instead}"
+        raise bad_field(f"{where}.type", problem, "unsupported_parameter")
     known = {key: tool[key] for key in _TOOL_KEYS if tool.get(key) is not None}
     if more := sorted(key for key in tool.keys() - {"type", *_TOOL_KEYS} if tool[key] not in (None, False)):
         raise bad_field(where, f"has the key {shown(more[0])}, allowed are type, {', '.join(_TOOL_KEYS)}")

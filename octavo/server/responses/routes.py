@@ -6,7 +6,7 @@ items ──▶ conversation.py: messages ──▶ a chat, as on /v1/chat/compl
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from uuid import uuid4
 
 from starlette.requests import Request
@@ -21,10 +21,12 @@ from octavo.server.chat import chat_params, encode_chat, number_of_alternatives
 from octavo.server.generation import complete, stream
 from octavo.server.json_pieces import answer
 from octavo.server.openai_calls import Call, make_call
-from octavo.server.responses.asked import chat_of, check_fields, in_its_words, input_items, summary
+from octavo.server.protocol import ChatCompletionRequest
+from octavo.server.responses.asked import chat_of, check_fields, in_its_words, input_items, places_of, summary
 from octavo.server.responses.events import ResponseEvents
 from octavo.server.responses.making import BackgroundResponse, MadeEvents, MadeResponse
 from octavo.server.responses.protocol import Item, ResponseObject, ResponseReasoning, ResponsesRequest, ResponseText
+from octavo.server.responses.shortened import Place, longest_that_fits
 from octavo.server.serving import Serving
 from octavo.server.whole_answer import whole_answer
 
@@ -85,18 +87,47 @@ async def _call(
     request: Request, serving: Serving, asked: ResponsesRequest, earlier: list[Item]
 ) -> tuple[Call, Reading | None]:
     """The work for the engine, and how its answer is read."""
-    items = [*earlier, *input_items(asked)]
-    if len(items) + sum(len(part) for one in items for part in one.values() if isinstance(part, list)) > _FEW_PARTS:
-        chat = await serving.lanes.run("answers", lambda: chat_of(asked, earlier))
-    else:
-        chat = chat_of(asked, earlier)
+    encode = _encode if asked.truncation != "auto" else _encode_what_fits
+    chat, prompt = await encode(request, serving, asked, places_of(asked, earlier))
     num_top = number_of_alternatives(chat)
-    prompt = await encode_chat(request, chat, serving)
     reading = serving.answers.reading(chat, prompt, None)
     params = serving.answers.params(chat_params(chat, prompt, num_top, serving), reading)
     limited = asked.max_output_tokens is not None
     call = make_call(request, chat, serving, "resp", [prompt], params, num_top, names_limit=limited)
     return call, reading
+
+
+async def _encode(
+    request: Request, serving: Serving, asked: ResponsesRequest, places: Sequence[Place]
+) -> tuple[ChatCompletionRequest, list[int]]:
+    """The chat, and its prompt."""
+    items = [item for _, item in places]
+    if len(items) + sum(len(part) for one in items for part in one.values() if isinstance(part, list)) > _FEW_PARTS:
+        chat = await serving.lanes.run("answers", lambda: chat_of(asked, places))
+    else:
+        chat = chat_of(asked, places)
+    return chat, await encode_chat(request, chat, serving)
+
+
+async def _encode_what_fits(
+    request: Request, serving: Serving, asked: ResponsesRequest, places: Sequence[Place]
+) -> tuple[ChatCompletionRequest, list[int]]:
+    """The same with the newest items that leave room for the answer, or at least for a token of it."""
+    most = serving.client.model_info.max_model_len
+    for room in dict.fromkeys((asked.max_output_tokens or 1, 1)):
+
+        async def attempt(some: Sequence[Place], room: int = room) -> tuple[ChatCompletionRequest, list[int]] | None:
+            try:
+                chat, prompt = await _encode(request, serving, asked, some)
+            except ApiError as error:
+                if error.code != "context_length_exceeded":
+                    raise
+                return None
+            return (chat, prompt) if len(prompt) + room <= most else None
+
+        if (found := await longest_that_fits(places, attempt)) is not None:
+            return found
+    return await _encode(request, serving, asked, places)  # which is refused
 
 
 def _outputs(serving: Serving, call: Call) -> AsyncGenerator[RequestOutput]:
@@ -150,4 +181,5 @@ def _response(call: Call, asked: ResponsesRequest, is_kept: bool) -> ResponseObj
         tools=asked.tools or [],
         top_logprobs=asked.top_logprobs or 0,
         top_p=call.params.top_p,
+        truncation="auto" if asked.truncation == "auto" else "disabled",
     )

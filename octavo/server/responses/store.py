@@ -13,6 +13,8 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
+from octavo.observe.catalog import STORED_RESPONSES
+from octavo.observe.exposition import MetricFamily, Sample, TextWriter
 from octavo.observe.logging import LOGGER
 from octavo.server.api_errors import ApiError
 from octavo.server.responses.protocol import Item, ResponseObject
@@ -64,6 +66,7 @@ class ResponseStore:
             max_bytes=settings.max_stored_response_bytes,
             timeout_s=settings.stored_response_timeout,
         )
+        self._writer = TextWriter({"model_name": settings.served_model_name[0]})
         self._num_dropped = 0
         self._told_at = -_TOLD_EVERY_S
         self.running: dict[str, RunningResponse] = {}
@@ -127,6 +130,19 @@ class ResponseStore:
         for one in line:
             found += _decode_items(one.input) + _decode_output(one.body).output
         return found
+
+    async def metrics(self) -> bytes:
+        """As Prometheus text; empty if the file fails, which the log tells."""
+        try:
+            (num, size), dropped = await self._run(lambda: (self._file.num_and_bytes(), self._file.num_dropped()))
+        except FileFault as error:
+            LOGGER.error("the store of responses cannot be read: %s", error)
+            return b""
+        by_reason: list[Sample] = [("_total", (("reason", reason),), count) for reason, count in dropped.items()]
+        samples: tuple[list[Sample], ...] = [("", (), num)], [("", (), size)], by_reason
+        described = zip(STORED_RESPONSES.items(), samples, strict=True)
+        families = [MetricFamily(name, kind, meaning, found) for (name, (kind, meaning)), found in described]
+        return self._writer.write("octavo", families).encode()
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await self._lanes.run("store", work)

@@ -35,6 +35,8 @@ CREATE TABLE IF NOT EXISTS responses (
     size INTEGER NOT NULL, used REAL NOT NULL
 );
 CREATE INDEX IF NOT EXISTS by_use ON responses (used, size);
+CREATE TABLE IF NOT EXISTS dropped (reason TEXT PRIMARY KEY, num INTEGER NOT NULL);
+INSERT OR IGNORE INTO dropped VALUES ('room', 0), ('age', 0)
 """
 _LINE = """
 WITH RECURSIVE line (id, previous, size, place) AS (
@@ -121,6 +123,10 @@ class ResponseFile:
         num, size = self._connection.execute("SELECT COUNT(*), TOTAL(size) FROM responses").fetchone()
         return num, int(size)
 
+    def num_dropped(self) -> dict[str, int]:
+        """By reason, since the file was made, by all its servers."""
+        return dict(self._connection.execute("SELECT reason, num FROM dropped").fetchall())
+
     def close(self) -> None:
         self._connection.close()
 
@@ -149,7 +155,8 @@ class ResponseFile:
         return line
 
     def _drop_old(self, now: float) -> None:
-        self._connection.execute("DELETE FROM responses WHERE used < ?", (now - self._timeout_s,))
+        gone = self._connection.execute("DELETE FROM responses WHERE used < ?", (now - self._timeout_s,)).rowcount
+        self._count_dropped("age", gone)
 
     def _make_room(self, now: float) -> list[str]:
         self._drop_old(now)
@@ -162,7 +169,12 @@ class ResponseFile:
             num, size = num - 1, size - its
         oldest.close()
         self._connection.executemany("DELETE FROM responses WHERE id = ?", ((one,) for one in gone))
+        self._count_dropped("room", len(gone))
         return gone
+
+    def _count_dropped(self, reason: str, num: int) -> None:
+        if num:
+            self._connection.execute("UPDATE dropped SET num = num + ? WHERE reason = ?", (num, reason))
 
 
 class BrokenLineError(Exception):

@@ -220,7 +220,9 @@ def test_fields_reach_the_engine_and_the_template() -> None:
         ({"include": ["x"]}, r"include\[0\] is 'x'"),
         ({"top_logprobs": 3}, "top_logprobs is 3 and include has not"),
         ({"top_logprobs": 21, "include": [LOGPROBS]}, "top_logprobs is 21, allowed is 0 to 20"),
-        ({"truncation": "auto"}, "truncation is 'auto'"),
+        ({"truncation": "middle"}, "truncation is 'middle', allowed are auto and disabled"),
+        ({"tools": [{"type": "custom", "name": "f"}]}, r"tools\[0\].type is 'custom', .* one parameter that is a text"),
+        ({"input": "x " * 5000, "truncation": "auto"}, r"^input has .*tokens"),
         ({"max_output_tokens": 0}, "max_output_tokens is 0"),
         ({"max_tool_calls": -1}, "max_tool_calls is -1"),
         ({"metadata": {str(i): "" for i in range(17)}}, "metadata has 17 keys"),
@@ -252,6 +254,30 @@ def test_what_asks_for_nothing_is_taken() -> None:
     fields = {**nothing, "text": {"verbosity": "medium"}, "include": ["reasoning.encrypted_content"], "tools": []}
     item = {"role": "user", "content": [{"type": "input_text", "text": "Hi", "prompt": None}], "phase": None, "x": None}
     assert ask(SpeakingEngine("Fine.", HERMES), input=[item], **fields).status == 200
+
+
+def test_a_conversation_that_is_too_long_loses_its_oldest_items() -> None:
+    engine = SpeakingEngine("Fine.", HERMES)
+    says = [
+        {"role": role, "content": f"{role} {turn} " + "x" * 900} for turn in range(9) for role in ("user", "assistant")
+    ]
+    call = {"type": "function_call", "call_id": "1", "name": "clock", "arguments": "{}"}
+    result = {"type": "function_call_output", "call_id": "1", "output": "x" * 900}
+    items = [{"role": "system", "content": "Be brief."}, *says, {"role": "user", "content": "What now?"}, call, result]
+    assert ask(engine, input=items).status == 400
+    whole = ask(engine, input=items, truncation="auto")
+    assert (whole.status, whole.json()["truncation"]) == (200, "auto")
+    kept = re.findall(r"(?:user|assistant) \d", engine.prompt)
+    assert 4 < len(kept) < 18
+    assert kept == [one["content"][:-901] for one in says[-len(kept) :]], "whole turns, the newest"
+    assert "Be brief." in engine.prompt
+    assert len(engine.requests[-1].prompt_token_ids) > 1024
+    short = ask(engine, input=items, truncation="auto", max_output_tokens=1200)
+    assert short.status == 200
+    assert len(engine.requests[-1].prompt_token_ids) <= 2048 - 1200
+    within = [items[0], items[-3], *[dict(one, call_id=str(turn)) for turn in range(9) for one in (call, result)]]
+    assert ask(engine, input=within, truncation="auto").status == 200
+    assert "What now?" in engine.prompt
 
 
 def test_an_engine_that_fails() -> None:

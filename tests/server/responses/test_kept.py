@@ -231,6 +231,9 @@ def test_the_oldest_make_room_and_the_log_says_so(caplog: pytest.LogCaptureFixtu
     ids = [ask(app)["id"] for _ in range(3)]
     assert [get(app, f"/v1/responses/{one}").status for one in ids] == [404, 200, 200]
     assert "the store of responses is full: dropped 1" in caplog.text
+    metrics = get(app, "/metrics").body.decode()
+    assert 'octavo:stored_responses{model_name="tiny"} 2\n' in metrics
+    assert 'octavo:responses_dropped_total{model_name="tiny",reason="room"} 1\n' in metrics
     tiny = app_of(SpeakingEngine("Yes.", HERMES), max_stored_response_bytes=100)
     assert not ask(tiny)["store"], "its client learns that it is not kept"
     small = app_of(SpeakingEngine("Yes.", HERMES), max_body_bytes=2000)

@@ -67,6 +67,7 @@ def test_the_one_unused_the_longest_goes_first() -> None:
     assert by_bytes.num_and_bytes() == (2, 16)
     assert by_bytes.add(kept("huge", size=40)) == ["b", "c", "huge"]
     assert by_bytes.num_and_bytes() == (0, 0)
+    assert by_bytes.num_dropped() == {"room": 4, "age": 0}
 
 
 def test_a_line_in_use_loses_its_end_and_not_its_beginning() -> None:
@@ -91,6 +92,7 @@ def test_old_ones_are_dropped() -> None:
     assert store.get("me", "a") is not None
     clock.now += 60
     assert names(store) == ["a"]
+    assert store.num_dropped() == {"room": 0, "age": 1}
 
 
 def test_owners_find_their_own() -> None:
