@@ -1,4 +1,4 @@
-"""Texts embedded a second at ragged lengths: Octavo and transformers, in turns, on the same threads.
+"""Texts embedded a second at ragged lengths: Octavo in two precisions, and transformers, in turns, on the same threads.
 
     python benchmarks/embeddings.py --model all-minilm-l6-v2 --num-texts 256 --rounds 3
 
@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pydoc_data.topics import topics
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,8 @@ from octavo.config import ModelConfig
 from octavo.models.loader import tokenizer_source
 
 BATCH_SIZE = 32  # sentence-transformers' own
+PARAMS, PEER = PoolingParams(truncate_prompt_tokens=-1), "transformers"
+HALVES: dict[str, Any] = {"dtype": "bfloat16", "activation_dtype": "bfloat16"}
 
 
 def texts_of(count: int, seed: int) -> list[str]:
@@ -63,29 +66,43 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     asked = parser.parse_args()
     texts = texts_of(asked.num_texts, seed=0)
-    llm = LLM(asked.model, max_num_batched_tokens=1024)
-    params = PoolingParams(truncate_prompt_tokens=-1)
+    with (
+        LLM(asked.model, max_num_batched_tokens=1024) as exact,
+        LLM(asked.model, max_num_batched_tokens=1024, **HALVES) as rounded,
+    ):
+        lens = [len(one.prompt_token_ids) for one in exact.embed(texts, pooling_params=PARAMS, use_tqdm=False)]
+        folder = str(tokenizer_source(ModelConfig(model=asked.model)))
+        runs = {"float32": embedding(exact), "bfloat16": embedding(rounded), PEER: peer(folder, max(lens))}
+        measure(texts, sum(lens), runs, asked.rounds)
 
-    def ours(given: Sequence[str]) -> NDArray[np.float32]:
-        outputs = llm.embed(list(given), pooling_params=params, use_tqdm=False)
+
+def embedding(llm: LLM) -> Callable[[Sequence[str]], NDArray[np.float32]]:
+    def embed(texts: Sequence[str]) -> NDArray[np.float32]:
+        outputs = llm.embed(list(texts), pooling_params=PARAMS, use_tqdm=False)
         return np.array([output.outputs.embedding for output in outputs], np.float32)
 
-    lens = [len(one.prompt_token_ids) for one in llm.embed(texts, pooling_params=params, use_tqdm=False)]
-    num_tokens = sum(lens)
-    folder = str(tokenizer_source(ModelConfig(model=asked.model)))
-    theirs = peer(folder, max(lens))
-    cosines = (ours(texts) * theirs(texts)).sum(1)
-    print(f"{os.cpu_count()} cores; {len(texts)} texts, {num_tokens:,} tokens; least cosine {cosines.min():.7f}")
-    best: dict[str, float] = {}
-    for _ in range(asked.rounds):
-        for name, run in (("octavo", ours), ("transformers", theirs)):
+    return embed
+
+
+def measure(
+    texts: Sequence[str],
+    num_tokens: int,
+    runs: dict[str, Callable[[Sequence[str]], NDArray[np.float32]]],
+    rounds: int,
+) -> None:
+    print(f"{os.cpu_count()} cores; {len(texts)} texts, {num_tokens:,} tokens")
+    wanted = runs[PEER](texts)
+    least = {name: float((run(texts) * wanted).sum(1).min()) for name, run in runs.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
             begin = time.perf_counter()
             run(texts)
-            best[name] = min(best.get(name, 1e9), time.perf_counter() - begin)
-    for name, seconds in best.items():
-        print(f"{name:<13} {len(texts) / seconds:8.1f} texts/s  {num_tokens / seconds:9,.0f} tokens/s")
-    print(f"{best['transformers'] / best['octavo']:.2f} times as fast")
-    llm.close()
+            seconds[name].append(time.perf_counter() - begin)
+    for name, times in seconds.items():
+        best, ratio = min(times), min(seconds[PEER]) / min(times)
+        rates = f"{len(texts) / best:8.1f} texts/s  {num_tokens / best:9,.0f} tokens/s"
+        print(f"{name:<13} {rates}  {ratio:.2f} times as fast; least cosine {least[name]:.7f}")
 
 
 if __name__ == "__main__":

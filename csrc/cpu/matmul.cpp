@@ -10,7 +10,9 @@ namespace octavo {
 
 std::unique_ptr<PackedMatrix> pack(ThreadPool& pool, DType dtype, const uint8_t* data, int64_t rows, int64_t cols,
                                    int activation_bytes) {
-  if (auto matrix = pack_dense(pool, dtype, data, rows, cols)) return matrix;
+  const bool rounds = activation_bytes == kBfloat16Activations;
+  if (rounds) activation_bytes = 2;
+  if (auto matrix = pack_dense(pool, dtype, data, rows, cols, rounds)) return matrix;
   if (auto matrix = pack_float8(pool, dtype, data, rows, cols)) return matrix;
   for (const auto pack_family : {pack_simple, pack_k, pack_coded}) {
     if (auto matrix = pack_family(pool, dtype, data, rows, cols, activation_bytes)) return matrix;

@@ -3,9 +3,13 @@
 // A group is two vectors of rows, stored column by column; a tile is stored column by column too. For each
 // column a cell loads two vectors, broadcasts one number per token, and does 2 x n fused multiply-adds whose
 // sums never leave the registers.
+//
+// Where activations are rounded to bfloat16 too, processors that multiply pairs of such numbers do twice as much at
+// once: the columns of a group and of a tile then lie in pairs.
 #include "matmul_dense.h"
 
 #include "dequantize.h"
+#include "float_formats.h"
 #include "matmul_grouped.h"
 
 namespace octavo {
@@ -93,6 +97,69 @@ struct DenseKernel {
   }
 };
 
+// Of the same activations on any processor.
+struct RoundedKernel : DenseKernel<DType::BF16> {
+  static void pack_tile(const float* x, int64_t x_stride, int n, int64_t cols, uint8_t* out) {
+    auto* tile = reinterpret_cast<float*>(out);
+    for (int t = 0; t < n; ++t) {
+      for (int64_t c = 0; c < cols; ++c) tile[c * n + t] = from_bfloat16(to_bfloat16(x[t * x_stride + c]));
+    }
+  }
+};
+
+#ifdef __AVX512BF16__
+struct PairsKernel {
+  static constexpr int max_tokens = simd::kDenseTileTokens;
+  static constexpr int vectors = 2;
+  static constexpr int group_rows = vectors * kLanes;
+
+  static int64_t pairs(int64_t cols) { return (cols + 1) / 2; }
+  static int64_t group_bytes(int64_t cols) { return round_up(pairs(cols) * group_rows * 4, kCacheLine); }
+  static int64_t tile_bytes(int64_t cols) { return round_up(pairs(cols) * max_tokens * 4, kCacheLine); }
+
+  static void pack_group(const uint8_t* data, int rows, int64_t cols, uint8_t* out) {
+    for (int row = 0; row < rows; ++row) {
+      for (int64_t c = 0; c < cols; ++c, data += 2) {
+        std::memcpy(out + ((c / 2 * group_rows + row) * 2 + c % 2) * 2, data, 2);
+      }
+    }
+  }
+
+  static void pack_tile(const float* x, int64_t x_stride, int n, int64_t cols, uint8_t* out) {
+    auto* tile = reinterpret_cast<uint32_t*>(out);
+    for (int t = 0; t < n; ++t) {
+      const float* row = x + t * x_stride;
+      for (int64_t p = 0; p < cols / 2; ++p) {
+        tile[p * n + t] = to_bfloat16(row[2 * p]) | uint32_t(to_bfloat16(row[2 * p + 1])) << 16;
+      }
+      if (cols % 2) tile[cols / 2 * n + t] = to_bfloat16(row[cols - 1]);
+    }
+  }
+
+  template <int n>
+  static void multiply(const uint8_t* group, const uint8_t* tile, int64_t cols, F32 (&result)[n][vectors]) {
+    const auto* x = reinterpret_cast<const int32_t*>(tile);
+    F32 sums[n][vectors];
+    simd::unroll<n>([&](auto t) { sums[t][0] = sums[t][1] = simd::zero(); });
+    for (int64_t p = pairs(cols); p > 0; --p, group += group_rows * 4, x += n) {
+      const auto w0 = reinterpret_cast<__m512bh>(_mm512_loadu_si512(group));
+      const auto w1 = reinterpret_cast<__m512bh>(_mm512_loadu_si512(group + kLanes * 4));
+      simd::unroll<n>([&](auto t) {
+        const auto xt = reinterpret_cast<__m512bh>(_mm512_set1_epi32(x[t]));
+        sums[t][0] = _mm512_dpbf16_ps(sums[t][0], w0, xt);
+        sums[t][1] = _mm512_dpbf16_ps(sums[t][1], w1, xt);
+      });
+    }
+    simd::unroll<n>([&](auto t) {
+      result[t][0] = sums[t][0];
+      result[t][1] = sums[t][1];
+    });
+  }
+};
+#else
+using PairsKernel = RoundedKernel;
+#endif
+
 template <DType dtype>
 std::unique_ptr<PackedMatrix> make(ThreadPool& pool, const uint8_t* data, int64_t rows, int64_t cols) {
   const int64_t row_bytes = cols * DenseKernel<dtype>::file_bytes;
@@ -102,7 +169,10 @@ std::unique_ptr<PackedMatrix> make(ThreadPool& pool, const uint8_t* data, int64_
 }  // namespace
 
 std::unique_ptr<PackedMatrix> pack_dense(ThreadPool& pool, DType dtype, const uint8_t* data, int64_t rows,
-                                         int64_t cols) {
+                                         int64_t cols, bool rounds) {
+  if (rounds && dtype == DType::BF16) {
+    return std::make_unique<GroupedMatrix<PairsKernel>>(pool, data, 2 * cols, rows, cols);
+  }
   switch (dtype) {
     case DType::F32: return make<DType::F32>(pool, data, rows, cols);
     case DType::F16: return make<DType::F16>(pool, data, rows, cols);

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from itertools import product
 
 import gguf
 import numpy as np
@@ -113,6 +114,7 @@ def random_activations(tokens: int, cols: int, seed: int = 1) -> FloatArray:
 
 #: steps that the largest magnitude of 32 activations is divided into, by the bytes that each is rounded to
 STEPS = {1: 127, 2: 127 * 128}
+BFLOAT16 = 3  # to bfloat16, in place of so many bytes
 
 
 def rounded_activations(x: FloatArray, num_bytes: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -155,6 +157,25 @@ def test_dense_product(threads: KernelThreads, dtype: DType, shape: tuple[int, i
         )
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (37, 61), (64, 576)])
+def test_a_product_of_rounded_activations(threads: KernelThreads, shape: tuple[int, int]) -> None:
+    """Where weights are bfloat16, the same as in pairs; elsewhere they change nothing or are integers of 16 bits."""
+    rows = random_weights("BF16", *shape)
+    weights = exact_weights("BF16", rows).astype(np.float64)
+    matrix = pack(threads, "BF16", rows, shape[1], BFLOAT16)
+    for tokens in (1, 7, 33):
+        x = random_activations(tokens, shape[1])
+        bits = np.ascontiguousarray(x).view(np.uint32)
+        rounded = ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view(np.float32).astype(np.float64)
+        error = np.abs(multiply(threads, matrix, x) - rounded @ weights.T)
+        np.testing.assert_array_less(error, 1e-6 * np.abs(rounded) @ np.abs(weights).T + 1e-6)
+    for dtype, alike in (("F32", 1), ("F16", 1), ("Q8_0", 2)):
+        rows = random_weights(dtype, 5, 64)
+        x = random_activations(3, 64)
+        found, expected = (multiply(threads, pack(threads, dtype, rows, 64, each), x) for each in (BFLOAT16, alike))
+        np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("shape", [(37, 256), (72, 768), (5, 1536)])
 @pytest.mark.parametrize("dtype", FLOAT8)
 def test_a_product_of_small_floats_is_the_dense_one(
@@ -187,8 +208,7 @@ def test_quantized_product(threads: KernelThreads, dtype: DType, num_bytes: int,
         np.testing.assert_array_less(np.abs(y - (x @ weights.T + bias)), allowed + float_error)
 
 
-@pytest.mark.parametrize("num_bytes", STEPS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dtype", "num_bytes"), [*product(DTYPES, STEPS), ("BF16", BFLOAT16)])
 def test_output_does_not_depend_on_the_batch(threads: KernelThreads, dtype: DType, num_bytes: int) -> None:
     matrix = pack(threads, dtype, random_weights(dtype, 203, 512), 512, num_bytes)
     x = random_activations(64, 512)

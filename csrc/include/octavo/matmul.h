@@ -55,8 +55,12 @@ class PackedMatrix {
 // Computes products that do not depend on each other, together: threads share the work of all of them.
 void multiply(ThreadPool& pool, std::span<const Product> products);
 
+// To bfloat16, where weights are bfloat16; elsewhere as 2.
+constexpr int kBfloat16Activations = 3;
+
 // data: rows x row_bytes as in the file (see tensor.py). Null if the format is not implemented. activation_bytes:
-// 1 or 2, of the integers that block-quantised formats round x to. Without data the result only tells its sizes.
+// 1 or 2, of the integers that block-quantised formats round x to; or kBfloat16Activations. Without data the result
+// only tells its sizes.
 std::unique_ptr<PackedMatrix> pack(ThreadPool& pool, DType dtype, const uint8_t* data, int64_t rows, int64_t cols,
                                    int activation_bytes);
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 class CpuDevice:
     """Implements `octavo.kernels.device.Device`. num_threads None: every core this process may use, shared by the
-    ranks. activation_dtype: the type that activations are rounded to in products with block-quantised weights.
-    traces_ops: see `kernels/program/recorder.py`."""
+    ranks. activation_dtype: the type that activations are rounded to in products with block-quantised weights, and with
+    bfloat16 ones if it is that. traces_ops: see `kernels/program/recorder.py`."""
 
     name = "cpu"
     is_asynchronous = draws_weights = sizes_cache_last = False
@@ -47,7 +47,7 @@ class CpuDevice:
         self.num_sharing = num_ranks
         self.num_threads = num_threads or max(1, num_cores() // num_ranks)
         self._see = printer(lambda x: float(np.linalg.norm(x))) if traces_ops else None
-        self._activation_bytes = 2 if activation_dtype == "int16" else 1
+        self._activation_bytes = {"int8": 1, "int16": 2, "bfloat16": 3}[activation_dtype]
 
     def why_not(self) -> str | None:
         return build.why_not()
