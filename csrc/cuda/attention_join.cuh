@@ -13,11 +13,10 @@ struct PartialRow {
   float2 max_sum;
 };
 
-// Joins a row, kLanes lanes with 4 dims each of every 4 * kLanes. Two or four parts are read at once: what a join costs is
-// latency.
+// Joins a row, kLanes lanes with 4 dims each of every 4 * kLanes. Many parts are read at once: what a join costs is latency.
 template <int kLanes>
 __device__ void join_row(const Launch& launch, const Member& member, int kv_head, int sub, int lane) {
-  constexpr int kReads = (kDim + 4 * kLanes - 1) / (4 * kLanes), kBatch = kReads == 1 ? 4 : 2;
+  constexpr int kReads = (kDim + 4 * kLanes - 1) / (4 * kLanes), kBatch = kReads == 1 ? 8 : kReads == 2 ? 6 : 2;
   int unit = 0, part = 0;
   float top = kLowest, sum = 0;
   float4 x[kReads] = {};
@@ -91,9 +90,11 @@ __device__ void join(const Launch& launch, Shared& shared, const Piece& piece, i
     shared.joins[i] = joins;
   }
   named_barrier(1, 32 * kComputers);
-  // A sequence alone often has many parts and few rows; members that share have few parts and many rows
+  // A sequence alone often has many parts and few rows, each of which is then a warp's, or half a warp's so that all are
+  // joined at once; members that share have few parts and many rows
+  constexpr int kLanesAlone = kMemberRows * 32 > 32 * kComputers ? 16 : 32;
   if (piece.num_members == 1) {
-    join_rows<32>(launch, shared, piece, kv_head);
+    join_rows<kLanesAlone>(launch, shared, piece, kv_head);
   } else {
     join_rows<8>(launch, shared, piece, kv_head);
   }

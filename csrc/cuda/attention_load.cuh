@@ -98,6 +98,14 @@ __device__ __forceinline__ void announce(const Launch& launch, Shared& shared, c
   }
 }
 
+// The first member's angles, which its queries will need at once
+[[maybe_unused]] __device__ __forceinline__ void prefetch_angles(const Launch& launch, const Walk& walk) {
+  const int lane = threadIdx.x % 32;
+  if (lane >= ROTARY_DIM / 32) return;  // lines of 32 angles, of cosines and sines
+  const int64_t angles = int64_t(launch.plan.members[walk.place.x].position) * (ROTARY_DIM / 2);
+  prefetch((lane % 2 ? launch.sin : launch.cos) + angles + lane / 2 * 32);
+}
+
 __device__ void load(const Launch& launch, const void* map, Shared& shared) {
   const int lane = threadIdx.x % 32;
   int count = 0;  // stages
@@ -105,6 +113,7 @@ __device__ void load(const Launch& launch, const void* map, Shared& shared) {
   Walk walk(launch);
   for (; walk.has_piece(); walk.advance(), ++turn) {
     announce(launch, shared, walk, turn);
+    if (turn == 0 && IS_FUSED && ROTARY_DIM > 0) prefetch_angles(launch, walk);
     const int begin = walk.begin(), end = walk.end();
     const int num_boxes = (end - begin + kBox - 1) / kBox;
     const int* table = launch.block_table + walk.span.x * launch.table_stride;

@@ -315,6 +315,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS_PER_MULTIPROCESSOR
     if (IS_CHAINED && !IS_FUSED) wait_for_previous();  // which writes the newest keys
     load(launch, map.bytes, shared);
   } else {
+    if (IS_FUSED && HAS_NORM && threadIdx.x < 2 * kDim / 32) {
+      prefetch((threadIdx.x % 2 ? launch.k_norm : launch.q_norm) + threadIdx.x / 2 * 32);
+    }
     if (IS_CHAINED) {
       wait_for_previous();
       allow_next();

@@ -83,6 +83,17 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
   }
 }
 
+// A number in shared memory, and with it all that its writer did before
+__device__ __forceinline__ void publish(uint32_t at, uint32_t number) {
+  asm volatile("st.release.cta.shared::cta.u32 [%0], %1;" ::"r"(at), "r"(number) : "memory");
+}
+
+__device__ __forceinline__ uint32_t published(uint32_t at) {
+  uint32_t number;
+  asm volatile("ld.acquire.cta.shared::cta.u32 %0, [%1];" : "=r"(number) : "r"(at) : "memory");
+  return number;
+}
+
 // A barrier for `num_threads` threads of the block; `name` is 1 to 15
 __device__ __forceinline__ void named_barrier(int name, int num_threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(num_threads) : "memory");
@@ -114,6 +125,13 @@ __device__ __forceinline__ uint4 load_of_all(const uint4* from) {
 
 // Copies from global to shared memory
 
+// The description of a tensor, before the first copy needs it
+__device__ __forceinline__ void prefetch_map(const void* map) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+#endif
+}
+
 // Copies a box of the tensor that `map` describes, from column x and row y on; parts outside the tensor are zero
 __device__ __forceinline__ void copy_box(uint32_t to, const void* map, int x, int y, uint32_t barrier) {
 #if __CUDA_ARCH__ >= 900
@@ -136,6 +154,19 @@ __device__ __forceinline__ void copy_box(uint32_t to, const void* map, int x, in
 #endif
 }
 
+// The same of a tensor with four dimensions, which is read once: others may stay in the L2 cache
+__device__ __forceinline__ void copy_box_once(uint32_t to, const void* map, int x, int y, int z, int w,
+                                              uint32_t barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "{ .reg .b64 policy; createpolicy.fractional.L2::evict_first.b64 policy, 1.0; "
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
+      "[%1, {%2, %3, %4, %5}], [%6], policy; }" ::"r"(to),
+      "l"(map), "r"(x), "r"(y), "r"(z), "r"(w), "r"(barrier)
+      : "memory");
+#endif
+}
+
 // One thread starts a copy of so many bytes; both addresses and the number are multiples of 16
 __device__ __forceinline__ void copy_bytes(uint32_t to, const void* from, uint32_t num_bytes, uint32_t barrier) {
 #if __CUDA_ARCH__ >= 900
@@ -143,6 +174,11 @@ __device__ __forceinline__ void copy_bytes(uint32_t to, const void* from, uint32
                "l"(from), "r"(num_bytes), "r"(barrier)
                : "memory");
 #endif
+}
+
+// Brings a line of global memory to the L2 cache, without waiting for it
+__device__ __forceinline__ void prefetch(const void* from) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(from) : "memory");
 }
 
 // One thread copies 16 bytes; zeros unless `is_there`
@@ -153,6 +189,20 @@ __device__ __forceinline__ void copy_16(uint32_t to, const void* from, bool is_t
 // The thread arrives at the barrier when all its copies so far are done
 __device__ __forceinline__ void arrive_when_copied(uint32_t barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
+
+// Loads from shared memory, by its own addresses
+
+__device__ __forceinline__ uint32_t load_word(uint32_t from) {
+  uint32_t x;
+  asm("ld.shared.u32 %0, [%1];" : "=r"(x) : "r"(from));
+  return x;
+}
+
+__device__ __forceinline__ uint4 load_words(uint32_t from) {
+  uint4 x;
+  asm("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(from));
+  return x;
 }
 
 // Matrix products of a warp: fragments and 16 x 8 x 16 products
@@ -171,11 +221,13 @@ __device__ __forceinline__ void load_transposed_fragments(uint32_t (&to)[4], uin
                : "memory");
 }
 
-// c += a b. The second form the compiler may move among other instructions
+// c += a b. The second form the compiler may move among other instructions; the third begins at zero: c = a b
 template <typename T>
 __device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 template <typename T>
 __device__ __forceinline__ void multiply_add_any_time(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+template <typename T>
+__device__ __forceinline__ void multiply_any_time(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 
 #define OCTAVO_PRODUCT(function, instruction, Type, letters)                                                         \
   template <>                                                                                                        \
@@ -190,6 +242,20 @@ OCTAVO_PRODUCT(multiply_add, asm volatile, Bf16, "bf16")
 OCTAVO_PRODUCT(multiply_add, asm volatile, Fp16, "f16")
 OCTAVO_PRODUCT(multiply_add_any_time, asm, Bf16, "bf16")
 OCTAVO_PRODUCT(multiply_add_any_time, asm, Fp16, "f16")
+#undef OCTAVO_PRODUCT
+
+#define OCTAVO_PRODUCT(Type, letters)                                                                                \
+  template <>                                                                                                        \
+  __device__ __forceinline__ void multiply_any_time<Type>(float (&c)[4], const uint32_t(&a)[4], uint32_t b0,         \
+                                                          uint32_t b1) {                                             \
+    asm("mma.sync.aligned.m16n8k16.row.col.f32." letters "." letters ".f32 {%0, %1, %2, %3}, "                       \
+        "{%4, %5, %6, %7}, {%8, %9}, {%10, %10, %10, %10};"                                                          \
+        : "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3])                                                             \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.0f));                                  \
+  }
+
+OCTAVO_PRODUCT(Bf16, "bf16")
+OCTAVO_PRODUCT(Fp16, "f16")
 #undef OCTAVO_PRODUCT
 
 // Products of four warps together: 64 x 64 x 16, operands in shared memory (wgmma, sm_90a)

@@ -6,13 +6,14 @@
 //   int4   (w >> 4i & 0x000f000f) | 0x4300      is 128 + q in bfloat16; the zero point, and 128, are subtracted
 //   int8   16 * (128 + high nibble) + ...       the same with two nibbles
 //   fp8    sign, exponent and significand are shifted into place, which leaves a factor of 2^120 for the exponent's bias
+//   fp4    (e2m1) the same, with 2^126 in bfloat16. Whoever multiplies by such numbers multiplies that factor in later
 #pragma once
 
 #include "ptx.cuh"
 
 namespace octavo {
 
-enum Format { kInt4 = 0, kInt8 = 1, kFp8 = 2 };
+enum Format { kInt4 = 0, kInt8 = 1, kFp8 = 2, kDense = 3, kFp4 = 4 };
 
 template <typename Element>
 struct Numbers;  // how integers and e4m3 look in a 16-bit type; pairs, low half first
@@ -73,6 +74,17 @@ __device__ __forceinline__ uint32_t fp8_pair(uint32_t word, bool is_odd) {
   const uint32_t bytes = is_odd ? word : word << 8;
   const uint32_t placed = (bytes & 0x80008000) | (bytes >> N::kFp8Shift & N::kFp8Mask);
   return N::fma(placed, N::kFp8Scale, 0x80008000);
+}
+
+// Nibbles i and i + 4 of the word, times 2^-126 in bfloat16, where half a unit is a subnormal number; in half as they are
+template <typename Element>
+__device__ __forceinline__ uint32_t fp4_pair(uint32_t word, int i) {
+  constexpr uint32_t kMask = is_half<Element> ? 0x0e000e00 : 0x01c001c0;
+  constexpr int kShift = is_half<Element> ? 9 : 6;  // of the significand, to the left
+  const int up = kShift - 4 * i;
+  const uint32_t rest = (up > 0 ? word << (up & 31) : word >> (-up & 31)) & kMask;
+  const uint32_t placed = (word << (12 - 4 * i) & 0x80008000) | rest;
+  return is_half<Element> ? Numbers<Fp16>::fma(placed, 0x74007400, 0x80008000) : placed;  // 2^14
 }
 
 }  // namespace octavo
