@@ -15,6 +15,7 @@ from octavo.kernels.cuda.driver import GPU, find_gpu  # isort: skip
 from octavo.kernels.cuda.mixture_launch import kernels_of  # isort: skip
 from octavo.kernels.cuda_cpp.compile import find_nvcc  # isort: skip
 from octavo.kernels.cuda_cpp.expert_format import why_not, why_not_codes  # isort: skip
+from octavo.kernels.scaled import ScaledFormat  # isort: skip
 from octavo.kernels.mixture import SILU, ExpertStack, Gate, Mixture, Routing  # isort: skip
 from octavo.kernels.reference.activations import gated  # isort: skip
 from octavo.kernels.reference.routing import choose  # isort: skip
@@ -141,6 +142,7 @@ def test_why_mixtures_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("octavo.kernels.cuda_cpp.compile.find_nvcc", lambda: None)
     assert "nvcc" in str(why_not(layer, "bfloat16", HOPPER, is_fixed=False))
     assert "multiples of 8 x 64" in str(why_not_codes(None, 12, 64))
+    assert "inputs in order" in str(why_not_codes(ScaledFormat("U4", (1, 32), is_sorted=True), 64, 64))
 
 
 def test_the_card_says_which_rows_are_whose() -> None:

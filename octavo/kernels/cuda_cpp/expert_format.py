@@ -64,6 +64,8 @@ def why_not_codes(form: ScaledFormat | None, columns: int, depth: int) -> str | 
         return f"experts of {'' if form is None else form.label}"
     if columns % _SPAN_OUTPUTS or depth % 64:
         return f"experts of {columns} x {depth}; they take multiples of {_SPAN_OUTPUTS} x 64"
+    if form is not None and form.is_sorted:
+        return f"experts of {form.label}; they take inputs in order"
     return None if form is None else _why_not_scales(form, depth, bits)
 
 
