@@ -1,4 +1,4 @@
-// A few rows times a weight of int4, int8 or fp8: y = x W^T, at the speed of reading the weight.
+// A few rows times a weight of int8 or fp8: y = x W^T, at the speed of reading the weight.
 //
 // A persistent grid of one thread block per multiprocessor. A block has units of 16 outputs, or twice as many for a gate
 // and what it multiplies, one after another:
@@ -14,15 +14,12 @@
 // next kernel, a norm, adds up.
 //
 // A product's depth may be in any order, so a thread takes neighbouring inputs and needs no shuffling of weights. Of 128
-// inputs it has, for each of two outputs,
-//
-//   int8, fp8   32 from 32 t on, t = lane % 4. Weights are row-major, as other kernels read them; the copy engine swizzles
-//               them. x is kept in the order in which pairs come out of a word: 0 2 1 3
-//   int4        8 of each 32, from 8 t on. Weights are packed for this kernel, 16 bytes a thread: [tile of 16][64
-//               inputs][lane] (quantized_linear.py)
+// inputs it has 32, for each of two outputs, from 32 t on, t = lane % 4. Weights are row-major, as other kernels read them;
+// the copy engine swizzles them. x is kept in the order in which pairs come out of a word: 0 2 1 3
 //
 // Weights that become fragments by masks, without a table or a conversion, are Marlin's idea (Frantar et al., 2024).
 
+#include "activate.cuh"
 #include "quantized_weights.cuh"
 
 #ifndef ELEMENT
@@ -61,17 +58,15 @@ enum Scales { kOfOutputs = 0, kOfGroups = 1, kOfBlocks = 2 };
 
 constexpr int kComputers = COMPUTERS, kThreads = kComputers * 32 + 32;  // warps
 constexpr int kTiles = IS_GATED ? 2 : 1, kRows = ROW_TILES * 8, kOutputs = kTiles * 16;
-constexpr bool kIsPacked = FORMAT == kInt4;
 constexpr int kPiece = 128;  // inputs that a warp multiplies at a time
-// A stage is 16 KiB of weights, or more, then scales, then zero points. Its pieces go to as many computers; these take
+// A stage is 16 KiB of weights, or more, then scales. Its pieces go to as many computers; these take
 // turns
-constexpr int kStage = STAGE_BYTES / (kIsPacked ? 8 : 16) / kTiles, kPieces = kStage / kPiece, kTurns = kComputers / kPieces;
+constexpr int kStage = STAGE_BYTES / 16 / kTiles, kPieces = kStage / kPiece, kTurns = kComputers / kPieces;
 static_assert(kComputers % kPieces == 0, "computers take whole stages in turns");
 static_assert(ENTRIES % kTurns == 0, "an entry is always the same computers', so none misses a phase of its barrier");
-constexpr int kTileBytes = kIsPacked ? kStage * 8 : kStage * 16;
+constexpr int kTileBytes = kStage * 16;
 constexpr int kScaleBytes = SCALES == kOfGroups ? kStage / 64 * 64 : SCALES == kOfBlocks ? kStage / 128 * 4 : 0;
-constexpr int kZeroBytes = kIsPacked && SCALES == kOfGroups ? kStage / 64 * 32 : 0;
-constexpr int kStageBytes = (kTiles * (kTileBytes + kScaleBytes + kZeroBytes) + 1023) / 1024 * 1024;
+constexpr int kStageBytes = (kTiles * (kTileBytes + kScaleBytes) + 1023) / 1024 * 1024;
 constexpr int kRowGap = 32;  // after a row of x: lanes of different rows use different banks
 constexpr int kSums = kComputers * kRows * kOutputs;
 
@@ -80,7 +75,6 @@ struct Launch {
   const uint8_t* weight;
   const float* scales;        // [out], or [tile][group][8][2], outputs o and o + 8 of a tile side by side, or
                               // [out / 128][block_scales]
-  const uint16_t* zeros;      // as scales of groups: zero points plus kIntegers, negative, in ELEMENT; or null
   const ELEMENT* bias;        // or null
   const ELEMENT* residual;    // or null
   void* out;                  // ELEMENT, or with several parts float
@@ -123,7 +117,7 @@ __device__ __forceinline__ int first_output(const Launch& launch, int unit, int 
 
 struct Loader {
   const Launch& launch;
-  const TensorMap& map;  // of row-major weights
+  const TensorMap& map;  // of the weights
   Shared& shared;
   const int lane = threadIdx.x % 32;
 
@@ -142,28 +136,17 @@ struct Loader {
     const uint32_t full = shared_address(&shared.full[entry]), stage = shared_address(shared.ring[entry]);
     const int num_groups = SCALES == kOfGroups ? (count + (1 << launch.group_bits) - 1) >> launch.group_bits : 0;
     const int num_blocks = SCALES == kOfBlocks ? (count + 511) / 512 * 4 : 0;
-    const int weight_bytes = kIsPacked ? count * 8 : count * 16, scale_bytes = num_groups * 64 + num_blocks * 4;
-    const int zero_bytes = kZeroBytes && launch.zeros != nullptr ? num_groups * 32 : 0;
+    const int weight_bytes = count * 16, scale_bytes = num_groups * 64 + num_blocks * 4;
 #if __CUDA_ARCH__ >= 900
-    if (lane == 0) barrier_arrive_expecting(full, kTiles * (weight_bytes + scale_bytes + zero_bytes));
+    if (lane == 0) barrier_arrive_expecting(full, kTiles * (weight_bytes + scale_bytes));
     __syncwarp();
 #endif
-    if constexpr (!kIsPacked) {
-      if (lane < (count + kPiece - 1) / kPiece) copy_tiles(stage + lane * kTiles * 2048, unit, begin + lane * kPiece, full);
-    }
+    if (lane < (count + kPiece - 1) / kPiece) copy_tiles(stage + lane * kTiles * 2048, unit, begin + lane * kPiece, full);
     for (int tile = 0; tile < kTiles; ++tile) {
       const int first = first_output(launch, unit, tile);
-      if constexpr (kIsPacked) {
-        const int64_t piece = int64_t(first / 16) * (launch.depth / 64) + begin / 64;
-        if (lane == 0) copy(stage + tile * kTileBytes, launch.weight + piece * 512, weight_bytes, full);
-      }
       if (SCALES == kOfGroups && lane == 16) {
         const int64_t group = int64_t(first / 16) * (launch.depth >> launch.group_bits) + (begin >> launch.group_bits);
         copy(stage + kTiles * kTileBytes + tile * kScaleBytes, launch.scales + group * 16, scale_bytes, full);
-        if (zero_bytes > 0) {
-          copy(stage + kTiles * (kTileBytes + kScaleBytes) + tile * kZeroBytes, launch.zeros + group * 16, zero_bytes,
-               full);
-        }
       }
       if (SCALES == kOfBlocks && lane == 16) {
         const float* from = launch.scales + int64_t(first / 128) * launch.block_scales + begin / 128;
@@ -198,16 +181,6 @@ struct Loader {
 #endif
   }
 };
-
-__device__ __forceinline__ float activate(float x, int activation) {
-  if (activation == 1) return x / (1 + __expf(-x));                    // silu
-  if (activation == 2) {                                               // gelu, by tanh
-    const float inner = 0.79788456f * (x + 0.044715f * x * x * x);
-    return 0.5f * x * (1 + (1 - 2 / (__expf(2 * inner) + 1)));
-  }
-  if (activation == 3) return 0.5f * x * (1 + erff(x * 0.70710678f));  // gelu
-  return fmaxf(x, 0);
-}
 
 struct Computer {
   const Launch& launch;
@@ -259,12 +232,11 @@ struct Computer {
           raw = {pack<ELEMENT>(y[0], y[1]), pack<ELEMENT>(y[2], y[3]), pack<ELEMENT>(y[4], y[5]),
                  pack<ELEMENT>(y[6], y[7])};
         }
-        if constexpr (!kIsPacked) {  // 0 1 2 3 -> 0 2 1 3
-          raw = {__byte_perm(raw.x, raw.y, 0x5410), __byte_perm(raw.x, raw.y, 0x7632),
-                 __byte_perm(raw.z, raw.w, 0x5410), __byte_perm(raw.z, raw.w, 0x7632)};
-        }
+        // 0 1 2 3 -> 0 2 1 3
+        raw = {__byte_perm(raw.x, raw.y, 0x5410), __byte_perm(raw.x, raw.y, 0x7632),
+               __byte_perm(raw.z, raw.w, 0x5410), __byte_perm(raw.z, raw.w, 0x7632)};
         // so that a quarter of a warp reads 64 neighbouring bytes of a row
-        const int place = kIsPacked ? i : i / 16 * 16 + i % 4 * 4 + i / 4 % 4;
+        const int place = i / 16 * 16 + i % 4 * 4 + i / 4 % 4;
         *reinterpret_cast<uint4*>(shared.x + row * pitch + place * 8) = raw;
       }
       if (launch.norm != nullptr) {
@@ -295,7 +267,7 @@ struct Computer {
 #pragma unroll
         for (int tile = 0; tile < kTiles; ++tile) {
           uint32_t a[2][4];
-          fragments(a, words[tile], part, stage, tile, inside + half * 64);
+          fragments(a, words[tile], part);
 #pragma unroll
           for (int i = 0; i < ROW_TILES; ++i) {
             multiply_add_any_time<ELEMENT>(parts[tile][i], a[0], x[i].x, x[i].y);
@@ -315,16 +287,12 @@ struct Computer {
     }
   }
 
-  // Half of a piece: int4 in one word of 16 bytes, otherwise one for each of the two outputs
+  // Half of a piece, for each of the two outputs
   __device__ __forceinline__ void load_words(uint4 (&words)[2], const uint8_t* stage, int tile, int inside, int half) {
-    if constexpr (kIsPacked) {
-      words[0] = reinterpret_cast<const uint4*>(stage + tile * kTileBytes + inside * 8 + half * 512)[lane];
-    } else {
-      const uint8_t* box = stage + inside / kPiece * (kTiles * 2048) + tile * 2048;
-      const int chunk = (lane % 4 * 2 + half) ^ lane / 4;
-      words[0] = *reinterpret_cast<const uint4*>(box + lane / 4 * 128 + chunk * 16);
-      words[1] = *reinterpret_cast<const uint4*>(box + 1024 + lane / 4 * 128 + chunk * 16);
-    }
+    const uint8_t* box = stage + inside / kPiece * (kTiles * 2048) + tile * 2048;
+    const int chunk = (lane % 4 * 2 + half) ^ lane / 4;
+    words[0] = *reinterpret_cast<const uint4*>(box + lane / 4 * 128 + chunk * 16);
+    words[1] = *reinterpret_cast<const uint4*>(box + 1024 + lane / 4 * 128 + chunk * 16);
   }
 
   // Of outputs lane / 4 and that + 8
@@ -337,32 +305,15 @@ struct Computer {
   }
 
   // The weights of two products of depth 16. Rows of a fragment: output lane / 4, then that + 8
-  __device__ __forceinline__ void fragments(uint32_t (&a)[2][4], const uint4 (&words)[2], int part,
-                                            const uint8_t* stage, int tile, int inside) const {
-    if constexpr (kIsPacked) {
-      const uint32_t low = part ? words[0].z : words[0].x, high = part ? words[0].w : words[0].y;
-      uint32_t zero_low = Numbers<ELEMENT>::kMinusIntegersAnd8, zero_high = zero_low;
-      if (kZeroBytes > 0 && launch.zeros != nullptr) {
-        const uint8_t* zeros = stage + kTiles * (kTileBytes + kScaleBytes) + tile * kZeroBytes;
-        const uint32_t pair = reinterpret_cast<const uint32_t*>(zeros)[(inside >> launch.group_bits) * 8 + lane / 4];
-        zero_low = __byte_perm(pair, 0, 0x1010);
-        zero_high = __byte_perm(pair, 0, 0x3232);
-      }
+  static __device__ __forceinline__ void fragments(uint32_t (&a)[2][4], const uint4 (&words)[2], int part) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        a[i / 2][i % 2 * 2] = int4_pair<ELEMENT>(low, i, zero_low);
-        a[i / 2][i % 2 * 2 + 1] = int4_pair<ELEMENT>(high, i, zero_high);
-      }
-    } else {
+    for (int i = 0; i < 2; ++i) {
+      const uint32_t low = part ? (i ? words[0].w : words[0].z) : (i ? words[0].y : words[0].x);
+      const uint32_t high = part ? (i ? words[1].w : words[1].z) : (i ? words[1].y : words[1].x);
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const uint32_t low = part ? (i ? words[0].w : words[0].z) : (i ? words[0].y : words[0].x);
-        const uint32_t high = part ? (i ? words[1].w : words[1].z) : (i ? words[1].y : words[1].x);
-#pragma unroll
-        for (int odd = 0; odd < 2; ++odd) {
-          a[i][odd * 2] = pair(low, odd);
-          a[i][odd * 2 + 1] = pair(high, odd);
-        }
+      for (int odd = 0; odd < 2; ++odd) {
+        a[i][odd * 2] = pair(low, odd);
+        a[i][odd * 2 + 1] = pair(high, odd);
       }
     }
   }

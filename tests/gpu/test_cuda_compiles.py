@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from octavo.kernels.cuda.driver import GPU  # noqa: E402
-from octavo.kernels.cuda_cpp import experts  # noqa: E402
+from octavo.kernels.cuda_cpp import experts, int4_linear  # noqa: E402
 from octavo.kernels.cuda_cpp.all_reduce import compile_all_reduce  # noqa: E402
 from octavo.kernels.cuda_cpp.attention_plan import compile_plan  # noqa: E402
 from octavo.kernels.cuda_cpp.compile import find_nvcc  # noqa: E402
@@ -34,12 +34,17 @@ def test_plan(gpu: GPU, num_seqs: int) -> None:
 
 
 @pytest.mark.parametrize("gpu", [AMPERE, HOPPER])
-@pytest.mark.parametrize(
-    ("layout", "kind"), [("fp8", "outputs"), ("fp8", "blocks"), ("int8", "groups"), ("int4", "groups")]
-)
+@pytest.mark.parametrize(("layout", "kind"), [("fp8", "outputs"), ("fp8", "blocks"), ("int8", "groups")])
 def test_quantized_linear(gpu: GPU, layout: Layout, kind: Scales) -> None:
     dtype, is_gated = (torch.float16, True) if gpu is AMPERE else (torch.bfloat16, kind == "blocks")
     assert Variant(layout, kind, dtype, is_gated, 2, 16384).compile(gpu).startswith(b"\x7fELF")
+
+
+@pytest.mark.parametrize("gpu", [AMPERE, HOPPER])
+def test_int4_linear(gpu: GPU) -> None:
+    dtype, has_groups = (torch.float16, True) if gpu is AMPERE else (torch.bfloat16, False)
+    variant = int4_linear.Variant(dtype, has_groups, has_groups, True, 2, piece=128, span=64, entries=3)
+    assert variant.compile(gpu).startswith(b"\x7fELF")
 
 
 def test_experts() -> None:

@@ -1,7 +1,7 @@
 """Products with matrices that stay quantised on the device.
 
 rows        fp8 in bf16 models                                  all others
-up to 16    csrc/cuda/quantized_linear.cu, if shared memory holds the rows; it adds what is fused
+up to 16    csrc/cuda/quantized_linear.cu, for int4 int4_linear.cu, if shared memory holds the rows; with what is fused
 more        rows become fp8, too; cuBLAS (`sizes.scaled_rows`)  made dense in the scratch; cuBLAS
 
 What that kernel does not take, or without nvcc: `coded_product.py`.
@@ -19,7 +19,8 @@ from octavo.kernels.cuda.coded_product import CodedProduct, ScaledProduct
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda.sizes import MAX_SPLIT, scaled_rows, scratch_shapes
 from octavo.kernels.cuda.weights import DeviceWeights
-from octavo.kernels.cuda_cpp.quantized_format import fits, format_of, part_depth, scales_of
+from octavo.kernels.cuda_cpp.int4_linear import Tiling
+from octavo.kernels.cuda_cpp.quantized_format import LAYOUTS, fits, format_of, part_depth, scales_of
 from octavo.kernels.cuda_cpp.quantized_linear import quantized_linear
 from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight
 from octavo.kernels.kv_layout import KVDType
@@ -92,7 +93,12 @@ class QuantizedProducts:
             form = self._formats.get(weight.name)
             if form is None:
                 return weight.name not in self._coded
-            return fits(scales_of(form), num_rows, weight.in_features, self._gpu, is_gated=gated)
+            kind, depth = scales_of(form), weight.in_features
+            if LAYOUTS[form.code] == "int4":
+                group = form.block[1] if kind == "groups" else 0
+                given = group, depth, num_rows, self._gpu
+                return Tiling.of(*given, has_zeros=form.has_zeros, is_gated=gated) is not None
+            return fits(kind, num_rows, depth, self._gpu, is_gated=gated)
 
         return fuses
 
@@ -165,4 +171,8 @@ class QuantizedProduct:
 
     def takes(self, num_rows: int, num_parts: int = 1, *, gated: bool = False) -> bool:
         """Whether the kernel for few rows does."""
-        return fits(self.weight.kind, num_rows, part_depth(self.weight.depth, num_parts), self.gpu, is_gated=gated)
+        weight = self.weight
+        if weight.layout == "int4":
+            given, has_zeros = (weight.group, weight.depth, num_rows, self.gpu), weight.zeros is not None
+            return Tiling.of(*given, has_zeros=has_zeros, is_gated=gated, num_parts=num_parts) is not None
+        return fits(weight.kind, num_rows, part_depth(weight.depth, num_parts), self.gpu, is_gated=gated)

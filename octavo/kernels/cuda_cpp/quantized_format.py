@@ -1,4 +1,4 @@
-"""Which matrices csrc/cuda/quantized_linear.cu takes as they are stored, and what they take on the device.
+"""Which matrices csrc/cuda/quantized_linear.cu, for int4 int4_linear.cu, takes as they are, and what these take there.
 
     layout   codes        scales
     fp8      F8_E4M3      of outputs, or of blocks of 128 x 128
@@ -10,11 +10,13 @@ Plans of memory read this file where there is no GPU, so it imports neither torc
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda_cpp import compile as nvcc
 from octavo.kernels.kv_layout import KVDType
+from octavo.kernels.ops import Activation
 from octavo.kernels.parameters import Linear
 from octavo.kernels.scaled import ScaledFormat
 
@@ -25,10 +27,11 @@ LAYOUTS: dict[str, Layout] = {"F8_E4M3": "fp8", "I8": "int8", "U4": "int4"}
 _GROUPS = (64, 128, 256, 512)
 _TILE, _PIECE = 16, 128  # outputs and inputs that the kernel takes at a time
 MAX_ROWS, COMPUTERS, ENTRIES, ROW_GAP = 16, 16, 4, 32
+ACTIVATIONS: Mapping[Activation | None, int] = {None: 0, "silu": 1, "gelu_tanh": 2, "gelu": 3, "relu": 4}
 _LARGEST_STAGE = 2048  # inputs
 _STAGE_BYTES = 16 << 10  # of weights, in an entry of the ring
-#: for each byte of weights, with scales and zero points, and rounded up
-_ENTRY_BYTES: dict[Scales, float] = {"outputs": 1, "blocks": 17 / 16, "groups": 20 / 16}
+#: for each byte of weights, with scales, and rounded up
+_ENTRY_BYTES: dict[Scales, float] = {"outputs": 1, "blocks": 17 / 16, "groups": 18 / 16}
 _MOST_SHARED = {(8, 0): 163 << 10, (8, 7): 163 << 10, (9, 0): 227 << 10, (10, 0): 227 << 10, (10, 3): 227 << 10}
 
 
@@ -83,14 +86,14 @@ def part_depth(depth: int, num_parts: int) -> int:
 
 
 def fits(kind: Scales, num_rows: int, depth: int, gpu: GPU, *, is_gated: bool = False) -> bool:
-    """Whether the kernel takes so many rows of so many inputs at once."""
+    """Whether the kernel for int8 and fp8 takes so many rows of so many inputs at once."""
     return num_rows <= MAX_ROWS and _shared_bytes(_STAGE_BYTES, kind, num_rows, depth, is_gated) <= most_shared(gpu)
 
 
-def stage_for(layout: Layout, kind: Scales, num_rows: int, depth: int, gpu: GPU, *, is_gated: bool) -> int:
-    """Bytes of a stage. Rows of bytes are read in longer runs if they fit: int4 is in one run as it is."""
+def stage_for(kind: Scales, num_rows: int, depth: int, gpu: GPU, *, is_gated: bool) -> int:
+    """Bytes of a stage. Rows are read in longer runs if they fit."""
     fits_twice = _shared_bytes(2 * _STAGE_BYTES, kind, num_rows, depth, is_gated) <= most_shared(gpu)
-    return 2 * _STAGE_BYTES if layout != "int4" and fits_twice else _STAGE_BYTES
+    return 2 * _STAGE_BYTES if fits_twice else _STAGE_BYTES
 
 
 def _shared_bytes(stage_bytes: int, kind: Scales, num_rows: int, depth: int, is_gated: bool) -> int:

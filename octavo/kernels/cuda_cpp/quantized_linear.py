@@ -1,8 +1,7 @@
-"""Launches csrc/cuda/quantized_linear.cu: a few rows times a weight of int4, int8 or fp8 (`quantized_weight.py`)."""
+"""Launches csrc/cuda/quantized_linear.cu: a few rows times a weight of int8 or fp8 (`quantized_weight.py`)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from ctypes import Structure, c_float, c_int, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -11,8 +10,10 @@ import torch
 
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda_cpp.compile import compile_kernel
+from octavo.kernels.cuda_cpp.int4_linear import int4_linear
 from octavo.kernels.cuda_cpp.module import Kernel, TensorMap
 from octavo.kernels.cuda_cpp.quantized_format import (
+    ACTIVATIONS,
     COMPUTERS,
     ENTRIES,
     MAX_ROWS,
@@ -27,15 +28,13 @@ from octavo.kernels.cuda_cpp.quantized_format import (
 from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight
 from octavo.kernels.ops import Activation
 
-_NO_MAP = TensorMap()
-_LAYOUTS = {"int4": "kInt4", "int8": "kInt8", "fp8": "kFp8"}
+_LAYOUTS = {"int8": "kInt8", "fp8": "kFp8"}
 _SCALES = {"outputs": "kOfOutputs", "groups": "kOfGroups", "blocks": "kOfBlocks"}
-_ACTIVATIONS: Mapping[Activation | None, int] = {None: 0, "silu": 1, "gelu_tanh": 2, "gelu": 3, "relu": 4}
 
 
 class _Launch(Structure):
     _fields_ = (
-        *((name, c_void_p) for name in ("x", "weight", "scales", "zeros", "bias", "residual", "out", "norm")),
+        *((name, c_void_p) for name in ("x", "weight", "scales", "bias", "residual", "out", "norm")),
         *((name, c_int64) for name in ("x_stride", "residual_stride", "out_stride", "part_stride")),
         *((name, c_int) for name in ("num_rows", "columns", "depth", "group_bits", "block_scales", "activation")),
         *((name, c_int) for name in ("num_parts", "part_depth")),
@@ -91,7 +90,12 @@ def quantized_linear(
 ) -> None:
     """out [T, out] = x W^T + bias (+ residual), or with `gate` act(x Wg^T) * (x Wu^T) for W = [Wg; Wu]; up to MAX_ROWS
     rows. norm_weight: x is RMSNormed first. residual may be `out` itself; `out` must not be x. out [parts, T, out] in
-    float32: sums over so many parts of the inputs, without bias, norm, residual or gate."""
+    float32: sums over so many parts of the inputs, without bias, norm, residual or gate. int4 has its own kernel."""
+    if weight.layout == "int4":
+        int4_linear(
+            x, weight, out, gpu=gpu, bias=bias, norm_weight=norm_weight, eps=eps, residual=residual, gate=gate
+        )  # fmt: skip
+        return
     num_rows, depth = x.shape
     num_parts = len(out) if out.dim() == 3 else 1
     assert num_rows <= MAX_ROWS, f"{num_rows} rows; the kernel takes {MAX_ROWS}"
@@ -100,20 +104,19 @@ def quantized_linear(
         "parts become whole sums later"
     )
     layout, kind, is_gated, own_depth = weight.layout, weight.kind, gate is not None, part_depth(depth, num_parts)
-    stage_bytes = stage_for(layout, kind, num_rows, own_depth, gpu, is_gated=is_gated)
+    stage_bytes = stage_for(kind, num_rows, own_depth, gpu, is_gated=is_gated)
     variant = Variant(layout, kind, x.dtype, is_gated, row_tiles(num_rows), stage_bytes)
     kernel, shared_bytes = _kernel(variant, gpu)
     columns = weight.columns // (2 if gate else 1)
     launch = _Launch(
-        x.data_ptr(), weight.data.data_ptr(), weight.scales.data_ptr(), _address(weight.zeros), _address(bias),
-        _address(residual), out.data_ptr(), _address(norm_weight),
+        x.data_ptr(), weight.data.data_ptr(), weight.scales.data_ptr(), _address(bias), _address(residual),
+        out.data_ptr(), _address(norm_weight),
         x.stride(0), 0 if residual is None else residual.stride(0), out.stride(-2), out.stride(0),
-        num_rows, columns, depth, max(0, weight.group.bit_length() - 1), weight.scales.shape[-1], _ACTIVATIONS[gate],
+        num_rows, columns, depth, max(0, weight.group.bit_length() - 1), weight.scales.shape[-1], ACTIVATIONS[gate],
         num_parts, own_depth, eps,
     )  # fmt: skip
     blocks = min(columns // 16, max(1, gpu.num_multiprocessors // num_parts)) * num_parts
-    is_packed = weight.layout == "int4"
-    tensor_map = _NO_MAP if is_packed else _map_of(weight.data.data_ptr(), 2 if gate else 1, columns, depth)
+    tensor_map = _map_of(weight.data.data_ptr(), 2 if gate else 1, columns, depth)
     shared_bytes += num_rows * (own_depth + ROW_GAP) * 2
     stream = torch.cuda.current_stream().cuda_stream
     kernel.launch(

@@ -20,6 +20,8 @@ from octavo.kernels.cuda.plain_codes import PlainCodes
 from octavo.kernels.cuda_cpp.quantized_format import LAYOUTS, Layout, Scales, scales_of
 from octavo.kernels.scaled import ScaledFormat
 
+RAISED = {torch.bfloat16: 16, torch.float16: 64}  # what is added to int4 in csrc/cuda/quantized_weights.cuh
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QuantizedWeight:
@@ -80,6 +82,5 @@ def pack_by_groups(x: torch.Tensor) -> torch.Tensor:
 
 
 def pack_zeros(zeros: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Zero points [out, groups] as the kernel subtracts them from int4 in that type."""
-    raised = 1024 if dtype == torch.float16 else 128
-    return pack_by_groups(-(zeros.to(torch.float32) + raised)).to(dtype)
+    """Zero points [out, groups] as the kernel subtracts them from int4 in that type, which it raises by as much."""
+    return pack_by_groups(zeros.to(torch.float32) + RAISED[dtype]).to(dtype)

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight
+from octavo.kernels.cuda_cpp.quantized_weight import RAISED, QuantizedWeight
 from octavo.kernels.triton.chain import wait_for_previous
 
 _ROWS, _COLUMNS = 16, 128
@@ -19,7 +19,7 @@ def dequantise(weight: QuantizedWeight, out: torch.Tensor, *, chained: bool = Fa
     _dequantise_kernel[(weight.columns // _ROWS, weight.depth // _COLUMNS)](
         data, weight.scales, zeros, out, weight.depth, max(weight.group, 1), weight.scales.shape[-1],
         LAYOUT=weight.layout, KIND=weight.kind, HAS_ZEROS=weight.zeros is not None,
-        RAISED=1024 if weight.zeros is not None and weight.zeros.dtype == torch.float16 else 128,
+        RAISED=0 if weight.zeros is None else RAISED[weight.zeros.dtype],
         ROWS=_ROWS, COLUMNS=_COLUMNS, CHAINED=chained, launch_pdl=chained, num_warps=4,
     )  # fmt: skip
 
@@ -128,7 +128,7 @@ def _dequantise_kernel(
         y -= 128
     if LAYOUT == "int4":
         if HAS_ZEROS:
-            y += tl.load(zeros_ptr + place).to(tl.float32) + RAISED
+            y -= tl.load(zeros_ptr + place).to(tl.float32) - RAISED
         else:
             y -= 8
     wait_for_previous(CHAINED)

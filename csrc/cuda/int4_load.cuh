@@ -1,0 +1,154 @@
+// What csrc/cuda/int4_linear.cu is compiled for and given, and how its weights come into shared memory.
+#pragma once
+
+#include "quantized_weights.cuh"
+
+#ifndef ELEMENT
+#define ELEMENT Bf16
+#endif
+#ifndef HAS_GROUPS
+#define HAS_GROUPS 1
+#endif
+#ifndef HAS_ZEROS
+#define HAS_ZEROS 0
+#endif
+#ifndef IS_GATED
+#define IS_GATED 0
+#endif
+#ifndef ROW_TILES
+#define ROW_TILES 1
+#endif
+#ifndef WARPS
+#define WARPS 8
+#endif
+#ifndef ENTRIES
+#define ENTRIES 4
+#endif
+#ifndef PIECE
+#define PIECE 256
+#endif
+#ifndef SPAN
+#define SPAN 128
+#endif
+#ifndef IS_CHAINED
+#define IS_CHAINED 0
+#endif
+
+namespace octavo {
+namespace {
+
+constexpr int kWarps = WARPS, kThreads = kWarps * 32;
+constexpr int kTiles = IS_GATED ? 2 : 1, kRows = ROW_TILES * 8, kOutputs = kTiles * 16;
+constexpr int kPiece = PIECE;  // inputs that a warp multiplies at a time
+constexpr int kSpan = SPAN;    // inputs of a piece with one scale for each output
+// An entry of a ring: the weights of a piece, then its scales, then its zero points
+constexpr int kWeightBytes = kPiece * 8;
+constexpr int kScaleBytes = HAS_GROUPS ? kPiece / kSpan * 64 : 0, kZeroBytes = HAS_ZEROS ? kPiece / kSpan * 32 : 0;
+constexpr int kEntryBytes = kWeightBytes + kScaleBytes + kZeroBytes;
+constexpr int kRowGap = 32;  // after a row of x: lanes of different rows use different banks
+
+struct Launch {
+  const ELEMENT* x;
+  const uint8_t* weight;      // [tile][64 inputs][lane][16]
+  const float* scales;        // [out], or [tile][group][8][2]: outputs o and o + 8 of a tile side by side
+  const ELEMENT* zeros;       // as scales of groups: zero points plus kRaised; or null
+  const ELEMENT* bias;        // or null
+  const ELEMENT* residual;    // or null
+  void* out;                  // ELEMENT, or with several parts float
+  const float* norm;          // or null
+  int64_t x_stride, residual_stride, out_stride, part_stride;
+  int num_rows, columns, depth, group_bits, activation, num_parts, part_depth;
+  int units_together;         // whose sums are added up at once
+  float eps;
+};
+
+struct Shared {
+  uint8_t rings[kWarps][ENTRIES][kEntryBytes];
+  float squares[kRows * kWarps];
+  __align__(16) float rest[4];  // sums: 2 x [units_together][warp][row][output], then x: [row][part_depth + kRowGap],
+                                // then its sums by spans: [part_depth / kSpan][row]
+};
+
+// A block's part of the work
+struct Share {
+  int begin, length, num_pieces;   // inputs
+  int first_unit, step, num_units;
+  __device__ explicit Share(const Launch& launch) {
+    const int part = blockIdx.x % launch.num_parts;
+    begin = part * launch.part_depth;
+    length = min(launch.part_depth, launch.depth - begin);
+    num_pieces = length / kPiece;
+    first_unit = blockIdx.x / launch.num_parts;
+    step = gridDim.x / launch.num_parts;
+    num_units = launch.columns / 16;
+  }
+};
+
+// A warp's pieces of all units on their way through its ring. Of a unit it has piece `warp` and each kWarps-th from there
+// on, of each first the gate's
+struct Ring {
+  const Launch& launch;
+  const Share& share;
+  uint8_t* const entries;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int first = share.begin + warp * kPiece, end = share.begin + share.length;
+  const int unit_groups = launch.depth >> launch.group_bits;
+  const int64_t unit_bytes = int64_t(launch.depth) * 8;
+  int entry = 0;  // the oldest, in bytes
+  // To be copied next
+  int unit = first < end ? share.first_unit : share.num_units, input = first, tile = 0;
+  const uint8_t* weight = launch.weight + unit * unit_bytes + lane * 16;
+
+  __device__ void fill() {
+#pragma unroll 1
+    for (int i = 0; i < ENTRIES; ++i) copy_next(i * kEntryBytes);
+  }
+
+  // The oldest entry, when it is there
+  __device__ __forceinline__ const uint8_t* front() const {
+    copies_wait<ENTRIES - 1>();
+    __syncwarp();
+    return entries + entry;
+  }
+
+  __device__ __forceinline__ void pop() {
+    __syncwarp();
+    copy_next(entry);
+    entry = entry == (ENTRIES - 1) * kEntryBytes ? 0 : entry + kEntryBytes;
+  }
+
+  __device__ __forceinline__ void copy_next(int place) {
+    if (unit < share.num_units) {
+      copy(shared_address(entries + place));
+      if (++tile == kTiles) {
+        tile = 0;
+        input += kWarps * kPiece;
+        if (input >= end) {
+          input = first;
+          unit += share.step;
+          weight += share.step * unit_bytes;
+        }
+      }
+    }
+    copies_end_group();
+  }
+
+  __device__ __forceinline__ void copy(uint32_t to) const {
+    // with a gate, tile 1 has the outputs that tile 0's activation multiplies
+    const int place = unit + tile * (launch.columns / 16);
+    const uint8_t* from = weight + tile * (launch.columns / 16) * unit_bytes + input * 8;
+#pragma unroll
+    for (int i = 0; i < kPiece / 64; ++i) copy_16(to + i * 512 + lane * 16, from + i * 512, true);
+    if constexpr (HAS_GROUPS) {
+      const int64_t group = place * unit_groups + (input >> launch.group_bits);
+      const int chunks = 4 * max(1, kPiece >> launch.group_bits);
+      if (lane < chunks) copy_16(to + kWeightBytes + lane * 16, launch.scales + group * 16 + lane * 4, true);
+      if (HAS_ZEROS && lane >= 16 && lane < 16 + chunks / 2) {
+        copy_16(to + kWeightBytes + kScaleBytes + (lane - 16) * 16, launch.zeros + group * 16 + (lane - 16) * 8, true);
+      }
+    }
+  }
+};
+
+}  // namespace
+}  // namespace octavo
