@@ -33,7 +33,7 @@ from octavo.worker.wish import Wish, suggest
 
 COMMON = (
     *("--gpu", "--memory", "--concurrency", "--context", "--tensor-parallel-size", "--pipeline-parallel-size"),
-    *("--role", "--json", "-v"),
+    *("--json", "-v"),
     *("--max-model-len", "--max-num-seqs", "--max-num-batched-tokens", "--gpu-memory-utilization", "--backend"),
 )
 _NOT_FLAGS = frozenset({"model", "tensor_parallel_size", "pipeline_parallel_size"})
