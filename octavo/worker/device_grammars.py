@@ -83,10 +83,10 @@ class DeviceGrammars:
         self._launched.enter(rows)
 
     def _send(self, rows: IntArray, logits_rows: IntArray, positions: IntArray, size: int) -> int:
-        """Make the masks and copy them, padded to `size` -> how many there are. Those of the draw before have been
-        copied: its tokens are on the host."""
+        """Make the masks and copy them, padded to `size` -> how many there are."""
         if self._host is None:
             self._host = _HostMasks(self._model.token_masks, self._max_num_seqs)
+        self._host.wait()
         host, places = self._host, self._sampler.constrained(rows, positions, self._states.token_ids)
         entries, constrained, outputs = places
         num_masks = len(entries)
@@ -104,11 +104,19 @@ class _HostMasks:
         self._device, self._max_num_seqs = device, max_num_seqs
         self._pinned = torch.zeros(device.shape, dtype=torch.int32, pin_memory=device.is_cuda)
         self.rows, self.masks = (part.numpy() for part in _parted(self._pinned, max_num_seqs))
+        self._copied = torch.cuda.Event() if device.is_cuda else None  # type: ignore[no-untyped-call]
+
+    def wait(self) -> None:
+        """Until the masks of the draw before have been copied. Mostly its tokens have come, so they have."""
+        if self._copied is not None:
+            self._copied.synchronize()
 
     def send(self, num_masks: int) -> None:
         """Copy all rows and so many masks, in stream order."""
         used = self._max_num_seqs + num_masks * self.masks.shape[1]
         self._device[:used].copy_(self._pinned[:used], non_blocking=True)
+        if self._copied is not None:
+            self._copied.record()
 
 
 def _parted(flat: torch.Tensor, max_num_seqs: int) -> tuple[torch.Tensor, torch.Tensor]:
