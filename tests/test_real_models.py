@@ -99,11 +99,11 @@ def greedy_answers(llm: LLM, questions: list[str]) -> list[list[int]]:
 
 def test_activations_of_16_bits_give_the_answers_of_float32() -> None:
     """Rounding to 8 bits flips near ties, which are common in a small model's answers."""
-    questions = (Path(__file__).parent / "data" / "plain_questions.txt").read_text().splitlines()
+    questions = (Path(__file__).parent / "data" / "plain_questions.txt").read_text().splitlines()[::2]
     with open_model("smollm2", dtype="float32") as llm:
         exact = greedy_answers(llm, questions)
     with open_model("smollm2", backend="cpu", activation_dtype="int16") as llm:
         rounded = greedy_answers(llm, questions)
     same = sum(ours == theirs for ours, theirs in zip(rounded, exact, strict=True))
-    assert len(questions) == 50
-    assert same >= 45
+    assert len(questions) == 25
+    assert same >= 23
