@@ -352,6 +352,13 @@ __device__ __forceinline__ void multiply_add_64(float (&c)[8][4], const uint32_t
 
 // Numbers
 
+// (word & mask) | bits, in one instruction
+__device__ __forceinline__ uint32_t masked_with(uint32_t word, uint32_t mask, uint32_t bits) {
+  uint32_t y;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(y) : "r"(word), "r"(mask), "r"(bits));
+  return y;
+}
+
 template <typename T>
 __device__ __forceinline__ uint32_t pack(float low, float high);
 

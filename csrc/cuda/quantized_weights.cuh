@@ -54,13 +54,6 @@ struct Numbers<Fp16> {
   }
 };
 
-// (word & mask) | bits, in one instruction
-__device__ __forceinline__ uint32_t masked_with(uint32_t word, uint32_t mask, uint32_t bits) {
-  uint32_t y;
-  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(y) : "r"(word), "r"(mask), "r"(bits));
-  return y;
-}
-
 // Nibbles i and i + 4 of the word, plus kRaised
 template <typename Element>
 __device__ __forceinline__ uint32_t int4_pair(uint32_t word, int i) {

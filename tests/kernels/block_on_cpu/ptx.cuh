@@ -1,0 +1,266 @@
+// A thread block on the CPU: what csrc/cuda/ptx.cuh and nvcc give a kernel, for threads that take turns on one core.
+//
+// A thread runs until it waits for its warp (shuffles, products) or its block. Warps have turns in random order, some
+// many before others have any. Copies come as late as the kernel lets them, and shared memory is NaN before. So what is
+// read too early, or written over, shows in the result.
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <deque>
+#include <functional>
+#include <map>
+#include <random>
+#include <utility>
+#include <vector>
+
+#define __device__
+#define __global__
+#define __shared__
+#define __grid_constant__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __align__(bytes) __attribute__((aligned(bytes)))
+
+using std::max;
+using std::min;
+
+struct alignas(16) uint4 {
+  uint32_t x, y, z, w;
+};
+struct alignas(8) float2 {
+  float x, y;
+};
+struct Index {
+  int x;
+};
+
+__attribute__((aligned(1024))) uint8_t memory[232448];  // all that a block of an H100 may have
+Index threadIdx, blockIdx, gridDim;
+
+// The threads
+
+struct Thread {
+  ucontext_t context;
+  std::vector<uint8_t> stack = std::vector<uint8_t>(32 << 10);
+  bool has_ended = false;
+};
+
+std::vector<Thread> threads;
+ucontext_t scheduler;
+std::function<void()> body;
+long progress = 0;  // counts what lets others go on
+
+inline void wait_a_turn() { swapcontext(&threads[threadIdx.x].context, &scheduler); }
+
+// Lanes of one mask, or the threads of the block, who wait for each other
+struct Meeting {
+  uint32_t brought[32][6], all[32][6];
+  size_t num_here = 0, number = 0;
+
+  void join(size_t num_expected) {
+    const size_t own = number;
+    if (++num_here == num_expected) {
+      memcpy(all, brought, sizeof all);
+      num_here = 0, ++number, ++progress;
+    } else {
+      while (number == own) wait_a_turn();
+    }
+  }
+};
+
+std::map<std::pair<int, uint32_t>, Meeting> warps;  // by warp and mask
+Meeting block;
+
+template <typename T>
+const Meeting& meet(uint32_t mask, const T& own) {
+  const int lane = threadIdx.x % 32;
+  if (!(mask >> lane & 1)) fprintf(stderr, "lane %d is not in its own mask %x\n", lane, mask), abort();
+  Meeting& meeting = warps[{threadIdx.x / 32, mask}];
+  memcpy(meeting.brought[lane], &own, sizeof own);
+  meeting.join(__builtin_popcount(mask));
+  return meeting;
+}
+
+template <typename T>
+T __shfl_xor_sync(uint32_t mask, T x, int step) {
+  const Meeting& meeting = meet(mask, x);
+  memcpy(&x, meeting.all[threadIdx.x % 32 ^ step], sizeof x);
+  return x;
+}
+
+inline void __syncwarp() { meet(~0u, 0); }
+inline void __syncthreads() { block.join(threads.size()); }
+
+inline float __expf(float x) { return expf(x); }
+inline float rsqrtf(float x) { return 1 / sqrtf(x); }
+
+namespace octavo {
+
+inline void wait_for_previous() {}
+inline void allow_next() {}
+inline void prefetch(const void*) {}
+inline uint32_t shared_address(const void* pointer) { return uint32_t(static_cast<const uint8_t*>(pointer) - memory); }
+
+// Copies of 16 bytes, in groups
+
+struct Copy {
+  uint32_t to;
+  const void* from;
+};
+
+std::map<int, std::deque<std::vector<Copy>>> copies;  // by thread; its last group is open
+
+inline void copy_16(uint32_t to, const void* from, bool is_there) {
+  if (to % 16 || uintptr_t(from) % 16 || !is_there) fprintf(stderr, "a copy to %u from %p\n", to, from), abort();
+  auto& groups = copies[threadIdx.x];
+  if (groups.empty()) groups.emplace_back();
+  groups.back().push_back({to, from});
+}
+
+inline void copies_end_group() {
+  auto& groups = copies[threadIdx.x];
+  if (groups.empty()) groups.emplace_back();
+  groups.emplace_back();
+}
+
+template <int kNewest>
+void copies_wait() {
+  auto& groups = copies[threadIdx.x];
+  for (; int(groups.size()) - 1 > kNewest; groups.pop_front()) {
+    for (const Copy& copy : groups.front()) memcpy(memory + copy.to, copy.from, 16);
+  }
+}
+
+// Numbers
+
+struct Bf16 {
+  uint16_t bits;
+};
+struct Fp16 {
+  uint16_t bits;
+};
+template <typename T>
+constexpr bool is_half = false;
+template <>
+constexpr bool is_half<Fp16> = true;
+
+inline uint32_t masked_with(uint32_t word, uint32_t mask, uint32_t bits) { return (word & mask) | bits; }
+
+inline float to_float(float x) { return x; }
+inline float to_float(Fp16 x) {
+  _Float16 y;
+  memcpy(&y, &x, 2);
+  return y;
+}
+inline float to_float(Bf16 x) {
+  const uint32_t bits = uint32_t(x.bits) << 16;
+  float y;
+  memcpy(&y, &bits, 4);
+  return y;
+}
+
+inline uint16_t bits_of(float x, Fp16) {
+  const _Float16 y = x;
+  uint16_t bits;
+  memcpy(&bits, &y, 2);
+  return bits;
+}
+inline uint16_t bits_of(float x, Bf16) {  // to the nearest; NaN stays one
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  return isnan(x) ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+template <typename T>
+uint32_t pack(float low, float high) {
+  return bits_of(low, T{}) | uint32_t(bits_of(high, T{})) << 16;
+}
+
+struct Eight {
+  float x[8];
+};
+
+template <typename Element>
+Eight eight(const Element* from) {
+  Eight to;
+  for (int i = 0; i < 8; ++i) to.x[i] = to_float(from[i]);
+  return to;
+}
+
+template <typename T>
+float half_of(uint32_t pair, int i) {
+  return to_float(T{uint16_t(pair >> 16 * i)});
+}
+
+// c += a b of 16 x 8 x 16, with the fragments as mma.m16n8k16 has them
+template <typename T>
+void multiply_add_any_time(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  const uint32_t own[6] = {a[0], a[1], a[2], a[3], b0, b1};
+  const Meeting& meeting = meet(~0u, own);
+  const int lane = threadIdx.x % 32;
+  for (int i = 0; i < 4; ++i) {
+    const int row = i / 2, column = lane % 4 * 2 + i % 2;
+    for (int k = 0; k < 16; ++k) {  // of the depth: two at a time in each of four lanes, twice
+      const int from = k % 8 / 2, half = k / 8;
+      const uint32_t left = meeting.all[lane / 4 * 4 + from][row + 2 * half];
+      const uint32_t right = meeting.all[column * 4 + from][4 + half];
+      c[i] += half_of<T>(left, k % 2) * half_of<T>(right, k % 2);
+    }
+  }
+  __syncwarp();
+}
+
+}  // namespace octavo
+
+// The scheduler
+
+inline void begin_thread() {
+  body();
+  threads[threadIdx.x].has_ended = true;
+  ++progress;
+  for (;;) wait_a_turn();
+}
+
+inline bool all_have_ended() {
+  return std::all_of(threads.begin(), threads.end(), [](const Thread& thread) { return thread.has_ended; });
+}
+
+constexpr int kPatience = 10000;  // turns in which nobody goes on
+
+// Runs the blocks one after another -> whether all threads of all came to their end
+inline bool run_blocks(int num_blocks, int num_threads, std::function<void()> kernel) {
+  body = std::move(kernel);
+  gridDim.x = num_blocks;
+  for (blockIdx.x = 0; blockIdx.x < num_blocks; ++blockIdx.x) {
+    memset(memory, 0xff, sizeof memory);
+    warps.clear(), octavo::copies.clear(), block = {};
+    threads = std::vector<Thread>(num_threads);
+    for (Thread& thread : threads) {
+      getcontext(&thread.context);
+      thread.context.uc_stack.ss_sp = thread.stack.data();
+      thread.context.uc_stack.ss_size = thread.stack.size();
+      makecontext(&thread.context, begin_thread, 0);
+    }
+    std::minstd_rand random(blockIdx.x);
+    for (int num_idle = 0; !all_have_ended();) {  // some warp has some turns
+      const int warp = random() % (num_threads / 32);
+      for (int turns = random() % 64; turns >= 0; --turns) {
+        const long before = progress;
+        for (threadIdx.x = warp * 32; threadIdx.x < warp * 32 + 32; ++threadIdx.x) {
+          if (!threads[threadIdx.x].has_ended) swapcontext(&scheduler, &threads[threadIdx.x].context);
+        }
+        num_idle = progress == before ? num_idle + 1 : 0;
+        if (progress == before) break;
+      }
+      if (num_idle == kPatience) return false;
+    }
+  }
+  return true;
+}

@@ -1,0 +1,9 @@
+// csrc/cuda/int4_linear.cu as a function: launches with its own arguments, on one core.
+#include "ptx.cuh"
+
+#include "int4_linear.cu"
+
+extern "C" bool octavo_int4_linear_on_cpu(int num_blocks, int num_threads, const void* launch) {
+  const auto given = *static_cast<const octavo::Launch*>(launch);
+  return run_blocks(num_blocks, num_threads, [&] { octavo_int4_linear(given); });
+}

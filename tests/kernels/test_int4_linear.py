@@ -1,0 +1,113 @@
+"""A few rows times int4 by the GPU's own kernel, on the CPU: `block_on_cpu/ptx.cuh` has its threads take turns.
+
+So its indices, waits, alignments and sums are tested where there is no GPU. tests/gpu/test_quantized_linear.py asks
+the same of a GPU, for more shapes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+import tests.gpu.device  # noqa: E402, F401  # first: whether Triton interprets is decided when it is imported
+from octavo.errors import BackendUnavailableError  # noqa: E402
+from octavo.kernels.build.build import find_sources  # noqa: E402
+from octavo.kernels.build.toolchain import find_toolchain  # noqa: E402
+from octavo.kernels.cuda.driver import GPU  # noqa: E402
+from octavo.kernels.cuda.plain_codes import PlainCodes  # noqa: E402
+from octavo.kernels.cuda_cpp import int4_linear as kernel  # noqa: E402
+from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight  # noqa: E402
+from octavo.kernels.reference.scaled import dequantize_scaled  # noqa: E402
+from octavo.kernels.scaled import ScaledFormat  # noqa: E402
+from tests.gpu.device import TOLERANCE, relative_error  # noqa: E402
+from tests.gpu.quantized_matrix import random_matrix  # noqa: E402
+
+HERE = Path(__file__).parent / "block_on_cpu"
+FEW_BLOCKS = GPU("a CPU", (9, 0), 1 << 34, 3)
+HOST = torch.device("cpu")
+FLAGS = ["-std=c++20", "-O1", "-fPIC", "-shared", "-w", "-fsanitize=alignment", "-fno-sanitize-recover=alignment"]
+SOURCES = ("int4_linear.cu", "int4_load.cuh", "quantized_weights.cuh", "activate.cuh")
+
+
+@pytest.fixture(autouse=True)
+def _runs_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    try:
+        command = find_toolchain("generic", None).command
+    except BackendUnavailableError as error:
+        pytest.skip(str(error))
+    for path in [*HERE.iterdir(), *(find_sources() / "cuda" / name for name in SOURCES)]:
+        shutil.copy(path, tmp_path)
+
+    def compile_here(name: str, macros: dict[str, str | int], capability: tuple[int, int]) -> bytes:
+        library = tmp_path / f"{abs(hash(tuple(macros.values())))}.so"
+        defined = [f"-D{macro}={value}" for macro, value in macros.items()]
+        subprocess.run([*command, *FLAGS, *defined, str(tmp_path / f"run_{name}.cpp"), "-o", str(library)], check=True)
+        return str(library).encode()
+
+    class OnCpu:
+        def __init__(self, library: bytes, name: str) -> None:
+            self._run = getattr(ctypes.CDLL(library.decode()), f"{name}_on_cpu")
+            self._run.restype = ctypes.c_bool
+
+        def allow_shared(self, num_bytes: int) -> None: ...
+
+        def prefer_shared(self) -> None: ...
+
+        def launch(
+            self, grid: int, block: int, arguments: tuple[ctypes.Structure, ...], *, shared_bytes: int, **how: object
+        ) -> None:
+            assert shared_bytes <= 227 << 10
+            assert self._run(grid, block, ctypes.byref(arguments[0])), "its threads wait for each other for ever"
+
+    monkeypatch.setattr(kernel, "compile_kernel", compile_here)
+    monkeypatch.setattr(kernel, "Kernel", OnCpu)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0))
+    kernel._kernel.cache_clear()
+    yield
+    kernel._kernel.cache_clear()
+
+
+def operands(form: ScaledFormat, depth: int, dtype: Any) -> tuple[QuantizedWeight, Any]:
+    """Two matrices of 48 outputs, one below the other, and the numbers that they hold."""
+    parts = [random_matrix(form, (48, depth), seed) for seed in (1, 2)]
+    dense = [torch.from_numpy(np.array(dequantize_scaled(part), np.float32).reshape(48, depth)) for part in parts]
+    return QuantizedWeight.of([PlainCodes.of(part, HOST) for part in parts], form, dtype), torch.cat(dense)
+
+
+def test_bias_norm_residual_and_parts() -> None:
+    """2,688 inputs are no multiple of 256, and the last warp of a row's is half full."""
+    dtype, rows, depth = torch.bfloat16, 3, 2688
+    weight, dense = operands(ScaledFormat("U4", (1, 128), has_zeros=True), depth, dtype)
+    x, residual = torch.randn(rows, depth).to(dtype), torch.randn(rows, len(dense)).to(dtype)
+    bias, norm = torch.randn(len(dense)).to(dtype), torch.rand(depth) + 0.5
+    normed = torch.nn.functional.rms_norm(x.float(), [depth], norm, 1e-6)
+    expected = torch.nn.functional.linear(normed, dense, bias.float()) + residual.float()
+    kernel.int4_linear(x, weight, residual, gpu=FEW_BLOCKS, bias=bias, norm_weight=norm, residual=residual)
+    assert relative_error(residual, expected) < TOLERANCE[dtype]
+    parts = torch.empty(2, rows, len(dense))
+    kernel.int4_linear(x, weight, parts, gpu=FEW_BLOCKS)
+    assert relative_error(parts.sum(0), x.float() @ dense.T) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize(
+    ("form", "dtype", "rows"),
+    [(ScaledFormat("U4", (1, 64)), torch.float16, 9), (ScaledFormat("U4", (1, 0)), torch.bfloat16, 1)],
+    ids=["groups", "outputs"],
+)
+def test_gate(form: ScaledFormat, dtype: Any, rows: int) -> None:
+    depth = 1024
+    weight, dense = operands(form, depth, dtype)
+    x = (torch.randn(rows, depth) / (dense.std() * depth**0.5)).to(dtype)
+    gate, up = (x.float() @ dense.T).chunk(2, 1)
+    out = torch.empty(rows, 48, dtype=dtype)
+    kernel.int4_linear(x, weight, out, gpu=FEW_BLOCKS, gate="silu")
+    assert relative_error(out, torch.nn.functional.silu(gate) * up) < TOLERANCE[dtype]
