@@ -12,7 +12,7 @@ from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda_cpp.compile import compile_kernel
 from octavo.kernels.cuda_cpp.module import Kernel
 from octavo.kernels.cuda_cpp.quantized_format import ACTIVATIONS, MAX_ROWS, ROW_GAP, most_shared, part_depth, row_tiles
-from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight
+from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight, address
 from octavo.kernels.ops import Activation
 
 _WARPS, _TILE, _MOST_ENTRIES = 8, 16, 16
@@ -116,11 +116,8 @@ def int4_linear(
 ) -> None:
     """As `quantized_linear`."""
     num_rows, depth = x.shape
-    num_parts, is_gated, has_zeros = len(out) if out.dim() == 3 else 1, gate is not None, weight.zeros is not None
-    assert depth == weight.depth, f"{depth} columns times a weight of {weight.depth}"
-    assert num_parts == 1 or not any(each is not None for each in (bias, norm_weight, residual, gate)), (
-        "parts become whole sums later"
-    )
+    num_parts = weight.num_parts(x, out, bias, norm_weight, residual, gate)
+    is_gated, has_zeros = gate is not None, weight.zeros is not None
     tiling = Tiling.of(
         weight.group, depth, num_rows, gpu, has_zeros=has_zeros, is_gated=is_gated, num_parts=num_parts
     )  # fmt: skip
@@ -129,8 +126,8 @@ def int4_linear(
     variant = Variant(x.dtype, weight.group > 0, has_zeros, is_gated, row_tiles(num_rows), *cut)
     columns = weight.columns // (2 if is_gated else 1)
     launch = _Launch(
-        x.data_ptr(), weight.data.data_ptr(), weight.scales.data_ptr(), _address(weight.zeros), _address(bias),
-        _address(residual), out.data_ptr(), _address(norm_weight),
+        x.data_ptr(), weight.data.data_ptr(), weight.scales.data_ptr(), address(weight.zeros), address(bias),
+        address(residual), out.data_ptr(), address(norm_weight),
         x.stride(0), 0 if residual is None else residual.stride(0), out.stride(-2), out.stride(0),
         num_rows, columns, depth, max(0, weight.group.bit_length() - 1), ACTIVATIONS[gate], num_parts,
         part_depth(depth, num_parts), tiling.units_together, eps,
@@ -140,7 +137,3 @@ def int4_linear(
         blocks, _WARPS * 32, (launch,), shared_bytes=tiling.shared_bytes,
         stream=torch.cuda.current_stream().cuda_stream, chained=gpu.chains,
     )  # fmt: skip
-
-
-def _address(tensor: torch.Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()

@@ -25,7 +25,7 @@ from octavo.kernels.cuda_cpp.quantized_format import (
     row_tiles,
     stage_for,
 )
-from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight
+from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight, address
 from octavo.kernels.ops import Activation
 
 _LAYOUTS = {"int8": "kInt8", "fp8": "kFp8"}
@@ -97,20 +97,16 @@ def quantized_linear(
         )  # fmt: skip
         return
     num_rows, depth = x.shape
-    num_parts = len(out) if out.dim() == 3 else 1
+    num_parts = weight.num_parts(x, out, bias, norm_weight, residual, gate)
     assert num_rows <= MAX_ROWS, f"{num_rows} rows; the kernel takes {MAX_ROWS}"
-    assert depth == weight.depth, f"{depth} columns times a weight of {weight.depth}"
-    assert num_parts == 1 or not any(each is not None for each in (bias, norm_weight, residual, gate)), (
-        "parts become whole sums later"
-    )
     layout, kind, is_gated, own_depth = weight.layout, weight.kind, gate is not None, part_depth(depth, num_parts)
     stage_bytes = stage_for(kind, num_rows, own_depth, gpu, is_gated=is_gated)
     variant = Variant(layout, kind, x.dtype, is_gated, row_tiles(num_rows), stage_bytes)
     kernel, shared_bytes = _kernel(variant, gpu)
     columns = weight.columns // (2 if gate else 1)
     launch = _Launch(
-        x.data_ptr(), weight.data.data_ptr(), weight.scales.data_ptr(), _address(bias), _address(residual),
-        out.data_ptr(), _address(norm_weight),
+        x.data_ptr(), weight.data.data_ptr(), weight.scales.data_ptr(), address(bias), address(residual),
+        out.data_ptr(), address(norm_weight),
         x.stride(0), 0 if residual is None else residual.stride(0), out.stride(-2), out.stride(0),
         num_rows, columns, depth, max(0, weight.group.bit_length() - 1), weight.scales.shape[-1], ACTIVATIONS[gate],
         num_parts, own_depth, eps,
@@ -122,10 +118,6 @@ def quantized_linear(
     kernel.launch(
         blocks, COMPUTERS * 32 + 32, (launch, tensor_map), shared_bytes=shared_bytes, stream=stream, chained=gpu.chains
     )
-
-
-def _address(tensor: torch.Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
 
 
 @lru_cache(maxsize=4096)

@@ -41,6 +41,13 @@ class QuantizedWeight:
     def num_bytes(self) -> int:
         return sum(each.nbytes for each in (self.data, self.scales, self.zeros) if each is not None)
 
+    def num_parts(self, x: torch.Tensor, out: torch.Tensor, *fused: object) -> int:
+        """The parts of the inputs that `out` has sums over. fused: what makes a result of whole sums, each or None."""
+        num_parts = len(out) if out.dim() == 3 else 1
+        assert x.shape[1] == self.depth, f"{x.shape[1]} columns times a weight of {self.depth}"
+        assert num_parts == 1 or all(each is None for each in fused), "parts become whole sums later"
+        return num_parts
+
     @classmethod
     def of(cls, parts: Sequence[PlainCodes], form: ScaledFormat, dtype: torch.dtype) -> QuantizedWeight:
         """Matrices one below the other, all in one format. dtype: of the rows that they are multiplied by."""
@@ -84,3 +91,7 @@ def pack_by_groups(x: torch.Tensor) -> torch.Tensor:
 def pack_zeros(zeros: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Zero points [out, groups] as the kernel subtracts them from int4 in that type, which it raises by as much."""
     return pack_by_groups(zeros.to(torch.float32) + RAISED[dtype]).to(dtype)
+
+
+def address(tensor: torch.Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
