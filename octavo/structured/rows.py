@@ -202,6 +202,8 @@ class _Row:
         differ = read[:num] != output[:num]
         num_kept = int(differ.argmax()) if differ.any() else num
         matcher.rollback(len(read) - num_kept)
+        # It keeps the last mask, and knows it again by the number of its lexemes: that must not be one of another text.
+        matcher.compute_bitmask()
         return num_kept
 
     def _forced(self, matcher: LLMatcher, output: IntArray, room: int) -> list[int]:

@@ -84,6 +84,16 @@ def test_guesses_of_one_row_get_masks_one_after_another(compiler: GrammarCompile
     assert masks == [[a], [b], [], [c], [b]]
 
 
+def test_no_mask_is_left_of_a_guess_that_was_wrong(compiler: GrammarCompiler) -> None:
+    """Both texts have as many lexemes, and the last one has the same state."""
+    rows = entered(compiler, [text_of({"grammar": 'start: "a" NUM "x" | "b" NUM "y"\nNUM: /[0-9]+/\n'})])
+    right, wrong = (np.array(compiler.vocabulary.encode(text), np.int32) for text in ("b1", "a1"))
+    rows.masks([0], [wrong])
+    (mask,) = rows.masks([0], [right])
+    assert compiler.vocabulary.encode("y")[0] in np.flatnonzero(bits(mask, 300))
+    assert compiler.vocabulary.encode("x")[0] not in np.flatnonzero(bits(mask, 300))
+
+
 def test_what_must_follow(compiler: GrammarCompiler) -> None:
     encode = compiler.vocabulary.encode
     rows = entered(compiler, [text_of({"regex": "name(x|ytrue)"})])
