@@ -74,6 +74,11 @@ class Sequence:
         return len(self.token_ids) - self.request.num_prompt_tokens
 
     @property
+    def num_seats(self) -> int:
+        """Its own, and those of its request's samples or beams that have not forked."""
+        return 1 + self.request.sampling_params.num_sequences - len(self.request.sequences)
+
+    @property
     def output_token_ids(self) -> list[int]:
         return self.token_ids[self.request.num_prompt_tokens :]
 

@@ -19,8 +19,8 @@ from octavo.kernels.cuda.timing import graph_time_us, measured_limits, print_mac
 from octavo.kernels.ops import Activation
 from octavo.kernels.triton.linear import adapters, few_adapted_rows
 from octavo.kernels.triton.linear.adapter_rows import RowLists
-from octavo.kernels.triton.linear.adapters import SlotMatrices
 from octavo.kernels.triton.linear.skinny_linear import choose_tiling, library_linear, skinny_linear
+from octavo.kernels.triton.linear.slot_matrices import SlotMatrices
 from octavo.kernels.triton.linear.tile_linear import TileLinear
 
 Call = Callable[[], None]

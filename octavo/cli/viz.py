@@ -170,4 +170,4 @@ def _title(source: str, header: LogHeader) -> str:
 
 
 def _told(deltas: Deltas) -> str:
-    return f"{len(deltas.steps):,} steps of {len(deltas.lives):,} requests"
+    return f"{len(deltas.steps):,} steps of {len(deltas.requests):,} requests"

@@ -5,7 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar, cast
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,3 +61,24 @@ class Op:
         """A call's tensors, and its parameters by name."""
         values = {**self.defaults, **dict(zip((*self.inputs, *self.kinds), given, strict=False)), **named}
         return tuple(values[name] for name in self.inputs), {name: values[name] for name in self.kinds}
+
+
+def op(*, error: float, elementwise: bool = False) -> Callable[[_Method], _Method]:
+    """Declare an op by a method of `Ops`: its signature, and as its body the shape rule."""
+
+    def declare(rule: _Method) -> _Method:
+        declared = Op.of(rule, error, is_elementwise=elementwise)
+
+        @wraps(rule)
+        def call(self: Any, *given: Any, **named: Any) -> Any:
+            return self.apply(declared, *declared.arguments(given, named))
+
+        vars(call)["op"] = declared
+        return cast(_Method, call)
+
+    return declare
+
+
+def declared_by(ops: type) -> dict[str, Op]:
+    """Every op of a class by name, in the order of its methods."""
+    return {name: method.op for name, method in vars(ops).items() if hasattr(method, "op")}

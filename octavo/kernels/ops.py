@@ -24,14 +24,12 @@ per block of 32 (see `linear`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Any, Literal, get_args
 
 from octavo.kernels.adapters import AdaptedModule
 from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.mixture import Mixture
-from octavo.kernels.op import Op, Result, over
+from octavo.kernels.op import Op, Result, declared_by, op, over
 from octavo.kernels.parameters import Linear, Parameter
 
 Tensor = Any  # a backend's own value: a torch tensor, or a value of a recorded program
@@ -41,30 +39,12 @@ Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 Index = Literal["input_ids", "positions", "token_types"]
 Outside = Literal["error", "zeros"]
 
-#: every op by name, in the order of `Ops`
-OPS: dict[str, Op] = {}
 #: kinds of parameters that are words -> the allowed words, in the order of their C++ enum
 WORDS: dict[str, tuple[str, ...]] = {
     "Activation": get_args(Activation),
     "Index": get_args(Index),
     "Outside": get_args(Outside),
 }
-_Method = TypeVar("_Method", bound=Callable[..., Any])
-
-
-def op(*, error: float, elementwise: bool = False) -> Callable[[_Method], _Method]:
-    """Declare an op by a method: its signature, and as its body the shape rule."""
-
-    def declare(rule: _Method) -> _Method:
-        declared = OPS[rule.__name__] = Op.of(rule, error, is_elementwise=elementwise)
-
-        @wraps(rule)
-        def call(self: Ops, *given: Any, **named: Any) -> Any:
-            return self.apply(declared, *declared.arguments(given, named))
-
-        return cast(_Method, call)
-
-    return declare
 
 
 class Ops:
@@ -231,3 +211,7 @@ class Ops:
     def scale(self, x: Consumed, factor: float) -> Tensor:
         """x * factor."""
         return over(x)
+
+
+#: every op by name
+OPS = declared_by(Ops)

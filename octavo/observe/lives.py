@@ -108,11 +108,11 @@ class RequestLives:
             return self._prefix_hit(event)
         if (handler := self._handlers.get(type(event))) is None:
             return None
+        if type(event) is Started:
+            self._starting = None
         life = self.live.get(event.request_id)  # type: ignore[attr-defined]  # every event with a handler has one
         if life is not None:
             handler(life, event)
-        elif type(event) is Started:
-            self._starting = None
         return life
 
     def _arrived(self, event: Arrived) -> RequestLife:
@@ -136,7 +136,6 @@ class RequestLives:
         return life
 
     def _started(self, life: RequestLife, event: Started) -> None:
-        self._starting = None
         if life.start is None:  # a resumed sequence finds its own blocks
             life.start, self._starting = event.time, life
 
@@ -217,12 +216,10 @@ class TokenGaps:
     def _change(self, sampled_ids: tuple[int, ...], time: float) -> None:
         before, now = self._members, set(sampled_ids)
         leaving = before - now
-        num_staying = len(before) - len(leaving)
-        if num_staying:
+        if num_staying := len(before) - len(leaving):
             self._histogram.observe(time - self._time, num_staying)
         for sequence_id in now - before:
-            since = self._times.pop(sequence_id, None)
-            if since is not None:  # None: its first token, without a gap
+            if (since := self._times.pop(sequence_id, None)) is not None:  # None: its first token, without a gap
                 self._histogram.observe(time - since)
         for sequence_id in leaving - self._ended:
             self._times[sequence_id] = self._time

@@ -98,8 +98,7 @@ class RemoteEngine:
             self.end(stream)
             is_guilty = bool(guilty) and fingerprint_of(stream.request) in guilty
             stream.fail(refusal() if is_guilty else self.death())
-        answers, self._answers = self._answers, {}
-        for answer in answers.values():
+        for answer in self._answers.values():  # which `_answer_to` then forgets
             if not answer.done():
                 answer.set_exception(self.death())
 
@@ -150,8 +149,7 @@ class RemoteEngine:
         if not self.is_up:
             raise self.death()
         number = next(self._numbers)
-        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._answers[number] = answer
+        self._answers[number] = answer = asyncio.Future[bytes]()
         try:
             self.send(question(number))
             return await answer
@@ -194,15 +192,14 @@ class RemoteEngine:
             self.send(Hello())
 
     def _take_news(self, news: StepNews) -> None:
-        streams = self.streams
         for one in news.others:  # first: they announce sequences that the columns name
-            if (stream := streams.get(one.key)) is not None:
+            if (stream := self.streams.get(one.key)) is not None:
                 if stream.ticket is not None and stream.ticket.prompt_work:
                     self._listener.started(stream.ticket)
                 self._grow(stream, stream.mirror(one), news.time)
         indices: Iterable[int] = news.indices or itertools.repeat(0, len(news.keys))
         for key, index, token_id in zip(news.keys, indices, news.token_ids, strict=True):
-            if (stream := streams.get(key)) is not None:
+            if (stream := self.streams.get(key)) is not None:
                 self._grow(stream, SequenceUpdate(stream.sequences[index], [token_id]), news.time)
 
     def _grow(self, stream: ClientStream, update: SequenceUpdate, now: float) -> None:
@@ -217,17 +214,14 @@ class RemoteEngine:
         stream.wake(now)
 
     def _take_refusal(self, refusal: Refusal) -> None:
-        stream = self.streams.get(refusal.key)
-        if stream is None:
+        if (stream := self.streams.get(refusal.key)) is None:
             return  # its reader has left
         if refusal.why == "aborted":
             self._aborted(stream)
             return
         self.end(stream)
-        if refusal.why == "busy":
-            stream.fail(EngineBusyError(refusal.text, refusal.retry_after_s))
-        else:
-            stream.fail(InvalidRequestError(refusal.text))
+        busy = EngineBusyError(refusal.text, refusal.retry_after_s) if refusal.why == "busy" else None
+        stream.fail(busy or InvalidRequestError(refusal.text))
 
     def _aborted(self, stream: ClientStream) -> None:
         self.end(stream)

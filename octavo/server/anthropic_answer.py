@@ -16,7 +16,6 @@ import msgspec
 from msgspec import UNSET
 
 from octavo.outputs import CompletionOutput, RequestOutput
-from octavo.server.answers import AnswerEvents, Reading
 from octavo.server.anthropic_protocol import (
     AnthropicBlock,
     AnthropicUsage,
@@ -29,6 +28,7 @@ from octavo.server.anthropic_protocol import (
 )
 from octavo.server.api_errors import ApiError
 from octavo.server.generation import ended_by_server, raise_failure
+from octavo.server.reading import AnswerEvents, Reading
 from octavo.text.answers.events import CallBegun, CallBroken, CallEnded, CallGrown, Event, Said, Thought
 
 _encode = msgspec.json.Encoder().encode

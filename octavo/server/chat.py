@@ -8,7 +8,6 @@ from starlette.responses import Response
 from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.sampling_params import SamplingParams
 from octavo.server.answer_bodies import ChatChoice, ChatCompletionResponse, ChatLogprobs, ChatMessage, request_times
-from octavo.server.answers import Reading
 from octavo.server.api_errors import ApiError, bad_field
 from octavo.server.chunks import ChatChunks, stream_answer
 from octavo.server.generation import sampling_params, stream
@@ -18,6 +17,7 @@ from octavo.server.logprobs import chat_logprobs, prompt_logprobs
 from octavo.server.openai_calls import Call, check_pairs, make_call, names_logprob_tokens
 from octavo.server.prompts import cut, encode_conversation, room_for_output
 from octavo.server.protocol import ChatCompletionRequest, ConversationRequest
+from octavo.server.reading import Reading
 from octavo.server.serving import Serving
 from octavo.server.tools import asked_tools
 from octavo.server.whole_answer import total_usage, whole_answer

@@ -12,7 +12,6 @@ from starlette.responses import Response
 from octavo.errors import OctavoError
 from octavo.outputs import RequestOutput
 from octavo.server.answer_bodies import ChatCompletionResponse
-from octavo.server.answers import Reading
 from octavo.server.api_errors import ApiError, as_api_error, bad_field
 from octavo.server.chat import (
     chat_params,
@@ -26,6 +25,7 @@ from octavo.server.chat import (
 )
 from octavo.server.openai_calls import Call, check_pairs, make_call
 from octavo.server.protocol import BatchChatCompletionRequest, ChatCompletionRequest
+from octavo.server.reading import Reading
 from octavo.server.serving import Serving
 from octavo.server.whole_answer import total_usage, whole_answer
 from octavo.text.answers.parser import num_thoughts

@@ -20,12 +20,12 @@ import msgspec
 from octavo.logprobs import TokenLogprobs
 from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.server.answer_bodies import ChatLogprobs, Usage, request_times, usage
-from octavo.server.answers import Reading, StreamedAnswer
 from octavo.server.api_errors import ApiError
 from octavo.server.generation import raise_failure
 from octavo.server.json_pieces import json_pieces
 from octavo.server.logprobs import TextPlace, chat_logprobs, completion_logprobs
 from octavo.server.openai_calls import Call
+from octavo.server.reading import Reading, StreamedAnswer
 from octavo.server.serving import Serving
 from octavo.server.streaming import EventStream
 

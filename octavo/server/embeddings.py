@@ -73,9 +73,8 @@ async def pool(request: Request, serving: Serving) -> Response:
     params = _params(serving, asked, task=task, dimensions=asked.dimensions)
 
     def make(numbers: list[FloatArray], heading: dict[str, Any]) -> PoolingResponse:
-        return PoolingResponse(
-            data=[Numbers(index=index, data=write(one)) for index, one in enumerate(numbers)], **heading
-        )
+        data = [Numbers(index=index, data=write(one)) for index, one in enumerate(numbers)]
+        return PoolingResponse(data=data, **heading)
 
     return await _answer(request, serving, asked, "pool", params, make)
 
@@ -149,8 +148,7 @@ async def token_ids(
     keep, info = checked_keep(asked, serving), serving.client.model_info
     tokenizer, adds_special = None, asked.add_special_tokens is not False
     if isinstance(given[0], str):
-        fits = info if keep is None else None
-        ids = await encode_texts(request, serving, given, adds_special, name, fits)
+        ids = await encode_texts(request, serving, given, adds_special, name, info if keep is None else None)
         tokenizer = serving.tokenizer("a text") if adds_special else None
     else:
         ids = given

@@ -17,7 +17,6 @@ from starlette.responses import Response
 
 from octavo.request import ModelInfo
 from octavo.sampling_params import SamplingParams, defaults_for, known_to
-from octavo.server.answers import Reading
 from octavo.server.api_errors import JSON, ApiError, bad_field
 from octavo.server.chat import encode_chat, reading_of
 from octavo.server.generation import Generation, checked_params, complete, from_headers, stream
@@ -32,6 +31,7 @@ from octavo.server.ollama_protocol import (
 )
 from octavo.server.prompts import encode_texts, room_for_output
 from octavo.server.protocol import ChatCompletionRequest
+from octavo.server.reading import Reading
 from octavo.server.serving import Serving, request_id
 from octavo.server.streaming import CLIENT_CLOSED_REQUEST, EventStream, cancelled_on_disconnect
 from octavo.shown import shown

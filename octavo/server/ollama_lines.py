@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 
 from octavo.outputs import CompletionOutput, RequestOutput
-from octavo.server.answers import AnswerEvents, Reading
 from octavo.server.api_errors import ApiError
 from octavo.server.generation import ended_by_server, raise_failure
+from octavo.server.reading import AnswerEvents, Reading
 from octavo.text.answers.events import CallBegun, CallBroken, CallEnded, CallGrown, Said, Thought
 from octavo.text.answers.parser import FunctionCall
 

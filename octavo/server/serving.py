@@ -41,6 +41,7 @@ from octavo.text.tokenizer import Tokenizer
 
 REQUEST_ID_HEADER = "x-request-id"
 
+_CLOSE = {"Connection": "close"}  # the rest of the body is not read, so nothing can follow it
 _LARGE_BODY = 2**17  # bytes; decoding a smaller body takes a few milliseconds
 _PIECE = 2**16
 _ESCAPED = re.compile(rb"\\.", re.DOTALL)
@@ -170,23 +171,18 @@ async def _read(request: Request, settings: ServerSettings) -> bytes:
     most = settings.max_body_bytes
     length = request.headers.get("content-length", "")
     if length.isdecimal() and len(length) < 20 and int(length) > most:
-        raise _too_large(f"{int(length)} bytes", most)
+        raise _too_large(f"has {int(length)} bytes", most, "--max-body-bytes", _CLOSE)
     chunks: list[bytes] = []
     num_bytes, values = 0, ValueCount()
     async for chunk in request.stream():
         num_bytes += len(chunk)
         if num_bytes > most:
-            raise _too_large(f"more than {most} bytes", most)
+            raise _too_large(f"has more than {most} bytes", most, "--max-body-bytes", _CLOSE)
         chunks.append(chunk)
         values.add(chunk)
     if num_values := await values.is_above(settings.max_body_values, chunks):
-        raise ApiError(
-            413,
-            f"the request's body holds {num_values} values or more (a list, an object and a key count as ten), allowed "
-            f"are {settings.max_body_values}: send several requests, or start the server with a larger "
-            "--max-body-values",
-            code="request_too_large",
-        )
+        size = f"holds {num_values} values or more (a list, an object and a key count as ten)"
+        raise _too_large(size, settings.max_body_values, "--max-body-values")
     return b"".join(chunks)
 
 
@@ -196,14 +192,9 @@ def _may_omit_type(request: Request) -> bool:
     return speaks_ollama(request.scope["path"]) and "origin" not in request.headers
 
 
-def _too_large(size: str, max_body_bytes: int) -> ApiError:
-    return ApiError(
-        413,
-        f"the request's body has {size}, allowed are {max_body_bytes}: send less, or start the server with a larger "
-        "--max-body-bytes",
-        code="request_too_large",
-        headers={"Connection": "close"},  # the rest of the body is not read, so nothing can follow it
-    )
+def _too_large(size: str, most: int, option: str, headers: Mapping[str, str] | None = None) -> ApiError:
+    problem = f"the request's body {size}, allowed are {most}: send less, or start the server with a larger {option}"
+    return ApiError(413, problem, code="request_too_large", headers=headers)
 
 
 class ValueCount:

@@ -11,13 +11,10 @@ state must be the recorded one, too.
 from __future__ import annotations
 
 import itertools
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
-
-import msgspec
 
 from octavo.errors import LogError, OctavoError
 from octavo.messages import Candidates, LogprobRow, StepPlan, StepResult
@@ -29,6 +26,7 @@ from octavo.observe.snapshot import Snapshot
 from octavo.request import Sequence, SequenceId
 from octavo.scheduler.step import NO_TOKEN
 from octavo.shown import cut
+from octavo.simulator.compared_events import ComparedEvents
 from octavo.simulator.recorded_engine import MOST_SEQS, check_sizes, recorded_cache, recorded_scheduler
 from octavo.simulator.replayed_tokens import ReplayedTokens, tokens_of_log
 from octavo.simulator.restored_engine import restore_engine, unlike_state
@@ -36,11 +34,6 @@ from octavo.simulator.restored_engine import restore_engine, unlike_state
 #: opens the log; a replay reads it twice
 OpenLog = Callable[[], tuple[LogHeader, Iterator[Event]]]
 
-#: what is not decided by the scheduler or the cache, or is told with times
-_NOT_COMPARED = (
-    *(events.EngineStarted, events.Arrived, events.Refused, events.StepDone, events.EventsLost, events.EndAsked),
-    Snapshot,
-)
 #: where blocks may enter the prefix tree
 _DECIDES = frozenset((events.Scheduled, events.StepDone, events.StepFailed, events.EndAsked))
 
@@ -64,13 +57,13 @@ def replay(open_log: OpenLog, config: dict[str, Any] | None = None) -> Replayed:
     try:
         for event in _replayable(open_log):
             engine.follow(event)
-            if engine.difference is not None:
+            if engine.compared.difference is not None:
                 break
     except LogError:
         raise
     except (AssertionError, LookupError, TypeError, ValueError, OverflowError, OctavoError) as error:
-        engine.difference = f"the engine stopped: {type(error).__name__}: {error}"
-    return Replayed(engine.num_steps, engine.num_alike, engine.difference)
+        engine.compared.difference = f"the engine stopped: {type(error).__name__}: {error}"
+    return Replayed(engine.num_steps, engine.compared.num_alike, engine.compared.difference)
 
 
 def _replayable(open_log: OpenLog) -> Iterator[Event]:
@@ -101,11 +94,9 @@ class _ReplayedEngine:
         self._plans: dict[int, tuple[StepPlan, list[SequenceId]]] = {}
         self._runs: dict[int, int] = {}  # of the step whose update comes: sequence -> tokens
         self._has_failed = False
-        self._made: deque[Event] = deque()
-        self._told: deque[Event] = deque()
         self._is_new = True
-        self.num_steps = self.num_alike = 0
-        self.difference: str | None = None
+        self.num_steps = 0
+        self.compared = ComparedEvents()
         own.listen(self._take)
         self._own: dict[type[Event], Callable[[Any], None]] = {
             events.EndAsked: self._end,
@@ -142,9 +133,7 @@ class _ReplayedEngine:
                 self._cache.forget()
             self._has_failed = False
         self._is_new = False
-        if kind not in _NOT_COMPARED:
-            self._told.append(event)
-        self._compare()
+        self.compared.add_told(event)
 
     def _at_snapshot(self, event: Snapshot) -> None:
         """Go on from the first one; at a later one, compare."""
@@ -152,7 +141,7 @@ class _ReplayedEngine:
         if state is None:
             return
         if not self._is_new:
-            self.difference = self.difference or unlike_state(event, self._scheduler, self._cache)
+            self.compared.difference = self.compared.difference or unlike_state(event, self._scheduler, self._cache)
             return
         restore_engine(event, state, self._tokens, self._scheduler, self._cache)
         for draft in state.drafts:
@@ -219,27 +208,6 @@ class _ReplayedEngine:
 
     def _take(self, event: Event) -> None:
         """What the replay did."""
-        self._made.append(event)
+        self.compared.add_made(event)
         if type(event) is events.BlocksPublished:
             self._tokens.beams.published(event)
-
-    def _compare(self) -> None:
-        made, told = self._made, self._told
-        while made and told and self.difference is None:
-            if type(made[0]) in _NOT_COMPARED:
-                made.popleft()
-                continue
-            ours, theirs = _essence(made.popleft()), _essence(told.popleft())
-            self.num_alike += 1
-            if ours != theirs:
-                self.difference = f"the log has {cut(str(theirs), 400)}, and the replay has {cut(str(ours), 400)}"
-
-
-def _essence(event: Event) -> Event:
-    """An event without what no replay can know."""
-    event = msgspec.structs.replace(event, time=0.0)
-    if type(event) is events.BlocksPublished or type(event) is events.SoughtInVain:
-        return msgspec.structs.replace(event, hashes=())
-    if type(event) is events.Sampled:
-        return msgspec.structs.replace(event, token_ids=())
-    return msgspec.structs.replace(event, fault="") if type(event) is events.Finished else event

@@ -21,16 +21,15 @@ numbers: places in the lists beside the changes. "before" is the content before 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from octavo.errors import LogError
 from octavo.observe import events
 from octavo.observe.events import Event
-from octavo.observe.lives import RequestLife, RequestLives
 from octavo.observe.snapshot import Snapshot
 from octavo.viz.frames import Frame
+from octavo.viz.page_requests import PageRequests
 
 Change = list[Any]
 
@@ -57,10 +56,8 @@ class Deltas:
         self.steps: list[int] = []
         self.times: list[float] = []
         self.step_ms: dict[int, float] = {}
-        self.lives: list[RequestLife] = []
-        self._lives = RequestLives()
         self._begin: float | None = None
-        self._place_of: dict[str, int] = {}  # request -> place in lives
+        self.requests = PageRequests()
         self._words: dict[str, int] = {}
         self._contents: dict[bytes, int] = {}
         self._writers: dict[type[Event], Callable[[Any], Change | None]] = {
@@ -90,7 +87,7 @@ class Deltas:
         if type(event) is Snapshot:
             self._begin_anew(event)
             return
-        self._follow_life(event)
+        self.requests.follow(event)
         if type(event) is events.StepDone:
             self.step_ms[event.step] = (event.schedule_s + event.execute_s + event.update_s) * 1e3
         if type(event) is events.EventsLost:
@@ -104,18 +101,8 @@ class Deltas:
             self.changes[-1].append(change)
         self.frame.follow(event)
 
-    def _follow_life(self, event: Event) -> None:
-        life = self._lives.follow(event)
-        if type(event) is events.Arrived and life is not None:
-            self._place_of[event.request_id] = len(self.lives)
-            self.lives.append(life)
-
     def _begin_anew(self, event: Snapshot) -> None:
-        for arrived in event.requests:
-            self._follow_life(arrived)
-        for name, number in Counter(one.request_id for one in event.sequences).items():
-            if name in self._lives.live:
-                self._lives.live[name].num_live = number
+        self.requests.begin_anew(event)
         self.frame.follow(event)
         if self._has_begun:
             self.changes[-1] = [*self.changes[-1], ["y"], *self._whole()]
@@ -130,7 +117,7 @@ class Deltas:
         return {
             "sizes": {name: getattr(self.frame.sizes, name) for name in _SIZES},
             "numLost": self.num_lost,
-            "requests": [self._told(life) for life in self.lives],
+            "requests": self.requests.told(self._begin or 0.0),
             "words": list(self._words),
             "contents": [content.hex()[:_HASH_DIGITS] for content in self._contents],
             "steps": self.steps,
@@ -138,15 +125,6 @@ class Deltas:
             "stepMs": [round(self.step_ms.get(step, 0.0), 3) for step in self.steps],
             "changes": self.changes,
         }
-
-    def _told(self, life: RequestLife) -> list[Any]:
-        """name, prompt tokens, sequences, cached tokens, preemptions, arrival, start, first token, end, output tokens,
-        seconds per output token."""
-        end = life.end if life.ends and life.num_live == 0 else None
-        moments = [life.arrival, life.start, life.first_token, end]
-        since = [None if moment is None else round(moment - (self._begin or 0.0), 5) for moment in moments]
-        counts = [life.num_prompt_tokens, life.num_sequences, life.num_cached_tokens, life.num_preemptions]
-        return [life.request_id, *counts, *since, life.num_output_tokens, _tpot(life)]
 
     # One method for each kind of event that takes some thought
 
@@ -212,22 +190,13 @@ class Deltas:
         return changes
 
     def _request(self, request_id: str) -> int:
-        return self._place_of.get(request_id, -1)
+        return self.requests.place_of.get(request_id, -1)
 
     def _word(self, text: str) -> int:
         return self._words.setdefault(text, len(self._words))
 
     def _content(self, content: bytes) -> int:
         return self._contents.setdefault(content, len(self._contents))
-
-
-def _tpot(life: RequestLife) -> float | None:
-    """Seconds per token after the first, on average over a request's sequences."""
-    first = life.first_token
-    ends = [end for end in life.ends if end.num_output_tokens > 1]
-    if first is None or not ends:
-        return None
-    return round(sum((end.time - first) / (end.num_output_tokens - 1) for end in ends) / len(ends), 6)
 
 
 _SIZES = (

@@ -37,7 +37,8 @@ from octavo.kernels.ledger import Measured
 from octavo.kernels.triton.linear.row_counts import padded_size
 from octavo.messages import PendingStep, StepPlan, StepResult
 from octavo.structured.compiler import GrammarCompiler
-from octavo.worker.cuda_graphs import ChunkSteps, DecodeSteps, Variant
+from octavo.worker.chunk_graphs import ChunkSteps
+from octavo.worker.cuda_graphs import DecodeSteps, Variant
 from octavo.worker.device_grammars import DeviceGrammars
 from octavo.worker.device_rows import DeviceRows
 from octavo.worker.launched_steps import LaunchedStep, LaunchedSteps, fault_of
@@ -63,8 +64,7 @@ class DeviceRunner:
         explain: Explain | None = None,
     ) -> None:
         """explain: makes the error of a step that found no memory."""
-        self._explain = explain
-        self._model = model
+        self._model, self._explain = model, explain
         self._live, self._states, self._sampler = rows, rows.states, rows.sampler
         self._logprobs_mode, self._ranks = logprobs_mode, ranks
         self._logprobs = LogprobReporter(model, rows, max_num_seqs, logprobs_mode)

@@ -25,7 +25,7 @@ from octavo.kernels.cuda.step import GraphMemory, StepKind  # noqa: E402
 from octavo.kernels.cuda_cpp.attention_plan import SharedPlan  # noqa: E402
 from octavo.kernels.cuda_cpp.compile import find_nvcc  # noqa: E402
 from octavo.observe.events import EngineStarted, Preempted  # noqa: E402
-from octavo.worker.cuda_graphs import ChunkSteps  # noqa: E402
+from octavo.worker.chunk_graphs import ChunkSteps  # noqa: E402
 from tests.conftest import TinyFolder  # noqa: E402
 from tests.engine import test_overlap as overlap  # noqa: E402
 from tests.test_greedy import GREEDY, MAX_MODEL_LEN, check_greedy, logprobs, prompts_of, tokens  # noqa: E402

@@ -17,7 +17,8 @@ from octavo.kernels.cuda.device import CudaDevice  # isort: skip
 from octavo.kernels.cuda.driver import GPU  # isort: skip
 from octavo.kernels.triton.linear import adapters  # isort: skip
 from octavo.kernels.triton.linear.adapter_rows import RowLists  # isort: skip
-from octavo.kernels.triton.linear.adapters import SlotMatrices, Tiling  # isort: skip
+from octavo.kernels.triton.linear.adapters import Tiling  # isort: skip
+from octavo.kernels.triton.linear.slot_matrices import SlotMatrices  # isort: skip
 from octavo.kernels.triton.linear.few_adapted_rows import expand_rows, shrink_rows  # isort: skip
 from octavo.kernels.cuda.sizes import most_tiles, shrink_parts  # isort: skip
 

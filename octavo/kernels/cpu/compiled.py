@@ -75,12 +75,8 @@ class CpuModel:
         self._weights = CpuWeights(self.placed)
         self._adapters: IntArray | None = None
         self._logits = np.empty(0, np.float32)
-        layout = library.KVPool(
-            *(None, 0, kv.block_size, kv.block_bytes),
-            KV_DTYPES.index(kv.dtype),
-        )
+        layout = library.KVPool(None, 0, kv.block_size, kv.block_bytes, KV_DTYPES.index(kv.dtype))
         self._handle = c_void_p(loaded.octavo_model_new(threads.handle, byref(layout)))
-
         self._check: Callable[[int, str], None] = partial(check, loaded)
         if ranks is not None:
             self._check = AllReduce(loaded, self._handle, ranks).check
@@ -97,8 +93,7 @@ class CpuModel:
         self._logits_floats = self._head.plan.widths[logits_slot.buffer]
         hidden, head_inputs = slots(self._forward.plan, body.kept), slots(self._head.plan, head.given)
         if body.given:
-            (taken,) = slots(self._forward.plan, body.given)
-            loaded.octavo_model_take_hidden(self._handle, taken)
+            loaded.octavo_model_take_hidden(self._handle, *slots(self._forward.plan, body.given))
         if self.placed is not None and ranks is not None:
             self.placed.join(ranks, Path(loaded._name).parent.name)  # a hash of code, compiler and processor
         loaded.octavo_model_join(self._handle, hidden, head_inputs, len(hidden), logits_slot)

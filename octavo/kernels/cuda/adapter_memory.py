@@ -14,7 +14,7 @@ import torch
 
 from octavo.kernels.adapters import AdaptedModule, AdapterSource
 from octavo.kernels.cuda.sizes import aligned
-from octavo.kernels.triton.linear.adapters import SlotMatrices
+from octavo.kernels.triton.linear.slot_matrices import SlotMatrices
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -19,10 +19,10 @@ import msgspec
 
 from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.server.answer_bodies import ChatTokenLogprob
-from octavo.server.answers import Reading
 from octavo.server.api_errors import ApiError
 from octavo.server.generation import ended_by_server, raise_failure
 from octavo.server.openai_calls import Call
+from octavo.server.reading import Reading
 from octavo.server.responses.open_items import OpenItem, open_call, open_message, open_thoughts
 from octavo.server.responses.pieces import AnswerPieces
 from octavo.server.responses.protocol import (

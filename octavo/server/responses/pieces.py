@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 from octavo.logprobs import TokenLogprobs
 from octavo.outputs import CompletionOutput
 from octavo.server.answer_bodies import ChatTokenLogprob
-from octavo.server.answers import AnswerEvents, Reading
 from octavo.server.logprobs import chat_logprobs
 from octavo.server.openai_calls import Call
+from octavo.server.reading import AnswerEvents, Reading
 from octavo.text.answers.events import Event, Said
 
 Rows = list[ChatTokenLogprob]

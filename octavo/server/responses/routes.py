@@ -15,13 +15,13 @@ from starlette.responses import Response
 from octavo.errors import OctavoError
 from octavo.outputs import RequestOutput
 from octavo.server.access import owner_of
-from octavo.server.answers import Reading
 from octavo.server.api_errors import ApiError, as_api_error, bad_field
 from octavo.server.chat import chat_params, encode_chat, number_of_alternatives
 from octavo.server.generation import complete, stream
 from octavo.server.json_pieces import answer
 from octavo.server.openai_calls import Call, make_call
 from octavo.server.protocol import ChatCompletionRequest
+from octavo.server.reading import Reading
 from octavo.server.responses.asked import chat_of, check_fields, in_its_words, input_items, places_of, summary
 from octavo.server.responses.events import ResponseEvents
 from octavo.server.responses.making import BackgroundResponse, MadeEvents, MadeResponse

@@ -21,6 +21,7 @@ Schemas = Mapping[str, Mapping[str, Any]]  # the parameters of each function
 
 #: characters of a name, a key or a marker between two known texts
 MAX_NAME = 256
+_SPACE = re.compile(r"\s*")
 
 
 class BrokenCall(Exception):  # noqa: N818  never leaves the parser
@@ -77,10 +78,6 @@ class Feed:
             self._space = text[len(kept) :]
         else:
             self._space = (self._space or "") + text
-
-    def forget_space(self) -> None:
-        """White space so far is no content."""
-        self._space = None
 
     def finish(self) -> None:
         if self._space and not self._num_whole:
@@ -176,15 +173,8 @@ class Feed:
             raise BrokenCall
         return "".join(parts).strip(), mark
 
-    def space(self) -> Steps[None]:
-        """Skip white space."""
-        while True:
-            width = len(self.text) - len(self.text.lstrip())
-            if width:
-                self.take(width)
-            if self.text or self.has_ended:
-                return
-            yield
+    def space(self) -> Steps[str]:
+        return (yield from self.match(_SPACE))
 
     def accept(self, *marks: str) -> Steps[str]:
         """-> the longest of the marks that comes next, which is taken; "" if none does."""

@@ -43,16 +43,13 @@ def _load_codes(data_ptr, table_ptr, row, start, is_wanted, K: tl.constexpr, COL
     are wanted. row: int64."""
     if are_nibbles(CODE):
         byte = start // 2 + tl.arange(0, COLUMNS // 2)
-        both = tl.load(
-            data_ptr + row[:, None] * (K // 2) + byte[None, :], mask=(is_wanted & (byte < K // 2))[None, :], other=0
-        )
-        both = both.to(tl.int32)
+        at = data_ptr + row[:, None] * (K // 2) + byte[None, :]
+        both = tl.load(at, mask=(is_wanted & (byte < K // 2))[None, :], other=0).to(tl.int32)
         return _nibbles(both & 15, table_ptr, CODE), _nibbles(both >> 4, table_ptr, CODE)
     else:
         k = start + tl.arange(0, COLUMNS)
-        codes = _bytes(
-            tl.load(data_ptr + row[:, None] * K + k[None, :], mask=(is_wanted & (k < K))[None, :], other=0), CODE
-        )
+        at = data_ptr + row[:, None] * K + k[None, :]
+        codes = _bytes(tl.load(at, mask=(is_wanted & (k < K))[None, :], other=0), CODE)
         return codes, codes
 
 

@@ -17,7 +17,7 @@ from octavo.kernels.cuda.sizes import shrink_depth, shrink_parts
 from octavo.kernels.ops import Activation
 from octavo.kernels.triton.chain import admit_next, wait_for_previous
 from octavo.kernels.triton.elementwise.elementwise import activate
-from octavo.kernels.triton.linear.adapters import SlotMatrices, block_of, output_blocks
+from octavo.kernels.triton.linear.slot_matrices import SlotMatrices, block_of, output_blocks
 
 
 def shrink_rows(

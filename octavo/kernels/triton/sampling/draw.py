@@ -41,6 +41,7 @@ from octavo.kernels.triton.sampling.filters import (
     tile_of,
 )
 from octavo.kernels.triton.sampling.logits_scan import score_of
+from octavo.kernels.triton.sampling.places import first_place, pick
 
 
 def sample(
@@ -215,21 +216,3 @@ def draw_below(where, pivot, num_tied, target, TILE: tl.constexpr, EDITS: tl.con
             before += tl.sum(mass, 0).to(tl.float64)
             tied_before += tl.sum((key == pivot).to(tl.int32), 0)
     return token
-
-
-@triton.jit
-def first_place(condition, index):
-    """The lowest index where the condition holds; a large number if nowhere."""
-    return tl.min(tl.where(condition, index, 0x7FFFFFFF), 0)
-
-
-@triton.jit
-def pick(mass, target, index):
-    """In 1-D order, the first place whose cumulative mass exceeds target (if rounding leaves none, the last with any
-    mass), and the mass before it."""
-    mass = mass.to(tl.float64)
-    cumulative = tl.cumsum(mass, 0)
-    place = first_place(cumulative > target, index)
-    last = tl.max(tl.where(mass > 0, index, -1), 0)
-    place = tl.minimum(place, last)
-    return place, tl.sum(tl.where(index < place, mass, 0.0), 0)

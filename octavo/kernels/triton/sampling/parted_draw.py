@@ -17,7 +17,6 @@ import triton.language as tl
 
 from octavo.kernels.cuda.sizes import CHUNK, SEGMENT, offer_width, parted_draw
 from octavo.kernels.triton.chain import wait_for_previous
-from octavo.kernels.triton.sampling.draw import first_place, pick
 from octavo.kernels.triton.sampling.edited_rows import SamplingWorkspace, edit_and_scan
 from octavo.kernels.triton.sampling.entries import (
     LOGITS_ROW,
@@ -29,6 +28,7 @@ from octavo.kernels.triton.sampling.entries import (
 )
 from octavo.kernels.triton.sampling.filters import distance
 from octavo.kernels.triton.sampling.logits_scan import score_of
+from octavo.kernels.triton.sampling.places import first_place, pick
 
 
 class PartedDraw:

@@ -21,7 +21,7 @@ import triton.language as tl
 
 from octavo.kernels.cuda.sizes import CHUNK, HEAD, KEPT, SEGMENT, TOLD_HEADER, parted_top_k
 from octavo.kernels.triton.chain import wait_for_previous
-from octavo.kernels.triton.sampling.draw import draw_below, pick
+from octavo.kernels.triton.sampling.draw import draw_below
 from octavo.kernels.triton.sampling.edited_rows import SamplingWorkspace, edit_and_scan
 from octavo.kernels.triton.sampling.entries import (
     LOGITS_ROW,
@@ -42,6 +42,7 @@ from octavo.kernels.triton.sampling.filters import (
 )
 from octavo.kernels.triton.sampling.logits_scan import score_of
 from octavo.kernels.triton.sampling.parted_draw import best_of_part, load_bests, share_of_all
+from octavo.kernels.triton.sampling.places import pick
 
 _TILE = 2048
 
