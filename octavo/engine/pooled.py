@@ -171,9 +171,10 @@ def second_text_of(types: object, num_tokens: int) -> int:
 def numbers_of(output: RequestOutput, params: PoolingParams, form: PooledForm) -> FloatArray:
     """What was asked of a model's numbers: [size], or [tokens, size] if it was asked of each token. params: checked.
     Raises InvalidRequestError if the request has failed; others are not affected."""
-    reason = output.outputs[0].finish_reason if output.outputs else "error"
     if output.pooled is None:
-        why = output.outputs[0].stop_reason if output.outputs and reason == "error" else "it was aborted"
+        ended = output.outputs[0] if output.outputs else None
+        assert ended is None or ended.finish_reason in ("abort", "error"), f"{output.request_id} ended without numbers"
+        why = ended.stop_reason if ended is not None and ended.finish_reason == "error" else "it was aborted"
         raise InvalidRequestError(f"request {output.request_id} has no {_WHAT[bool(form.labels)]}: {why}")
     rows: FloatArray = np.frombuffer(output.pooled, np.float32).reshape(-1, form.size)[:, : params.dimensions]
     if not np.isfinite(rows).all():

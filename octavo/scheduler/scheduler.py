@@ -204,7 +204,7 @@ class Scheduler:
                 continue  # it ended or was preempted meanwhile, or went on from elsewhere
             sequence.num_pending -= num_draws
             is_as_planned = len(run) == num_draws < 2
-            end = keep_run(sequence, run)
+            end = keep_run(sequence, run) if run else draft.end_of_prompt(index, sequence)
             if end == NO_TOKEN_ENDING and index in result.faults:
                 end = "error", result.faults[index]
             pooled = result.pooled.get(index)

@@ -128,6 +128,14 @@ class PlanDraft:
             sequence.num_computed_tokens += num_tokens
             sequence.num_pending += num_draws
 
+    def end_of_prompt(self, entry: int, sequence: Sequence) -> Ending | None:
+        """How a sequence ends that has drawn nothing, if only its prompt was wanted: with the last part of it. This
+        plan says which that is; a later one, planned while this one ran, has moved the sequence on."""
+        if sequence.request.max_output_tokens:
+            return None
+        end = self.num_computed_tokens[entry] + self.num_scheduled_tokens[entry]
+        return ("stop", None) if end == sequence.num_tokens else None
+
     def seal(
         self,
         *,
@@ -250,8 +258,6 @@ def keep_run(sequence: Sequence, run: list[int]) -> Ending | None:
         if ending is not None:
             del run[len(token_ids) - num_before :]
             return ending
-    if not run and sequence.num_computed_tokens == len(token_ids) >= sequence.max_len:
-        return "length" if sequence.request.pooling_params is None else "stop", None  # only its prompt was wanted
     return None
 
 

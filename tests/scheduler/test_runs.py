@@ -3,7 +3,8 @@
 import pytest
 
 from octavo.messages import StepResult
-from octavo.observe.events import Sampled
+from octavo.observe.events import Finished, Sampled
+from octavo.pooling_params import PoolingParams
 from octavo.scheduler.step import num_right, runs_of
 from octavo.testing.fake_tokens import VOCAB_SIZE, generate_alone
 from octavo.testing.simulate import make_request
@@ -234,13 +235,15 @@ class TestLengths:
     def test_who_wants_no_token_ends_once_its_prompt_is_computed(self, budget, is_ahead):
         simulator = simulator_of(max_num_batched_tokens=budget)
         request, other = make_request("a", prompt_of(22)), make_request("b", prompt_of(22, start=500), max_tokens=3)
+        request.max_output_tokens, request.pooling_params = 0, PoolingParams()
         simulator.add(request, other)
-        request.max_output_tokens, request.sequences[0].max_len = 0, 22
         if is_ahead:
             simulator.step_overlapped(6)
         simulator.run()
         (sequence,) = request.sequences
-        assert (sequence.output_token_ids, sequence.finish_reason) == ([], "length")
+        assert (sequence.output_token_ids, sequence.finish_reason) == ([], "stop")
+        (finished,) = [event for event in seen(simulator, Finished) if event.sequence_id == sequence.sequence_id]
+        assert finished.time == -(-22 // budget) - 1, "not before its last tokens' step is done"
         assert [update.token_ids for update in simulator.updates if update.sequence is sequence] == [[]]
         assert other.sequences[0].output_token_ids == alone(other)
 
