@@ -20,7 +20,6 @@ from octavo.request import Sequence, SequenceState
 from octavo.scheduler.adapter_slots import AdapterSlots
 from octavo.scheduler.continuing import Continuing, TokenBudget
 from octavo.scheduler.places import Places
-from octavo.scheduler.roster import num_seats
 from octavo.scheduler.starting import Starting
 from octavo.scheduler.step import PlanDraft
 
@@ -83,7 +82,7 @@ class GivingWay:
         growth = starting.growth.of_all(others, [one for one in places.forking if one in others]) + draft.joining_growth
         num_blocks = cache.num_blocks_to_start(sequence, match, self._budget.longest_share)
         lack = Lack(
-            seats=num_seats(sequence) - places.seats.num_free,
+            seats=sequence.num_seats - places.seats.num_free,
             blocks=num_blocks - cache.num_available_blocks,
             growth=cache.num_blocks_to_grow(growth + starting.growth.of(sequence)) if others or draft.joining else 0,
             slots=None if starting.has_slot(sequence) else places.seats.adapters,
@@ -107,7 +106,7 @@ def _who_gives_way(lack: Lack, worse: Listlike[Sequence], cache: KVCache, match:
     if lack.is_none:
         return []
     num_held = sum(cache.tables[one.sequence_id].num_blocks * len(cache.groups) for one in worse)  # at most
-    if sum(map(num_seats, worse)) < lack.seats or num_held < lack.blocks + lack.growth:
+    if sum(one.num_seats for one in worse) < lack.seats or num_held < lack.blocks + lack.growth:
         return None
     held = _Held(cache, match)
     num_leaving = num_left = 0
@@ -115,7 +114,7 @@ def _who_gives_way(lack: Lack, worse: Listlike[Sequence], cache: KVCache, match:
     for sequence in reversed(worse):
         if num_left < lack.seats or held.num_freed < lack.blocks or not users.is_one_free:
             num_leaving += 1
-        num_left += num_seats(sequence)
+        num_left += sequence.num_seats
         held.let_go(sequence)
         users.let_go(sequence)
     if num_left < lack.seats or held.num_freed < lack.blocks + lack.growth or not users.is_one_free:

@@ -20,7 +20,7 @@ from octavo.observe.events import Arrived, Finished, Preempted, Started, Waits
 from octavo.outputs import FinishReason
 from octavo.request import Request, RequestId, Sequence, SequenceId, SequenceState
 from octavo.scheduler.adapter_slots import AdapterSlots
-from octavo.scheduler.roster import RANKS, Roster, Seats, WaitingQueue, WaitReason, num_seats
+from octavo.scheduler.roster import RANKS, Roster, Seats, WaitingQueue, WaitReason
 from octavo.scheduler.step import NO_TOKEN_ENDING
 
 PreemptReason = Literal["blocks", "priority", "fault", "alone", "rewound"]
@@ -108,7 +108,7 @@ class Places:
         if request.first_scheduled_time is None:
             request.first_scheduled_time = self._clock()
             request.num_cached_tokens = match.num_tokens
-        if num_seats(sequence) > 1 or is_search:
+        if sequence.num_seats > 1 or is_search:
             self.forking.append(sequence)
 
     def fork(self) -> Iterator[tuple[Sequence, Sequence]]:
@@ -124,7 +124,7 @@ class Places:
         is_search = parent.request.sampling_params.use_beam_search
         if is_search:
             self.searching.add(parent.request.request_id)
-        children = [self.roster.fork(parent) for _ in range(num_seats(parent) - 1)]
+        children = [self.roster.fork(parent) for _ in range(parent.num_seats - 1)]
         for child in children:
             if not is_search:
                 self.seats.take_reserved(child)

@@ -48,9 +48,8 @@ class Roster:
         if name in self.requests:
             raise InvalidRequestError(f"request id {name!r} is in use: choose another or wait for its end")
         assert not request.sequences, f"request {name!r} brings sequences; they are made here"
-        sequence_id = SequenceId(self._next_sequence_id)
         token_ids = [*request.prompt_token_ids, *request.begun_token_ids]
-        sequence = Sequence(sequence_id, request, 0, token_ids, max_len=max_len)
+        sequence = Sequence(SequenceId(self._next_sequence_id), request, 0, token_ids, max_len=max_len)
         self.requests[name] = request
         self._num_open[name] = num_sequences = request.sampling_params.num_sequences
         self._next_sequence_id += num_sequences
@@ -84,7 +83,7 @@ class Roster:
         """A sequence ended, and with sequence 0 the samples that have not forked. True: so did its request."""
         name = sequence.request.request_id
         del self.sequences[sequence.sequence_id]
-        self._num_open[name] -= num_seats(sequence)
+        self._num_open[name] -= sequence.num_seats
         if self._num_open[name]:
             return False
         del self._num_open[name], self.requests[name]
@@ -117,9 +116,9 @@ class Seats:
 
     def take(self, sequence: Sequence) -> None:
         """Seat a sequence, and reserve for the forks it will have."""
-        assert self.num_free >= num_seats(sequence), f"sequence {sequence.sequence_id} has no seat"
+        assert self.num_free >= sequence.num_seats, f"sequence {sequence.sequence_id} has no seat"
         self._sit(sequence)
-        self._num_reserved += num_seats(sequence) - 1
+        self._num_reserved += sequence.num_seats - 1
 
     def take_reserved(self, fork: Sequence) -> None:
         assert self._num_reserved, f"no seat was reserved for sequence {fork.sequence_id}"
@@ -138,7 +137,7 @@ class Seats:
             self._num_reserved -= 1
             return
         self._vacate(sequence)
-        self._num_reserved -= num_seats(sequence) - 1
+        self._num_reserved -= sequence.num_seats - 1
 
     def _sit(self, sequence: Sequence) -> None:
         sequence.row = self._empty.pop()
@@ -153,22 +152,14 @@ class Seats:
         sequence.row = -1
 
 
-def num_seats(sequence: Sequence) -> int:
-    """A sequence's own seat, and those of its request's samples or beams that have not forked."""
-    request = sequence.request
-    return 1 + request.sampling_params.num_sequences - len(request.sequences)
-
-
 def first_come(sequence: Sequence) -> Rank:
     return (sequence.sequence_id,)
 
 
-def by_priority(sequence: Sequence) -> Rank:
-    """Lowest priority number first, then first come."""
-    return (sequence.request.priority, sequence.sequence_id)
-
-
-RANKS: dict[SchedulingPolicy, Callable[[Sequence], Rank]] = {"fcfs": first_come, "priority": by_priority}
+RANKS: dict[SchedulingPolicy, Callable[[Sequence], Rank]] = {
+    "fcfs": first_come,
+    "priority": lambda sequence: (sequence.request.priority, sequence.sequence_id),  # the lowest number first
+}
 
 
 class WaitingQueue:
@@ -203,12 +194,10 @@ class WaitingQueue:
         None is passed more than max_bypasses times, and no more than so many that stay are looked past: a long queue
         costs no more than a short one.
         """
-        queue, staying = self.queue, 0
+        queue, most, staying = self.queue, self._max_bypasses, 0
         while staying < len(queue):
             passed = queue[:staying]
-            if staying > self._max_bypasses or any(
-                self._num_passes[one.sequence_id] >= self._max_bypasses for one in passed
-            ):
+            if staying > most or any(self._num_passes[one.sequence_id] >= most for one in passed):
                 return
             sequence = queue[staying]
             yield sequence

@@ -26,7 +26,7 @@ from octavo.request import Request, Sequence
 from octavo.scheduler.continuing import TokenBudget
 from octavo.scheduler.places import Places
 from octavo.scheduler.prompt_logprobs import PromptLogprobs
-from octavo.scheduler.roster import WaitReason, num_seats
+from octavo.scheduler.roster import WaitReason
 from octavo.scheduler.step import PlanDraft
 
 AWAITS_ADAPTER: tuple[WaitReason, str] = "adapters", "its adapter is being read, while steps go on"
@@ -51,7 +51,7 @@ class Growth:
 
     def of(self, sequence: Sequence) -> int:
         """Tokens that a sequence, and the samples that will fork from it, are expected to still take."""
-        return self._scaled(num_seats(sequence) * (sequence.expected_len - sequence.num_tokens))
+        return self._scaled(sequence.num_seats * (sequence.expected_len - sequence.num_tokens))
 
     def of_all(self, running: Listlike[Sequence], forking: Listlike[Sequence]) -> int:
         """How many more tokens than now all running sequences will have at their peak. Each gains one a step once its
@@ -59,7 +59,7 @@ class Growth:
         forked."""
         lives = [(one.expected_len - len(one.token_ids), _own_len(one)) for one in running]
         for one in forking:
-            lives += [(one.expected_len - one.num_tokens, 0)] * (num_seats(one) - 1)
+            lives += [(one.expected_len - one.num_tokens, 0)] * (one.num_seats - 1)
         lives = sorted((life for life in lives if life[0] > 0), reverse=True)
         given_back = sum(own for _, own in lives)
         most = 0
@@ -172,8 +172,8 @@ class Starting:
         """Start a waiting sequence if seats, budget and blocks allow; else explain which do not. is_alone: keep no
         blocks free for growth."""
         cache, budget, places = self._cache, self._budget, self._places
-        if num_seats(sequence) > places.seats.num_free:
-            places.explain(sequence, "seats", f"needs {num_seats(sequence)}, {places.seats.num_free} are free")
+        if sequence.num_seats > places.seats.num_free:
+            places.explain(sequence, "seats", f"needs {sequence.num_seats}, {places.seats.num_free} are free")
             return False
         if not self.is_at_hand(sequence):
             self.await_adapter(sequence)
