@@ -12,12 +12,12 @@ from tests.gpu.device import DEVICE, ON_GPU, needs_gpu, relative_error  # isort:
 
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda.plain_codes import PlainCodes
-from octavo.kernels.cuda.sizes import scaled_rows, scratch_shapes
+from octavo.kernels.cuda.sizes import ROWS_AT_ONCE, scaled_rows, scratch_shapes
 from octavo.kernels.cuda_cpp.quantized_format import why_not
 from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight
 from octavo.kernels.parameters import Linear
 from octavo.kernels.reference.scaled import dequantize_scaled
-from octavo.kernels.scaled import ScaledFormat
+from octavo.kernels.scaled import ScaledFormat, ScaledTensor
 from octavo.kernels.triton.linear.quantized import dequantise, fp8_block_product, quantise_row_blocks, quantise_rows
 from octavo.quantization.at_load import QuantisedAtLoad, quantised
 from octavo.testing import made_parameters
@@ -76,21 +76,56 @@ def test_each_block_of_a_row_in_fp8_is_near_the_row() -> None:
     assert (error <= torch.maximum(blocks.abs() / 16, largest / 448 * 2**-10) * 1.001).all()
 
 
-@pytest.mark.skipif(not ON_GPU or torch.cuda.get_device_capability() != (9, 0), reason="a library's product on sm_90")
-@pytest.mark.parametrize("rows", [17, 64, 65, 130, 1000])
-def test_a_matrix_in_blocks_times_rows_in_blocks(rows: int) -> None:
-    form, shape = ScaledFormat("F8_E4M3", (128, 128)), (384, 1536)
-    tensor = random_matrix(form, shape, size=shape[1] ** -0.5)
-    weight = QuantizedWeight.of([PlainCodes.of(tensor, DEVICE)], form, torch.bfloat16)
-    x = torch.randn(rows, shape[1], device=DEVICE).to(torch.bfloat16)
-    bias, out = (torch.randn(*each, shape[0], device=DEVICE).to(torch.bfloat16) for each in ((), (rows,)))
-    codes = torch.empty(x.numel(), dtype=torch.uint8, device=DEVICE)
-    scales = torch.empty(x.numel() // 128, device=DEVICE)
+def in_blocks(x: torch.Tensor) -> torch.Tensor:
+    """Rows as the product has them: in fp8, with a scale for each 128 inputs."""
+    codes = torch.empty_like(x, dtype=torch.float8_e4m3fn)
+    scales = torch.empty(x.shape[1] // 128, len(x), device=DEVICE)
+    quantise_row_blocks(x, codes, scales)
+    return (codes.float().unflatten(1, (-1, 128)) * scales.t()[..., None]).flatten(1)
+
+
+def block_product(x: torch.Tensor, tensor: ScaledTensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    weight = QuantizedWeight.of([PlainCodes.of(tensor, DEVICE)], tensor.format, torch.bfloat16)
+    room, out = max(len(x), ROWS_AT_ONCE) * x.shape[1], x.new_full((len(x), tensor.rows), torch.nan)
+    codes, scales = torch.empty(room, dtype=torch.uint8, device=DEVICE), torch.empty(room // 128, device=DEVICE)
     fp8_block_product(x, weight.data, weight.scales, bias, out, codes, scales, chained=False)
-    rounded = codes.view(torch.float8_e4m3fn).float().view(rows, -1, 128) * scales.view(-1, rows).t()[..., None]
-    dense = torch.from_numpy(np.array(dequantize_scaled(tensor)).reshape(shape)).to(DEVICE)
-    assert relative_error(out, rounded.view(rows, -1) @ dense.t() + bias.float()) < 0.006
+    return out
+
+
+def dense_of(tensor: ScaledTensor) -> torch.Tensor:
+    return torch.from_numpy(np.array(dequantize_scaled(tensor)).reshape(tensor.shape)).to(DEVICE)
+
+
+IN_BLOCKS = ScaledFormat("F8_E4M3", (128, 128))
+needs_hopper = pytest.mark.skipif(
+    not ON_GPU or torch.cuda.get_device_capability() != (9, 0), reason="a library's product on sm_90"
+)
+
+
+@needs_hopper
+@pytest.mark.parametrize("rows", [1, 2, 3, 17, 64, 65, 130, 1000])
+def test_a_matrix_in_blocks_times_rows_in_blocks(rows: int) -> None:
+    tensor = random_matrix(IN_BLOCKS, (384, 1536), size=1536**-0.5)
+    x = torch.randn(rows, 1536, device=DEVICE).to(torch.bfloat16)
+    bias, dense = torch.randn(384, device=DEVICE).to(torch.bfloat16), dense_of(tensor)
+    out = block_product(x, tensor, bias)
+    assert relative_error(out, in_blocks(x) @ dense.t() + bias.float()) < 0.006
     assert relative_error(out, x.float() @ dense.t() + bias.float()) < 0.04
+
+
+@needs_hopper
+def test_a_row_or_a_scale_of_any_size_leaves_the_others_right() -> None:
+    """Rows of zeros, of hardly more and of much more; scales of nothing; and a row that is broken already."""
+    tensor = random_matrix(IN_BLOCKS, (512, 1536), size=1536**-0.5)
+    tensor.scales[:3] *= np.array([0, 1e-30, 1e-37], np.float32)[:, None]
+    x, dense = torch.randn(19, 1536, device=DEVICE).to(torch.bfloat16), dense_of(tensor)
+    x[1], x[2, 128:] = 0, 0
+    x[3:18] *= torch.logspace(-39, 4, 15, device=DEVICE)[:, None]
+    x[18, 700] = torch.nan
+    out, expected = block_product(x, tensor).float(), x.float() @ dense.t()
+    assert out[18].isnan().all()
+    error, size = ((of[:18].unflatten(1, (4, 128))).norm(dim=2) for of in (out - expected, expected))
+    assert (error <= 0.05 * size + 1e-30).all()
 
 
 def test_a_library_takes_blocks_where_it_can() -> None:

@@ -27,7 +27,7 @@ from octavo.kernels.scaled import ScaledFormat
 from octavo.sampling.columns import ENTRY_WIDTH
 
 Shapes = Mapping[str, Shape]
-_FP8_BLOCK = 128  # outputs and inputs that share a scale
+_FP8_BLOCK, ROWS_AT_ONCE = 128, 4  # outputs and inputs that share a scale; rows that a library takes together
 
 LATENT_ROWS = 64  # rows that a program of attention over latents has, at most
 LATENT_SHARES = 32  # parts of a context there
@@ -128,7 +128,8 @@ def scratch_shapes(quantized: Sequence[Linear], max_rows: int, dtype: KVDType, g
         else:
             inputs.append(linear.in_features)
             scales.append(linear.in_features // _FP8_BLOCK if by == "blocks" else 1)
-    return {"dense": max(made_dense), "codes": max_rows * max(inputs), "scales": max_rows * max(scales)}
+    count = max(max_rows, ROWS_AT_ONCE)
+    return {"dense": max(made_dense), "codes": count * max(inputs), "scales": count * max(scales)}
 
 
 def scaled_rows(linear: Linear, dtype: str, gpu: GPU) -> Literal["whole", "blocks"] | None:

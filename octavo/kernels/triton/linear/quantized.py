@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo.kernels.cuda.sizes import ROWS_AT_ONCE
 from octavo.kernels.cuda_cpp.quantized_weight import RAISED, QuantizedWeight
 from octavo.kernels.triton.chain import wait_for_previous
 
@@ -52,16 +53,24 @@ def fp8_block_product(
     codes: torch.Tensor, row_scales: torch.Tensor, *, chained: bool,
 ) -> None:  # fmt: skip
     """The same with scales [out / 128, in / 128], and one for each 128 inputs of a row. The library takes rows by four:
-    the last four are multiplied once more where others are left."""
-    by_four = len(x) // 4 * 4
-    for start, end in ((0, by_four), *([(len(x) - 4, len(x))] if by_four < len(x) else [])):
-        _multiply_blocks(x[start:end], weight, scales, out[start:end], codes, row_scales, chained)
+    the last four are multiplied once more where others are left, and fewer with zeros below them."""
+    num_rows, by_four = len(x), len(x) // ROWS_AT_ONCE * ROWS_AT_ONCE
+    given = weight, scales, codes, row_scales, chained
+    if by_four:
+        _multiply_blocks(x[:by_four], out[:by_four], *given)
+        if by_four < num_rows:
+            _multiply_blocks(x[-ROWS_AT_ONCE:], out[-ROWS_AT_ONCE:], *given)
+    else:
+        padded = torch.nn.functional.pad(x, (0, 0, 0, ROWS_AT_ONCE - num_rows))
+        sums = out.new_empty(ROWS_AT_ONCE, out.shape[1])
+        _multiply_blocks(padded, sums, *given)
+        out.copy_(sums[:num_rows])
     if bias is not None:
         out.add_(bias)
 
 
 def _multiply_blocks(
-    x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor, out: torch.Tensor, codes: torch.Tensor,
+    x: torch.Tensor, out: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor, codes: torch.Tensor,
     row_scales: torch.Tensor, chained: bool,
 ) -> None:  # fmt: skip
     num_rows, depth = x.shape
@@ -83,6 +92,12 @@ def quantise_row_blocks(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tens
 
 
 @triton.jit
+def _scale_of(largest):
+    """Never 0 or subnormal: these a division may flush, and what is so small is nothing beside 2^-126."""
+    return tl.where(largest > 0, tl.maximum(largest / 448.0, 1.1754943508222875e-38), 1.0)
+
+
+@triton.jit
 def _quantise_row_blocks_kernel(
     x_ptr, codes_ptr, scales_ptr, num_blocks, x_stride, scales_stride,
     BLOCKS: tl.constexpr, COLUMNS: tl.constexpr, CHAINED: tl.constexpr,
@@ -93,8 +108,8 @@ def _quantise_row_blocks_kernel(
     wait_for_previous(CHAINED)
     x = tl.load(x_ptr + row * x_stride + k, mask=inside, other=0.0).to(tl.float32)
     largest = tl.max(tl.abs(x), 1)
-    scale = tl.where(largest > 0, largest / 448.0, 1.0)
-    codes = tl.minimum(tl.maximum(x / scale[:, None], -448.0), 448.0)
+    scale = _scale_of(largest)
+    codes = tl.clamp(x / scale[:, None], -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
     tl.store(codes_ptr + row * num_blocks * COLUMNS + k, codes.to(codes_ptr.dtype.element_ty), mask=inside)
     tl.store(scales_ptr + block * scales_stride + row, scale, mask=block < num_blocks)
 
@@ -143,7 +158,7 @@ def _quantise_rows_kernel(
     wait_for_previous(CHAINED)
     x = tl.load(x_ptr + row * x_stride + k, mask=k < width, other=0.0).to(tl.float32)
     largest = tl.max(tl.abs(x), 0)
-    scale = tl.where(largest > 0, largest / 448.0, 1.0)
-    codes = tl.minimum(tl.maximum(x / scale, -448.0), 448.0)
+    scale = _scale_of(largest)
+    codes = tl.clamp(x / scale, -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
     tl.store(codes_ptr + row * codes_stride + k, codes.to(codes_ptr.dtype.element_ty), mask=k < width)
     tl.store(scales_ptr + row, scale)
