@@ -214,13 +214,19 @@ void Attention::run_item(const Item& item, const Tile& tile, float* partials, st
   finish(tile, total);
 }
 
-// Rows are query by query, the heads of one query adjacent; scaled, so that scores need no further factor.
+// Rows are query by query, the heads of one query adjacent; scaled, so that scores need no further factor. What meets a
+// latent has the scale of values.
 void Attention::load_queries(const Tile& tile, float* q) const {
-  const int64_t width = heads_per_group_ * D_;
+  const int64_t width = heads_per_group_ * D_, rank = spec_.latent_rank;
   const float scale = spec_.scale * unit(spec_.k_scales, tile.kv_head);
+  const float latent_scale = spec_.scale * unit(spec_.v_scales, tile.kv_head);
   for (int64_t i = 0; i < tile.num_queries; ++i) {
     const float* source = q_[tile.first_token + i] + tile.kv_head * width;
     for (int64_t j = 0; j < width; ++j) q[i * width + j] = source[j] * scale;
+    if (!rank || latent_scale == scale) continue;
+    for (int64_t j = 0; j < width; j += D_) {
+      for (int64_t d = j; d < j + rank; ++d) q[i * width + d] = source[d] * latent_scale;
+    }
   }
 }
 

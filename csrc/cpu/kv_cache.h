@@ -41,7 +41,7 @@ struct LayerSpec {
   const float* cos;  // [max_len, rotary_dim / 2]; null: no rotation
   const float* sin;
   int64_t rotary_dim;
-  float* k_scales;  // [num_kv_heads] what codes are multiplied by; null if the pool has none
+  float* k_scales;  // [num_kv_heads] what codes are multiplied by; null if the pool has none. v_scales: of latents, too
   float* v_scales;
   const float* sinks;  // [num_heads] scores that have no value; or null
   const float* bias;  // [num_heads, 2 bias_reach + 1] added to scores, by a key's distance from its query; null: none

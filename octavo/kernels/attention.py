@@ -1,7 +1,7 @@
 """Attention backends on a GPU: their protocol, the table of all backends, and the choice for each layer of a model.
 
     table, best first        flash_attn_4 (only if asked for) | cuda | hopper | triton | deterministic (if asked for)
-                             latent, for latents alone
+                             latent, for latents alone; deterministic takes them, too
     a layer of the model     the backends that take it, in this order: a chain
     a phase of a step        the first backend of the chain computes it, or leaves it to the next
 
@@ -122,6 +122,8 @@ BACKENDS: dict[str, Callable[[], type[AttentionBackend]]] = {
 }
 #: and the option that asks for it
 ONLY_IF_ASKED = {"flash_attn_4": "attention_backend='flash_attn_4'", "deterministic": "deterministic=True"}
+#: those that attend to latents
+TAKE_LATENTS = ("latent", "deterministic")
 #: those that also compute layers whose tokens see what follows them
 SEE_AHEAD = ("triton",)
 _OPTIONS = {"deterministic": ("deterministic is True", "deterministic=False")}
@@ -136,7 +138,7 @@ def choose(layer: AttentionLayer, dtype: KVDType, kv: KVLayout, gpu: GPU, asked:
         if (name in ONLY_IF_ASKED and name != asked) or (asked in names and names.index(name) < names.index(asked)):
             continue
         reasons = load().why_not(layer, dtype, kv, gpu)
-        if layer.latent is not None and name != "latent":
+        if layer.latent is not None and name not in TAKE_LATENTS:
             reasons = ["it attends to keys and values, and the model has latents"]
         if not layer.is_causal and name not in SEE_AHEAD:
             reasons = [*reasons, "an encoder's tokens see those after them, which its kernels do not compute"]

@@ -30,7 +30,8 @@ class RotaryTable:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KVScales:
-    """What the codes of an 8-bit KV cache are multiplied by. keys, values: [K] float32, a number for each KV head."""
+    """What the codes of an 8-bit KV cache are multiplied by. keys, values: [K] float32, a number for each KV head; of
+    latents, values is theirs, and keys that of the rotated keys beside them."""
 
     keys: FloatArray
     values: FloatArray

@@ -4,6 +4,8 @@ For each layer one number for keys and one for values, or one for each KV head:
 
     model.layers.3.self_attn.k_scale          also under `attn.`, `k_proj.` and `v_proj.`, by the program that wrote it
     model.layers.3.self_attn.k_proj.output_scale
+
+Of latents k_scale alone counts, as everything that is stored is a key.
 """
 
 from __future__ import annotations
@@ -40,9 +42,10 @@ def read_kv_scales(checkpoint: Checkpoint, rank: int = 0, num_ranks: int = 1) ->
             found[which] = replace(tensor, label=f"{checkpoint.label}: tensor {name!r}")
             checkpoint.taken.add(name)
     layers = sorted({layer for layer, _ in found})
-    whole = {layer: [_numbers(found, layer, which, a.num_kv_heads) for which in "kv"] for layer in layers}
+    both = "kv" if a.latent is None else "kk"
+    whole = {layer: [_numbers(found, layer, which, a.num_kv_heads) for which in both] for layer in layers}
     _, parts = Shard.heads(a.num_heads, a.num_kv_heads).slices((a.num_kv_heads,), rank, num_ranks)
-    return {layer: KVScales(*(each[parts[0]] for each in both)) for layer, both in whole.items()}
+    return {layer: KVScales(*(each[parts[0]] for each in scales)) for layer, scales in whole.items()}
 
 
 def _numbers(found: Mapping[tuple[int, str], StoredTensor], layer: int, which: str, num_heads: int) -> FloatArray:

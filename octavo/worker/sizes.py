@@ -11,7 +11,7 @@ from octavo.errors import ConfigError
 from octavo.kernels.adapters import AdapterSizes, AdapterTarget
 from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.device import Device, DTypes, StepLimits, StepSizes
-from octavo.kernels.kv_layout import LARGEST_CODE, KVGroup, KVLayout
+from octavo.kernels.kv_layout import KVGroup, KVLayout
 from octavo.kernels.ledger import Entry, Ledger
 from octavo.kernels.model import Model
 from octavo.kernels.program.model_recording import ModelRecording
@@ -133,13 +133,7 @@ def _kv_dtype(task: WorkerTask, architecture: Architecture, device: Device) -> K
                 "step: leave it at 'auto'"
             )
         return asked if device.is_asynchronous else "float32"
-    chosen = asked if asked != "auto" or stated is None else stated.kv_cache or "auto"
-    if architecture.latent is not None and chosen in LARGEST_CODE:
-        raise ConfigError(
-            f"kv_cache_dtype is {chosen!r}, but a {architecture.family} model keeps latents, which have no codes of 8 "
-            "bits: set it to 'bfloat16'"
-        )
-    return chosen
+    return asked if asked != "auto" or stated is None else stated.kv_cache or "auto"
 
 
 def _own(group: CacheGroup, layers: range) -> list[int]:

@@ -13,6 +13,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource
 
 from octavo.kernels.triton.attention import (
+    fixed_attention,
     hopper_decode,
     hopper_prefill,
     latent_attention,
@@ -34,7 +35,7 @@ INTS = (
     "items",
     "counter",
 )
-FLOATS = ("part_values", "part_max_sum", "norm", "q_norm", "k_norm", "cos", "sin", "sinks")
+FLOATS = ("part_values", "part_max_sum", "norm", "q_norm", "k_norm", "cos", "sin", "scales", "sinks")
 HALVES = ("q", "kv", "out", "pool")
 SWIZZLED = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16)
 
@@ -90,18 +91,22 @@ def main() -> None:
         name = f"tile-{rows}x{columns}-{gate or 'plain'}"
         compile_kernel(name, tile_linear._tile_kernel, constants, known, num_warps=rows // 16)
     sizes = {"RANK": 512, "RANK_PAD": 512, "ROTARY": 64, "ROTARY_PAD": 64, "BLOCK_SIZE": 16, "CHAINED": True}
-    for rows in (16, 64):
+    for rows, codes in ((16, ""), (64, ""), (16, "-codes")):
         constants = {
-            "HEADS": 16,
-            "OWN_HEADS": 16,
-            "QUERIES": rows // 16,
-            "IS_PLAIN": rows == 16,
-            "ROWS": rows,
-            "KEYS": 32,
-        }
+            "HEADS": 16, "OWN_HEADS": 16, "QUERIES": rows // 16, "IS_PLAIN": rows == 16, "ROWS": rows, "KEYS": 32,
+            "HAS_CODES": bool(codes), "IS_FLOAT": bool(codes),
+        }  # fmt: skip
         options = {"num_warps": 4 if rows == 16 else 8, "num_stages": 2}
-        compile_kernel(f"latent-{rows}", latent_attention._attend_kernel, sizes | constants, {}, **options)
-    constants = {"Q_HEADS": 16, "HEADS_TILE": 16, "KEY_DIM": 128, "INTERLEAVES": True}
+        known = {"pool": "*u8"} if codes else {}
+        compile_kernel(f"latent-{rows}{codes}", latent_attention._attend_kernel, sizes | constants, known, **options)
+    constants = {
+        "GROUP": 16, "QUERIES": 4, "D": 512, "D_PAD": 512, "WINDOW": 0, "ROTARY": 64, "ROTARY_PAD": 64, "ROWS": 64,
+        "KEYS": 32, "IS_PLAIN": False, "BLOCK_SIZE": 16, "SOFTCAP": False, "HAS_SINKS": False, "HAS_CODES": True,
+        "IS_FLOAT": True, "CHAINED": True,
+    }  # fmt: skip
+    known = {"pool": "*u8", "softcap": "fp32", "rows": "*i32"}
+    compile_kernel("fixed-64-codes", fixed_attention._attend_kernel, constants, known, num_warps=8, num_stages=2)
+    constants = {"Q_HEADS": 16, "HEADS_TILE": 16, "KEY_DIM": 128, "INTERLEAVES": True, "HAS_CODES": False}
     compile_kernel("latent-write", latent_kv_write._latent_kv_write_kernel, sizes | constants, {}, num_warps=4)
 
 

@@ -61,11 +61,14 @@ class PagedBatch:
         return start[:, None, None] + head[None, :, None] + torch.arange(dim, device=DEVICE)
 
     def keys(self, s: int) -> torch.Tensor:
-        return self._numbers(self.pool.data[self.cells(s)], 0)
+        """Of latents: with the latent, as it is stored, before the rotated key."""
+        rank = 0 if self.layer.latent is None else self.layer.value_dim
+        latents, keys = self.pool.data[self.cells(s)].tensor_split([rank], dim=-1)
+        return torch.cat([self._numbers(latents, 1), self._numbers(keys, 0)], dim=-1)
 
     def values(self, s: int) -> torch.Tensor:
         if self.layer.latent is not None:
-            return self.keys(s)[..., : self.layer.value_dim]
+            return self._numbers(self.pool.data[self.cells(s)[..., : self.layer.value_dim]], 1)
         return self._numbers(self.pool.data[self.cells(s) + self.pool.value_offset], 1)
 
     @property

@@ -181,8 +181,10 @@ def test_one_phase_is_enough_to_take_a_layer() -> None:
 def test_latents_have_kernels_of_their_own() -> None:
     batch = make_batch([(0, 2)], num_kv_heads=1, head_dim=64, latent_rank=48)
     for gpu in (AMPERE, HOPPER):
-        assert choose(batch.layer, "bfloat16", batch.layout, gpu, "auto") == ["latent"]
-    for asked in ("triton", "hopper", "deterministic"):
+        for layout in (batch.layout, replace(batch.layout, dtype="fp8")):
+            assert choose(batch.layer, "bfloat16", layout, gpu, "auto") == ["latent"]
+            assert choose(batch.layer, "bfloat16", layout, gpu, "deterministic") == ["deterministic"]
+    for asked in ("triton", "hopper"):
         with pytest.raises(ConfigError, match="it attends to keys and values, and the model has latents"):
             choose(batch.layer, "bfloat16", batch.layout, HOPPER, asked)  # type: ignore[arg-type]
 

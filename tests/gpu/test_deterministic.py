@@ -32,24 +32,36 @@ def engine(folder: Path, **options: Any) -> LLM:
 
 
 @pytest.mark.skipif(ON_GPU, reason="the tests below ask more of a GPU")
-def test_an_interpreted_answer_does_not_depend_on_its_company(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "sizes", "company"),
+    [
+        ("qwen3", {"num_hidden_layers": 1}, Company(20, (3,), (9,), (1,), few_blocks=4, kinds=({},))),
+        (
+            "deepseek-v3",
+            {"num_hidden_layers": 1, "first_k_dense_replace": 1},
+            Company(20, (3,), (9,), (1,), few_blocks=None, kinds=({},)),
+        ),
+    ],
+)
+def test_an_interpreted_answer_does_not_depend_on_its_company(
+    name: str, sizes: dict[str, int], company: Company, tmp_path: Path
+) -> None:
     from tests.tiny_models import make_tiny_model
 
-    make_tiny_model("qwen3", tmp_path, num_hidden_layers=2)
+    make_tiny_model(name, tmp_path, **sizes)
 
     def make(**more: Any) -> LLM:
-        sizes = {"dtype": "float32", "max_model_len": 48, "max_num_seqs": 4, "num_gpu_blocks_override": 60}
-        return engine(tmp_path, **sizes | more)
+        limits = {"dtype": "float32", "max_model_len": 48, "max_num_seqs": 4, "num_gpu_blocks_override": 60}
+        return engine(tmp_path, **limits | more)
 
-    few = Company(length=20, batches=(3,), budgets=(9,), kept=(1,), few_blocks=4, kinds=({},))
-    few.check(make, ALL_LOGITS.replace(logprobs=2, max_tokens=3))
+    company.check(make, ALL_LOGITS.replace(logprobs=2, max_tokens=3))
 
 
 @needs_gpu
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
-        *((name, dtype) for name in ("qwen3", "gemma2") for dtype in ("bfloat16", "float16", "float32")),
+        *((name, dtype) for name in ("qwen3", "gemma2", "deepseek-v3") for dtype in ("bfloat16", "float16", "float32")),
         ("gpt2", "float32"),  # its heads are too small for a GPU in 16 bits
     ],
 )

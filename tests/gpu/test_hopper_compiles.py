@@ -14,7 +14,7 @@ if ON_GPU:
     pytest.skip("the other tests run them here", allow_module_level=True)
 
 PER_MULTIPROCESSOR = 233_472  # bytes of shared memory; a program takes 1024 more than it asks for
-PROGRAMS = {"prefill": 1, "decode": 2, "tile": 1, "latent": 1}
+PROGRAMS = {"prefill": 1, "decode": 2, "tile": 1, "latent": 1, "fixed": 1}
 
 
 def test_every_kernel_compiles_and_fits() -> None:
@@ -24,6 +24,6 @@ def test_every_kernel_compiles_and_fits() -> None:
     )
     assert found.returncode == 0, found.stderr[-3000:]
     kernels = dict(line.rsplit(" ", 1) for line in found.stdout.splitlines())
-    assert len(kernels) == 12
+    assert len(kernels) == 14
     for name, num_bytes in kernels.items():
         assert int(num_bytes) + 1024 <= PER_MULTIPROCESSOR // PROGRAMS[name.split("-")[0]], name

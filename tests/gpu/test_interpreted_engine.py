@@ -71,17 +71,20 @@ def test_it_gives_the_hosts_tokens(
 
 
 @pytest.mark.usefixtures("_interpreted")
-def test_over_latents_it_gives_the_hosts_tokens(tmp_path: Path, one_torch_thread: None) -> None:
-    from tests.tiny_models import make_tiny_model
+@pytest.mark.parametrize("options", [{}, {"kv_cache_dtype": "fp8", "calculate_kv_scales": True}])
+def test_over_latents_it_gives_the_hosts_tokens(
+    options: dict[str, object], tmp_path: Path, one_torch_thread: None
+) -> None:
+    sizes = {"first_k_dense_replace": 1, "num_hidden_layers": 1}
+    gives_the_hosts_tokens(make_tiny_model("deepseek-v3", tmp_path, **sizes), **options)
 
-    gives_the_hosts_tokens(make_tiny_model("deepseek-v3", tmp_path, first_k_dense_replace=2))
 
-
-def gives_the_hosts_tokens(folder: Path) -> None:
-    params = [GREEDY, GREEDY.replace(n=2), GREEDY]
-    with engine(folder, "reference") as host:
+def gives_the_hosts_tokens(folder: Path, **options: object) -> None:
+    """With copies of blocks, and from the prefix tree."""
+    params, options = [GREEDY, GREEDY.replace(n=2), GREEDY], {"max_num_batched_tokens": 24, **options}
+    with engine(folder, "reference", **options) as host:
         expected = [[one.token_ids for one in output.outputs] for output in host.generate(PROMPTS, params)]
-    with engine(folder, "triton", max_num_batched_tokens=24) as device:
+    with engine(folder, "triton", **options) as device:
         for _ in range(2):  # the second time from the prefix tree
             got = [[one.token_ids for one in output.outputs] for output in device.generate(PROMPTS, params)]
             assert got == expected

@@ -12,6 +12,7 @@ from tests.gpu.device import DEVICE, ON_GPU, TOLERANCE, needs_gpu, relative_erro
 from octavo.kernels.cuda.driver import GPU  # isort: skip
 from octavo.kernels.cuda.step import DeviceStep, StepKind  # isort: skip
 from octavo.kernels.device import StepLimits  # isort: skip
+from octavo.kernels.kv_layout import KVDType  # isort: skip
 from octavo.kernels.triton.attention.latent_attention import LatentAttention  # isort: skip
 from octavo.kernels.triton.attention.memory import AttentionMemory  # isort: skip
 from octavo.kernels.triton.linear.head_linear import head_linear  # isort: skip
@@ -52,8 +53,11 @@ def check(batch: PagedBatch, multiprocessors: int, threshold: int = 1) -> None:
     [(DECODES, 1, 1), (DECODES, 6, 1), (MIXED, 1, 1), (MIXED[1:], 12, 16)],
     ids=["one share", "several shares", "chunks", "some new tokens"],
 )
-def test_attention(dtype: torch.dtype, seqs: list[tuple[int, int]], multiprocessors: int, threshold: int) -> None:
-    batch = make_batch(seqs, num_heads=6, num_kv_heads=1, head_dim=32, latent_rank=24, dtype=dtype)
+@pytest.mark.parametrize("codes", [None, "fp8", "int8"])
+def test_attention(
+    codes: KVDType | None, dtype: torch.dtype, seqs: list[tuple[int, int]], multiprocessors: int, threshold: int
+) -> None:
+    batch = make_batch(seqs, num_heads=6, num_kv_heads=1, head_dim=32, latent_rank=24, dtype=dtype, codes=codes)
     check(batch, multiprocessors, threshold)
 
 
@@ -61,16 +65,20 @@ def test_attention(dtype: torch.dtype, seqs: list[tuple[int, int]], multiprocess
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("num_heads", [16, 64, 96, 128])
 @pytest.mark.parametrize("seqs", [[(4000, 1), (17, 1)], [(3000, 300), (0, 77), (900, 1)]])
-def test_published_sizes(dtype: torch.dtype, num_heads: int, seqs: list[tuple[int, int]]) -> None:
-    batch = make_batch(seqs, num_heads=num_heads, num_kv_heads=1, head_dim=576, latent_rank=512, dtype=dtype)
-    check(batch, 132)
+@pytest.mark.parametrize("codes", [None, "fp8", "int8"])
+def test_published_sizes(
+    codes: KVDType | None, dtype: torch.dtype, num_heads: int, seqs: list[tuple[int, int]]
+) -> None:
+    shape = {"num_heads": num_heads, "num_kv_heads": 1, "head_dim": 576, "latent_rank": 512}
+    check(make_batch(seqs, dtype=dtype, codes=codes, **shape), 132)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("tokens", [3, 70])
 @pytest.mark.parametrize("gives_values", [False, True])
 def test_products_of_heads(dtype: torch.dtype, tokens: int, gives_values: bool) -> None:
-    """Between columns that other kernels read and write, which stay as they are."""
+    """Between columns that other kernels read and write, which stay as they are; in a deterministic engine a row's
+    result is the same to the bit beside any others."""
     heads, inputs, outputs, beside = 3, 70, 40, 8
     up = torch.randn(heads, outputs, inputs, device=DEVICE).to(dtype)
     weight = up.transpose(1, 2) if gives_values else up.transpose(1, 2).contiguous()
@@ -81,3 +89,8 @@ def test_products_of_heads(dtype: torch.dtype, tokens: int, gives_values: bool) 
     expected = torch.einsum("thi,hio->tho", own, weight.float())
     assert relative_error(found[..., :outputs], expected) < TOLERANCE[dtype]
     assert (found[..., outputs:] == 7.0).all()
+    fixed = [torch.empty_like(rows) for rows in (out, out[-1:])]
+    for rows, to in zip((x, x[-1:]), fixed, strict=True):
+        head_linear(rows, weight, to, x_step=inputs + beside, out_step=outputs + beside, is_fixed=True)
+    together, alone = (each.view(-1, heads, outputs + beside)[-1, :, :outputs] for each in fixed)
+    assert torch.equal(together, alone)

@@ -75,7 +75,7 @@ def test_ggufs_blocks_are_in_the_ledger(monkeypatch: pytest.MonkeyPatch, inline_
     check(mixed_llama(tmp_path / "mixed.gguf"), {"max_num_seqs": 8, "dtype": "auto"}, monkeypatch)
 
 
-@pytest.mark.parametrize("name", ["qwen3", "gemma3", "gpt2", "phi3"])
+@pytest.mark.parametrize("name", ["qwen3", "gemma3", "gpt2", "phi3", "deepseek-v3"])
 @pytest.mark.parametrize(
     "options",
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,14 +13,15 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from octavo import LLM  # noqa: E402
+from octavo import LLM, SamplingParams  # noqa: E402
 from octavo.config import ModelConfig  # noqa: E402
 from octavo.engine.assemble import engine_config  # noqa: E402
-from octavo.errors import ConfigError, ModelLoadError  # noqa: E402
+from octavo.errors import ModelLoadError  # noqa: E402
 from octavo.kernels.cpu.device import CpuDevice  # noqa: E402
 from octavo.kernels.device import Device  # noqa: E402
 from octavo.models.checkpoint import Checkpoint  # noqa: E402
 from octavo.models.loader import open_checkpoint  # noqa: E402
+from octavo.observe.events import BlockCopied  # noqa: E402
 from octavo.worker.plan import Planner  # noqa: E402
 from octavo.worker.task import WorkerTask  # noqa: E402
 from tests.conftest import TinyFolder  # noqa: E402
@@ -86,14 +88,51 @@ def test_layers_that_guess_further_tokens_are_left_out_and_said(
 
 
 def test_a_block_holds_one_latent_and_one_key_a_token(tiny_folder: TinyFolder) -> None:
-    task = WorkerTask.of(engine_config(model=str(tiny_folder("deepseek-v2")), dtype="bfloat16", max_model_len=64))
-    plan = Planner.of(task, CpuDevice(1)).plan(task)
-    assert plan.token_bytes == 2 * (24 + 8) * 2, "layers, numbers and bytes of each"
+    for dtype, size in (("bfloat16", 2), ("fp8", 1)):
+        sizes = {"dtype": "bfloat16", "kv_cache_dtype": dtype, "max_model_len": 64}
+        task = WorkerTask.of(engine_config(model=str(tiny_folder("deepseek-v2")), **sizes))
+        plan = Planner.of(task, CpuDevice(1)).plan(task)
+        assert plan.token_bytes == 2 * (24 + 8) * size, "layers, numbers and bytes of each"
 
 
-def test_latents_have_no_codes(tiny_folder: TinyFolder) -> None:
-    with pytest.raises(ConfigError, match="kv_cache_dtype is 'fp8', but a deepseek_v3 model keeps latents"):
-        LLM(str(tiny_folder("deepseek-v3")), kv_cache_dtype="fp8", skip_tokenizer_init=True, backend="cpu")
+@pytest.mark.parametrize(
+    "options", [{"kv_cache_dtype": "fp8"}, {"kv_cache_dtype": "int8", "calculate_kv_scales": True}, {}]
+)
+def test_codes_of_latents_are_shared_and_copied(
+    options: dict[str, Any], tiny_folder: TinyFolder, tmp_path: Path, one_torch_thread: None
+) -> None:
+    """Both backends answer alike, the second time from the prefix tree. {}: the checkpoint says the type and one scale,
+    as vLLM reads it for latents."""
+    folder, answers = tiny_folder("deepseek-v3"), []
+    if not options:
+        folder = with_scales(folder, tmp_path)
+    for backend in ("cpu", "reference"):
+        sizes = {"max_model_len": 64, "num_gpu_blocks_override": 40, "check_invariants": True, "dtype": "float32"}
+        with LLM(str(folder), skip_tokenizer_init=True, backend=backend, **sizes, **options) as llm:
+            params = SamplingParams(n=2, seed=3, max_tokens=4, ignore_eos=True, detokenize=False)
+            for _ in range(2):
+                outputs = llm.generate([list(prompt) for prompt in PROMPTS], params, use_tqdm=False)
+                answers.append([[one.token_ids for one in output.outputs] for output in outputs])
+            assert outputs[-1].num_cached_tokens == 16
+            assert any(isinstance(event, BlockCopied) for event in llm.events)
+            line = dict(llm.card)["KV cache"]
+            assert f"as {options.get('kv_cache_dtype', 'int8')} with scales" in line
+    assert all(each == answers[0] for each in answers)
+
+
+def with_scales(source: Path, folder: Path) -> Path:
+    tensors = load_file(source / "model.safetensors")
+    config = json.loads((source / "config.json").read_text())
+    for index in range(config["num_hidden_layers"]):
+        tensors[f"model.layers.{index}.self_attn.attn.k_scale"] = torch.tensor(1 / 40)
+    save_file(tensors, folder / "model.safetensors")
+    scheme = {"num_bits": 8, "type": "int", "strategy": "tensor", "dynamic": False}
+    groups = {"none": {"targets": ["Nothing"], "weights": {"num_bits": 8, "type": "int"}}}
+    config["quantization_config"] = {
+        "quant_method": "compressed-tensors", "config_groups": groups, "kv_cache_scheme": scheme
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from math import prod
 
 from octavo.kernels.attention import AttentionChoice
 from octavo.kernels.attention_layer import AttentionLayer
-from octavo.kernels.cuda import sizes
+from octavo.kernels.cuda import attention_sizes, sizes
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda_cpp import shape as cuda_cpp
 from octavo.kernels.cuda_cpp.quantized_format import format_of, held_bytes
@@ -184,13 +184,13 @@ def _attention(
 ) -> Iterator[Entry]:  # fmt: skip
     seqs = limits.max_num_seqs
     kinds = dict.fromkeys((layer.group, layer.window) for layer in layers)
-    plan = sizes.attention_plan(seqs, limits.max_num_tokens)
+    plan = attention_sizes.attention_plan(seqs, limits.max_num_tokens)
     yield _entry("plans of attention", [*plan.values()] * len(kinds))
     if asked == "deterministic":
-        yield _entry("partial results of attention", sizes.fixed_attention_workspace(layers).values())
+        yield _entry("partial results of attention", attention_sizes.fixed_attention_workspace(layers).values())
         return
     if any(layer.latent is not None for layer in layers):
-        yield _entry("partial results of attention", sizes.latent_workspace(layers, gpu).values())
+        yield _entry("partial results of attention", attention_sizes.latent_workspace(layers, gpu).values())
         return
     takes_cuda = asked not in ("hopper", "triton") and seqs <= cuda_cpp.MAX_SEQUENCES
     ours = [layer for layer in layers if takes_cuda and not cuda_cpp.why_not(layer, dtype, kv, gpu)]
@@ -200,7 +200,7 @@ def _attention(
         if short > 1:
             yield _entry(f"chunks of up to {short} tokens in CUDA C++", cuda_cpp.workspace(ours, seqs, gpu, short))
     if len(ours) < len(layers):
-        yield _entry("decodes in Triton", sizes.decode_workspace(seqs, layers).values())
+        yield _entry("decodes in Triton", attention_sizes.decode_workspace(seqs, layers).values())
 
 
 def _rows(kv: KVLayout, limits: StepLimits) -> Iterator[Entry]:

@@ -10,6 +10,7 @@ import torch
 from octavo.kernels.adapters import AdaptedModule
 from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.cuda.kv_calibration import with_calibration
+from octavo.kernels.cuda.latent_launch import latent_values_launch, latent_write_launch
 from octavo.kernels.cuda.mixture_launch import MixtureLaunch
 from octavo.kernels.cuda.normed_product import Adapt, normed_product, normed_quantized
 from octavo.kernels.cuda.shared import Shared
@@ -19,13 +20,11 @@ from octavo.kernels.mixture import Mixture
 from octavo.kernels.ops import OPS, Activation, Index, Outside
 from octavo.kernels.parameters import Linear, Parameter
 from octavo.kernels.program.recorder import Instruction, OpByOp, Recording, See, Value, share_buffers
-from octavo.kernels.triton.attention.latent_kv_write import LatentWeights, latent_kv_write
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform, rotary_kv_write
 from octavo.kernels.triton.elementwise import elementwise, norm
 from octavo.kernels.triton.elementwise.elementwise import embedding
 from octavo.kernels.triton.elementwise.wide_norm import WideNorm
 from octavo.kernels.triton.linear.fixed_linear import fixed_linear
-from octavo.kernels.triton.linear.head_linear import head_linear
 from octavo.kernels.triton.linear.skinny_linear import choose_tiling, library_linear, skinny_linear
 
 if TYPE_CHECKING:
@@ -259,21 +258,10 @@ class Program:
         return launch if not memory.has_codes else with_calibration(launch, memory, layer, transform)
 
     def _latent_kv_write(self, layer: AttentionLayer) -> Launch:
-        weights, chained, memory = LatentWeights.of(layer, self._weights), self._chained, self._shared.memory
-        slots, pools, width = memory.plan_of(layer).slots, memory.pools, layer.head_dim
-        query = weights.keys.shape[1] + width - layer.value_dim
-
-        def launch(step: DeviceStep, q: torch.Tensor, kv: torch.Tensor, out: torch.Tensor) -> None:
-            pool, positions = pools[layer], step.positions
-            head_linear(q, weights.keys, out, x_step=query, out_step=width, chained=chained)
-            latent_kv_write(q, kv, out, layer, pool, weights, slots=slots, positions=positions, chained=chained)
-
-        return launch
+        return latent_write_launch(layer, self._shared)
 
     def _latent_values(self, layer: AttentionLayer) -> Launch:
-        values, chained = LatentWeights.of(layer, self._weights).values, self._chained
-        _, rank, value_dim = values.shape
-        return lambda step, x, out: head_linear(x, values, out, x_step=rank, out_step=value_dim, chained=chained)
+        return latent_values_launch(layer, self._shared)
 
     def _paged_attention(self, layer: AttentionLayer) -> Launch:
         """In a step with chunks: one launch for the decoding sequences, another for the chunks."""

@@ -16,7 +16,6 @@ from math import prod
 from typing import Literal
 
 from octavo.kernels.adapters import AdaptedModule
-from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda_cpp.expert_format import padded
 from octavo.kernels.kv_layout import KVDType
@@ -29,11 +28,6 @@ from octavo.sampling.columns import ENTRY_WIDTH
 Shapes = Mapping[str, Shape]
 _FP8_BLOCK, ROWS_AT_ONCE = 128, 4  # outputs and inputs that share a scale; rows that a library takes together
 
-LATENT_ROWS = 64  # rows that a program of attention over latents has, at most
-LATENT_SHARES = 32  # parts of a context there
-MAX_PARTITIONS = 32  # parts of a sequence in decode attention by Triton's kernels
-FIXED_PART_ROWS = 4096  # rows of partial results, for each kv head, in a deterministic engine's attention
-PREFILL_TILE = 128  # queries of a chunk that one tile of attention has
 SEGMENT, CHUNK = 128, 2048  # logits whose maximum is kept, and whose sum is kept
 HEAD = 64  # segments that a draw looks at first
 KEPT = 64  # of a part's best tokens, which ranks tell each other in draws that keep no more
@@ -195,41 +189,6 @@ def shrunk_rows(modules: Sequence[AdaptedModule], max_rows: int) -> Shape:
         module.width * max(rows, *(one * shrink_parts(one, module.in_features) for one in few)) for module in modules
     ]
     return (max(widths, default=0),)
-
-
-def attention_plan(max_num_seqs: int, max_num_tokens: int) -> Shapes:
-    return {
-        "totals": (2,),
-        "items": (max_num_seqs * MAX_PARTITIONS, 8),
-        "item_ranges": (max_num_seqs, 2),
-        "tiles": (max_num_tokens // PREFILL_TILE + max_num_seqs, 8),
-        "slots": (max_num_tokens,),
-    }
-
-
-def decode_workspace(max_num_seqs: int, layers: Sequence[AttentionLayer]) -> Shapes:
-    max_items = max_num_seqs * MAX_PARTITIONS
-    heads = max((layer.num_heads for layer in layers), default=0)
-    width = max((layer.num_heads * layer.head_dim for layer in layers), default=0)
-    return {"values": (max_items * width,), "max_sum": (max_items * heads * 2,), "counter": (1,)}
-
-
-def fixed_attention_workspace(layers: Sequence[AttentionLayer]) -> Shapes:
-    heads = max((layer.num_kv_heads for layer in layers), default=0)
-    width = max((layer.num_kv_heads * layer.head_dim for layer in layers), default=0)
-    return {"values": (FIXED_PART_ROWS * width,), "max_sum": (FIXED_PART_ROWS * heads * 2,)}
-
-
-def latent_programs(gpu: GPU) -> int:
-    """Programs of attention over latents for which contexts are cut."""
-    return 2 * gpu.num_multiprocessors
-
-
-def latent_workspace(layers: Sequence[AttentionLayer], gpu: GPU) -> Shapes:
-    """Partial results of all programs that may have one."""
-    rank = max((layer.value_dim for layer in layers if layer.latent is not None), default=0)
-    rows = latent_programs(gpu) * LATENT_ROWS if rank else 0
-    return {"values": (rows * rank,), "max_sum": (rows * 2,)}
 
 
 def logits_scan(max_rows: int, vocab_size: int) -> dict[str, Shape]:

@@ -59,7 +59,7 @@ class KVPool:
         self.calibrates = False
         self._layout = layout
         self._blocks = torch.from_numpy(pool).view(layout.num_blocks, layout.block_bytes)
-        self._scales: dict[AttentionLayer, torch.Tensor] = {}  # [K or V, K heads, 1], of codes
+        self._scales: dict[AttentionLayer, torch.Tensor] = {}  # [K or V, K heads, 1], of codes; of latents [1, 1, D]
 
     def write(self, step: StepIndex, layer: AttentionLayer, *kv_TKD: torch.Tensor) -> None:
         """kv_TKD: keys and values, or latents."""
@@ -67,8 +67,7 @@ class KVPool:
         assert bool((blocks != 0).all()), "a live token is never written to the null block"
         slots, cells, numbers = step.positions % self.block_size, self._cells(layer), torch.stack(kv_TKD)
         if self.calibrates:
-            largest = numbers.abs().amax(dim=(1, 3)).unsqueeze(-1)
-            self._scales[layer] = torch.where(largest > 0, largest / calibrated_code(self._layout.dtype), 1.0)
+            self._scales[layer] = _spread(self._calibrated(numbers, layer), layer)
         for which, each in enumerate(numbers):
             cells[blocks, which, slots] = self._stored(layer, which, each)
 
@@ -79,13 +78,10 @@ class KVPool:
         blocks, slots = table[positions // self.block_size], positions % self.block_size
         assert bool((blocks != 0).all()), "positions inside the window have blocks"
         cells = self._cells(layer)
-        if layer.latent is not None:
-            keys = cells[blocks, 0, slots].float()
-            return [keys, keys[..., : layer.latent.rank]]
-        read = [cells[blocks, which, slots].float() for which in (0, 1)]
-        if self._layout.dtype not in LARGEST_CODE:
-            return read
-        return [codes * scales for codes, scales in zip(read, self._scales_of(layer), strict=True)]
+        read = [cells[blocks, which, slots].float() for which in range(cells.shape[1])]
+        if self._layout.dtype in LARGEST_CODE:
+            read = [codes * scales for codes, scales in zip(read, self._scales_of(layer), strict=True)]
+        return read if layer.latent is None else [read[0], read[0][..., : layer.latent.rank]]
 
     def bias_of(self, layer: AttentionLayer) -> torch.Tensor:
         """[Q, distances]."""
@@ -100,8 +96,17 @@ class KVPool:
 
     def _scales_of(self, layer: AttentionLayer) -> torch.Tensor:
         if layer not in self._scales:
-            self._scales[layer] = torch.from_numpy(np.stack(kv_scales(layer))).unsqueeze(-1)
+            self._scales[layer] = _spread(torch.from_numpy(np.stack(kv_scales(layer))), layer)
         return self._scales[layer]
+
+    def _calibrated(self, numbers: torch.Tensor, layer: AttentionLayer) -> torch.Tensor:
+        """[2, K heads], of keys and values as `KVScales` has them."""
+        if layer.latent is None:
+            largest = numbers.abs().amax(dim=(1, 3))
+        else:
+            values, keys = numbers.abs().tensor_split([layer.latent.rank], dim=-1)
+            largest = torch.stack([keys.max(), values.max()])[:, None]
+        return torch.where(largest > 0, largest / calibrated_code(self._layout.dtype), 1.0)
 
     def _cells(self, layer: AttentionLayer) -> torch.Tensor:
         self._layout.check(layer)
@@ -109,6 +114,14 @@ class KVPool:
         bytes_of_layer = self._blocks[:, start : start + self._layout.layer_bytes(group)]
         shape = (1 if group.is_latent else 2, self.block_size, group.num_kv_heads, group.head_dim)
         return bytes_of_layer.view(TORCH_DTYPES[self._layout.dtype]).unflatten(1, shape)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _spread(scales: torch.Tensor, layer: AttentionLayer) -> torch.Tensor:
+    """Scales [2, K heads] as they multiply what is stored: a head's numbers, or a latent's and then its key's."""
+    if layer.latent is None:
+        return scales.unsqueeze(-1)
+    keys, values = scales.expand(2, layer.head_dim)
+    return torch.cat([values[: layer.latent.rank], keys[layer.latent.rank :]])[None, None]
 
 
 def rotate(x_TXD: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

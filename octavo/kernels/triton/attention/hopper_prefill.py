@@ -32,7 +32,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.language.extra.cuda import gdc_wait
 
 from octavo.kernels.attention_layer import AttentionLayer
-from octavo.kernels.cuda.sizes import PREFILL_TILE
+from octavo.kernels.cuda.attention_sizes import PREFILL_TILE
 from octavo.kernels.triton.attention.hopper import (
     PoolBoxes,
     boxes,

@@ -6,8 +6,7 @@
               the tile's only share:   the result
               one of several:          partial (max, sum, weighted latents) in float32; `_join_kernel` adds them up
 
-One launch serves a step's decodes and its chunks. A latent and its rotated key are two products: R and P are powers of
-two in every published model, and R + P is none.
+One launch serves a step's decodes and its chunks.
 """
 
 from __future__ import annotations
@@ -19,14 +18,15 @@ import triton
 import triton.language as tl
 
 from octavo.kernels.attention_layer import AttentionLayer
+from octavo.kernels.cuda.attention_sizes import LATENT_SHARES, latent_programs, latent_workspace
 from octavo.kernels.cuda.driver import GPU
-from octavo.kernels.cuda.sizes import LATENT_ROWS, LATENT_SHARES, latent_programs, latent_workspace
 from octavo.kernels.cuda.step import AttentionLaunch, DeviceStep
-from octavo.kernels.kv_layout import LARGEST_CODE, KVDType, KVLayout
-from octavo.kernels.triton.attention.fixed_attention import tile_of_step
+from octavo.kernels.kv_layout import KV_ELEMENTS, KVDType, KVLayout
+from octavo.kernels.triton.attention.latent_tile import attend_to_latents
 from octavo.kernels.triton.attention.memory import AttentionMemory, LayerPool, padded_dim
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform
 from octavo.kernels.triton.attention.scores import LOG2_E, finite
+from octavo.kernels.triton.attention.tiles import LatentTiling, tile_of_step, warps_for
 from octavo.kernels.triton.chain import wait_for_previous
 
 _LEAST_SHARE = tl.constexpr(128)  # tokens
@@ -48,7 +48,6 @@ class LatentAttention:
             "a window": layer.window is not None,
             "capped scores": layer.softcap is not None,
             "sinks": layer.sinks is not None,
-            f"KV blocks in {kv.dtype}": kv.dtype in LARGEST_CODE,
         }
         return [f"it computes no {reason}" for reason, is_so in reasons.items() if is_so]
 
@@ -80,18 +79,10 @@ class LatentAttention:
     def prefill(self, layer: AttentionLayer, otherwise: AttentionLaunch) -> AttentionLaunch:
         pools, parts, gpu = self._memory.pools, (self._values, self._max_sum), self._memory.gpu
         programs, chained = latent_programs(gpu), gpu.chains
-        most_rows, stages = _what_fits(gpu.capability)
+        tiling = LatentTiling.of(KV_ELEMENTS[self._memory.dtype].num_bytes, gpu.capability)
         return lambda step, q, out: latent_attention(
-            q, out, layer, pools[layer], parts, step,
-            programs=programs, most_rows=most_rows, num_stages=stages, chained=chained,
-        )  # fmt: skip
-
-
-def _what_fits(capability: tuple[int, int]) -> tuple[int, int]:
-    """Rows of a program, and its stages, for the shared memory of such a GPU with latents of 512 numbers in 16 bits."""
-    if (9, 0) <= capability < (12, 0):
-        return LATENT_ROWS, 2
-    return (LATENT_ROWS if capability == (8, 0) else 16), 1
+            q, out, layer, pools[layer], parts, step, tiling, programs=programs, chained=chained
+        )
 
 
 def latent_attention(
@@ -101,18 +92,16 @@ def latent_attention(
     pool: LayerPool,
     parts: tuple[torch.Tensor, torch.Tensor],
     step: DeviceStep,
+    tiling: LatentTiling,
     *,
     programs: int,
-    most_rows: int = LATENT_ROWS,
-    num_stages: int = 1,
     chained: bool = False,
 ) -> None:
     """Write all rows of `out` [T, Q * R] that belong to a sequence. q [T, Q * (R + P)]; the cache is up to date.
     programs: that are worth cutting contexts for."""
     heads, rank, num_seqs = layer.num_heads, layer.value_dim, len(step.seq_lens)
     is_plain = not step.kind.has_chunks and step.kind.decode_threshold == 1  # one new token each
-    is_wide = q.element_size() > 2
-    rows = 16 if is_wide else min(most_rows, max(16, triton.next_power_of_2(heads))) if is_plain else most_rows
+    rows = min(tiling.rows, max(16, triton.next_power_of_2(heads))) if is_plain else tiling.rows
     own_heads = min(heads, rows)
     queries, head_tiles = rows // own_heads if not is_plain else 1, triton.cdiv(heads, own_heads)
     num_tiles = num_seqs if is_plain else len(step.positions) // queries + num_seqs
@@ -124,10 +113,10 @@ def latent_attention(
         "IS_PLAIN": is_plain, "ROWS": rows, "CHAINED": chained, "launch_pdl": chained,
     }  # fmt: skip
     _attend_kernel[(num_tiles, head_tiles, shares)](
-        q, out, pool.data, table, step.rows, *where, *parts, layer.scale * LOG2_E,
+        q, out, pool.data, table, step.rows, *where, *parts, pool.scales, layer.scale * LOG2_E,
         q.stride(0), out.stride(0), table.stride(0), pool.block_stride, shares,
         ROTARY=layer.head_dim - rank, ROTARY_PAD=padded_dim(layer.head_dim - rank), BLOCK_SIZE=pool.block_size,
-        KEYS=16 if is_wide else 32, **shape, num_warps=4 if rows == 16 else 8, num_stages=num_stages,
+        KEYS=tiling.keys, **pool.codes, **shape, num_warps=warps_for(rows), num_stages=tiling.num_stages,
     )  # fmt: skip
     if shares > 1:
         _join_kernel[(num_tiles, head_tiles, rows)](out, *where, *parts, out.stride(0), shares, **shape, num_warps=1)
@@ -136,10 +125,11 @@ def latent_attention(
 @triton.jit(do_not_specialize=["num_seqs", "table_stride", "shares"])
 def _attend_kernel(
     q_ptr, out_ptr, pool, block_table, table_rows, query_start_loc, seq_lens, num_seqs, part_values, part_max_sum,
-    scale_log2, q_stride, out_stride, table_stride, block_stride, shares,
+    scales, scale_log2, q_stride, out_stride, table_stride, block_stride, shares,
     HEADS: tl.constexpr, OWN_HEADS: tl.constexpr, QUERIES: tl.constexpr, RANK: tl.constexpr, RANK_PAD: tl.constexpr,
     IS_PLAIN: tl.constexpr, ROWS: tl.constexpr, ROTARY: tl.constexpr, ROTARY_PAD: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, KEYS: tl.constexpr, CHAINED: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, KEYS: tl.constexpr, HAS_CODES: tl.constexpr, IS_FLOAT: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):  # fmt: skip
     share = tl.program_id(2)
     wait_for_previous(CHAINED)
@@ -165,28 +155,10 @@ def _attend_kernel(
     q_turned = tl.load(q_row + RANK + p[None, :], mask=is_row[:, None] & (p < ROTARY)[None, :], other=0.0)
     table = block_table + tl.load(table_rows + s).to(tl.int64) * table_stride
 
-    m = tl.full([ROWS], -float("inf"), tl.float32)
-    l = tl.zeros([ROWS], tl.float32)
-    acc = tl.zeros([ROWS, RANK_PAD], tl.float32)
-    for start in range(begin, stop, KEYS):
-        t = start + tl.arange(0, KEYS)
-        in_cache = t < stop
-        block = tl.load(table + t // BLOCK_SIZE, mask=in_cache, other=0).to(tl.int64)
-        cell = (pool + block * block_stride + (t % BLOCK_SIZE) * (RANK + ROTARY))[:, None]
-        c = tl.load(cell + d[None, :], mask=in_cache[:, None] & (d < RANK)[None, :], other=0.0)
-        k = tl.load(cell + RANK + p[None, :], mask=in_cache[:, None] & (p < ROTARY)[None, :], other=0.0)
-        scores = tl.dot(q, tl.trans(c), input_precision="ieee")
-        scores = tl.dot(q_turned, tl.trans(k), scores, input_precision="ieee") * scale_log2
-        seen = (t[None, :] <= position[:, None]) & in_cache[None, :]
-        scores = tl.where(seen, scores, -float("inf"))
-        m_new = tl.maximum(m, tl.max(scores, 1))
-        base = finite(m_new)
-        weights = tl.exp2(scores - base[:, None])
-        alpha = tl.exp2(m - base)
-        l = l * alpha + tl.sum(weights, 1)
-        acc = tl.dot(weights.to(c.dtype), c, acc * alpha[:, None], input_precision="ieee")
-        m = m_new
-
+    m, l, acc = attend_to_latents(
+        q, q_turned, begin, stop, position, table, pool, block_stride, scales, scale_log2, RANK, RANK_PAD, ROTARY,
+        ROTARY_PAD, BLOCK_SIZE, KEYS, ROWS, HAS_CODES, IS_FLOAT,
+    )  # fmt: skip
     mask = is_row[:, None] & (d < RANK)[None, :]
     if num_shares == 1:
         to = out_ptr + row[:, None] * out_stride + head[:, None] * RANK + d[None, :]

@@ -15,6 +15,7 @@ import triton.language as tl
 
 from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.cuda.weights import DeviceWeights
+from octavo.kernels.triton.attention.codes import stored
 from octavo.kernels.triton.attention.memory import LayerPool
 from octavo.kernels.triton.chain import wait_for_previous
 
@@ -61,20 +62,20 @@ def latent_kv_write(
     heads = min(_HEADS, triton.next_power_of_2(layer.num_heads))
     _latent_kv_write_kernel[(len(positions), 1 + triton.cdiv(layer.num_heads, heads))](
         q, kv, out, pool.data, slots, positions, weights.norm, weights.cos, weights.sin, layer.norm_eps,
-        q.stride(0), kv.stride(0), out.stride(0), pool.block_stride,
+        pool.scales, q.stride(0), kv.stride(0), out.stride(0), pool.block_stride,
         Q_HEADS=layer.num_heads, HEADS_TILE=heads, KEY_DIM=latent.key_dim, RANK=latent.rank, ROTARY=rotary_dim,
         RANK_PAD=triton.next_power_of_2(latent.rank), ROTARY_PAD=triton.next_power_of_2(rotary_dim),
         INTERLEAVES=latent.interleaves, BLOCK_SIZE=pool.block_size,
-        CHAINED=chained, launch_pdl=chained, num_warps=4,
+        HAS_CODES=pool.codes["HAS_CODES"], CHAINED=chained, launch_pdl=chained, num_warps=4,
     )  # fmt: skip
 
 
 @triton.jit
 def _latent_kv_write_kernel(
-    q, kv, out, pool, slots, positions, norm, cos, sin, eps, q_stride, kv_stride, out_stride, block_stride,
+    q, kv, out, pool, slots, positions, norm, cos, sin, eps, scales, q_stride, kv_stride, out_stride, block_stride,
     Q_HEADS: tl.constexpr, HEADS_TILE: tl.constexpr, KEY_DIM: tl.constexpr, RANK: tl.constexpr, ROTARY: tl.constexpr,
     RANK_PAD: tl.constexpr, ROTARY_PAD: tl.constexpr, INTERLEAVES: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    CHAINED: tl.constexpr,
+    HAS_CODES: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """One program per token and HEADS_TILE heads, and one for its latent."""
     wait_for_previous(CHAINED)
@@ -88,9 +89,11 @@ def _latent_kv_write_kernel(
         r = tl.arange(0, RANK_PAD)
         c = tl.load(row + r, mask=r < RANK, other=0.0).to(tl.float32)
         c = c * tl.rsqrt(tl.sum(c * c) / RANK + eps) * tl.load(norm + r, mask=r < RANK, other=0.0)
-        tl.store(cell + r, c.to(pool.dtype.element_ty), mask=(r < RANK) & (slot >= 0))
+        scale = tl.load(scales + 1) if HAS_CODES else 1.0
+        tl.store(cell + r, stored(c, scale, pool.dtype.element_ty), mask=(r < RANK) & (slot >= 0))
         k = _rotated(row + RANK, cos, sin, position, p, p < ROTARY, ROTARY, INTERLEAVES)
-        tl.store(cell + RANK + p, k.to(pool.dtype.element_ty), mask=(p < ROTARY) & (slot >= 0))
+        scale = tl.load(scales) if HAS_CODES else 1.0
+        tl.store(cell + RANK + p, stored(k, scale, pool.dtype.element_ty), mask=(p < ROTARY) & (slot >= 0))
     else:
         head = (tl.program_id(1) - 1) * HEADS_TILE + tl.arange(0, HEADS_TILE)[:, None]
         mask = (head < Q_HEADS) & (p < ROTARY)

@@ -19,7 +19,7 @@ import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from octavo.kernels.attention_layer import AttentionLayer
-from octavo.kernels.cuda import sizes
+from octavo.kernels.cuda.attention_sizes import decode_workspace
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda.step import DeviceStep
 from octavo.kernels.device import StepLimits
@@ -85,7 +85,7 @@ class DecodeWorkspace:
 
     @classmethod
     def allocate(cls, max_num_seqs: int, layers: Sequence[AttentionLayer], device: torch.device) -> DecodeWorkspace:
-        shapes = sizes.decode_workspace(max_num_seqs, layers)
+        shapes = decode_workspace(max_num_seqs, layers)
         return cls(
             torch.empty(shapes["values"], dtype=torch.float32, device=device),
             torch.empty(shapes["max_sum"], dtype=torch.float32, device=device),

@@ -36,8 +36,7 @@ import torch
 import triton
 import triton.language as tl
 
-from octavo.kernels.cuda import sizes
-from octavo.kernels.cuda.sizes import MAX_PARTITIONS, PREFILL_TILE
+from octavo.kernels.cuda.attention_sizes import MAX_PARTITIONS, PREFILL_TILE, attention_plan
 from octavo.kernels.triton.chain import wait_for_previous
 
 _SEQS = [32 << 3 * i for i in range(8)]  # few sizes: each is compiled at first use, while a user waits
@@ -64,7 +63,7 @@ class AttentionPlan:
     def allocate(cls, max_num_seqs: int, max_num_tokens: int, device: torch.device) -> AttentionPlan:
         """Room for any step within the limits."""
 
-        shapes = sizes.attention_plan(max_num_seqs, max_num_tokens)
+        shapes = attention_plan(max_num_seqs, max_num_tokens)
         return cls(**{name: torch.zeros(shape, dtype=torch.int32, device=device) for name, shape in shapes.items()})
 
 

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 from octavo.kernels.attention_layer import AttentionLayer
-from octavo.kernels.cuda.sizes import PREFILL_TILE
+from octavo.kernels.cuda.attention_sizes import PREFILL_TILE
 from octavo.kernels.triton.attention.codes import loaded, unit
 from octavo.kernels.triton.attention.memory import LayerPool, padded_dim
 from octavo.kernels.triton.attention.plan import AttentionPlan

@@ -12,16 +12,18 @@ from typing import ClassVar
 import torch
 
 from octavo.kernels.attention_layer import AttentionLayer
+from octavo.kernels.cuda.attention_sizes import PREFILL_TILE, fixed_attention_workspace
 from octavo.kernels.cuda.driver import GPU, has_hopper_kernels
-from octavo.kernels.cuda.sizes import PREFILL_TILE, fixed_attention_workspace
 from octavo.kernels.cuda.step import AttentionLaunch, DeviceStep
 from octavo.kernels.kv_layout import LARGEST_CODE, KVDType, KVLayout
 from octavo.kernels.triton.attention.decode_attention import decode_attention
-from octavo.kernels.triton.attention.fixed_attention import ROWS, PartialResults, fixed_attention, num_parts
+from octavo.kernels.triton.attention.fixed_attention import PartialResults, fixed_attention
+from octavo.kernels.triton.attention.fixed_part import num_parts
 from octavo.kernels.triton.attention.join import join_parts
 from octavo.kernels.triton.attention.memory import AttentionMemory
 from octavo.kernels.triton.attention.prefill_attention import prefill_attention
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform
+from octavo.kernels.triton.attention.tiles import ROWS, FixedTiling
 
 HOPPER_HEAD_DIMS = (64, 128)
 HOPPER_MAX_GROUP = 16  # query heads per kv head
@@ -150,7 +152,8 @@ class FixedAttention:
     @staticmethod
     def why_not(layer: AttentionLayer, dtype: KVDType, kv: KVLayout, gpu: GPU) -> list[str]:
         group = layer.num_heads // layer.num_kv_heads
-        return [f"{group} query heads share a kv head; it takes up to {ROWS}"] if group > ROWS else []
+        is_too_many = group > ROWS and layer.latent is None
+        return [f"{group} query heads share a kv head; it takes up to {ROWS}"] if is_too_many else []
 
     def __init__(self, memory: AttentionMemory) -> None:
         shapes = fixed_attention_workspace(memory.layers)
@@ -182,10 +185,10 @@ class FixedAttention:
         return self._launch(layer)
 
     def _launch(self, layer: AttentionLayer) -> AttentionLaunch:
-        pools, chained = self._memory.pools, self._memory.gpu.chains
-        partial, most = self._partial, self._most_parts
+        pools, gpu, partial, most = self._memory.pools, self._memory.gpu, self._partial, self._most_parts
+        tiling = FixedTiling.of(layer, self._memory.dtype, gpu.capability)
         return lambda step, q, out: fixed_attention(
-            q, out, layer, pools[layer], partial, step, most_parts=most, chained=chained
+            q, out, layer, pools[layer], partial, step, tiling=tiling, most_parts=most, chained=gpu.chains
         )
 
 

@@ -22,13 +22,15 @@ def head_linear(
     *,
     x_step: int,
     out_step: int,
+    is_fixed: bool = False,
     chained: bool = False,
 ) -> None:
     """x [T, Q * x_step], of whose heads the first `inputs` count; out [T, Q * out_step], of which the first `outputs`
-    are written. weight: [Q, inputs, outputs], any view."""
+    are written. weight: [Q, inputs, outputs], any view. is_fixed: the same tiles for any number of tokens, as matrix
+    units may round those of few rows in another way."""
     heads, inputs, outputs = weight.shape
-    rows = FEW_ROWS if len(x) <= FEW_ROWS else ROWS
-    columns = 32 if len(x) <= FEW_ROWS else 64
+    is_few = len(x) <= FEW_ROWS and not is_fixed
+    rows, columns = (FEW_ROWS, 32) if is_few else (ROWS, 64)
     _head_linear_kernel[(heads, triton.cdiv(outputs, columns), triton.cdiv(len(x), rows))](
         x, weight, out, len(x), x.stride(0), out.stride(0),
         X_STEP=x_step, OUT_STEP=out_step, W_HEAD=weight.stride(0), W_IN=weight.stride(1), W_OUT=weight.stride(2),
