@@ -40,10 +40,12 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class TextScore:
-    """loss: the mean of -log q. The rest is against a reference: divergence by token, and its largest hundredth."""
+    """loss: the mean of -log q. The rest is against a reference: the standard error of the difference in loss, of
+    tokens as if they were independent; divergence by token, and its largest hundredth."""
 
     num_tokens: int
     loss: float
+    change_error: float | None = None
     divergence: float | None = None
     divergence_p99: float | None = None
     same_best: float | None = None
@@ -77,7 +79,8 @@ class KeptScores:
         _check_room(count * model.vocab_size * 4, self._folder.name)
         shape = (count, model.vocab_size)
         self.rows: Any = np.memmap(Path(self._folder.name) / "logprobs", np.float32, "w+", shape=shape)
-        self.score = _scored(model, parts, advance, self._keep)
+        self.losses = _losses(model, parts, advance, self._keep)
+        self.score = _score(self.losses)
 
     def _keep(self, place: int, rows: FloatArray) -> None:
         self.rows[place : place + len(rows)] = rows
@@ -91,7 +94,7 @@ def score_text(
     model: ScoringModel, parts: Sequence[Window], advance: Advance, reference: KeptScores | None = None
 ) -> TextScore:
     if reference is None:
-        return _scored(model, parts, advance, lambda place, rows: None)
+        return _score(_losses(model, parts, advance, lambda place, rows: None))
     divergences: list[FloatArray] = []
     same = 0
 
@@ -102,10 +105,11 @@ def score_text(
         divergences.append(np.where(p > 0, p * (expected - rows), 0).sum(axis=1))
         same += int((expected.argmax(axis=1) == rows.argmax(axis=1)).sum())
 
-    plain = _scored(model, parts, advance, compare)
+    losses = _losses(model, parts, advance, compare)
+    error = float((losses - reference.losses).std(dtype=np.float64)) / len(losses) ** 0.5
     each = np.concatenate(divergences)
-    worst = float(np.quantile(each, 0.99))
-    return TextScore(plain.num_tokens, plain.loss, float(each.mean(dtype=np.float64)), worst, same / plain.num_tokens)
+    found = float(each.mean(dtype=np.float64)), float(np.quantile(each, 0.99)), same / len(losses)
+    return TextScore(len(losses), float(losses.mean(dtype=np.float64)), error, *found)
 
 
 def answers(model: ScoringModel, questions: Sequence[Question], advance: Advance) -> list[int]:
@@ -117,10 +121,10 @@ def answers(model: ScoringModel, questions: Sequence[Question], advance: Advance
     return found
 
 
-def _scored(
+def _losses(
     model: ScoringModel, parts: Sequence[Window], advance: Advance, use: Callable[[int, FloatArray], None]
-) -> TextScore:
-    """use: gets the place of the first of some scored tokens, and their rows."""
+) -> FloatArray:
+    """Of each scored token. use: gets the place of the first of some scored tokens, and their rows."""
     losses: list[FloatArray] = []
     place = 0
     for part in parts:
@@ -132,8 +136,11 @@ def _scored(
             done += len(rows)
             advance(len(rows))
         place += done
-    each = np.concatenate(losses)
-    return TextScore(len(each), float(each.mean(dtype=np.float64)))
+    return np.concatenate(losses)
+
+
+def _score(losses: FloatArray) -> TextScore:
+    return TextScore(len(losses), float(losses.mean(dtype=np.float64)))
 
 
 def _score_choice(model: ScoringModel, question: Question, choice: str) -> float:

@@ -132,7 +132,7 @@ def _text_rows(found: Sequence[Result]) -> list[list[str]]:
     if not scores:
         return []
     first, last = scores[0], scores[-1]
-    change = f" ({last.perplexity / first.perplexity - 1:+.2%})"
+    change = f" ({last.perplexity / first.perplexity - 1:+.2%} ± {last.change_error or 0:.2%})"
     perplexities = [f"{score.perplexity:.4f}" for score in scores]
     rows = [["perplexity", *perplexities[:-1], perplexities[-1] + (change if len(scores) > 1 else "")]]
     if last.divergence is not None:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 KINDS = ("fp8", "int8", "int4")
 GGUF_KINDS = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
-_CALIBRATION_TOKENS = 1 << 15
+_SAMPLES, _SAMPLE_TOKENS = 64, 512
 
 
 def add_arguments(parser: CommandParser) -> None:
@@ -47,13 +47,17 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument("--scheme", choices=(*KINDS, *GGUF_KINDS), required=True, help=kinds)
     sizes = "inputs that share a scale of int4: 128, 64, 32 (default: the largest that fits)"
     parser.add_argument("--group-size", type=whole_number, metavar="N", help=sizes)
+    asymmetric = "int4: a zero point for each group, W4A16_ASYM"
+    parser.add_argument("--asymmetric", action="store_true", help=asymmetric)
     kept = "type of what stays dense (default: as it is, bfloat16 for blocks)"
     parser.add_argument("--dtype", choices=_DTYPES, default="auto", help=kept)
     text = "the text that the model reads (default: docstrings of Python's library)"
     parser.add_argument("--calibration", metavar="FILE", help=text)
     parser.add_argument("--no-calibration", action="store_true", help="round every number on its own; needs no torch")
-    read = f"tokens of the text (default: {_CALIBRATION_TOKENS:,})"
-    parser.add_argument("--calibration-tokens", type=whole_number, default=_CALIBRATION_TOKENS, metavar="N", help=read)
+    samples = f"samples of the text (default: {_SAMPLES})"
+    parser.add_argument("--num-calibration-samples", type=whole_number, default=_SAMPLES, metavar="N", help=samples)
+    longest = f"tokens of a sample (default: {_SAMPLE_TOKENS}, or the model's context)"
+    parser.add_argument("--max-seq-length", type=whole_number, metavar="N", help=longest)
     spared = "modules that stay dense: mlp.down_proj, model.layers.0"
     parser.add_argument("--ignore", nargs="+", action="extend", default=[], metavar="NAME", help=spared)
     parser.add_argument("--report", metavar="FILE", help="write the error of every matrix as JSON")
@@ -61,7 +65,7 @@ def add_arguments(parser: CommandParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     target = new_target(args.target)
-    check_counts(args, "calibration_tokens", least=2)
+    check_counts(args, "num_calibration_samples", "max_seq_length", least=1)
     if args.no_calibration and args.calibration is not None:
         raise ConfigError(f"--no-calibration is set, and --calibration is {args.calibration!r}: leave one of them out")
     check_not_read("--report", args.report, {"IN": args.source, "--calibration": args.calibration})
@@ -84,10 +88,12 @@ def _write_folder(args: argparse.Namespace, target: Path) -> Report:
 
     if target.suffix == ".gguf":
         raise ConfigError(f"OUT is {str(target)!r}, but {args.scheme} makes a folder; GGUF has {', '.join(GGUF_KINDS)}")
-    copied = QuantizedCopy.of(args.source, args.scheme, args.group_size, args.dtype, args.ignore)
+    given = (args.group_size, args.dtype, args.ignore, args.asymmetric)
+    copied = QuantizedCopy.of(args.source, args.scheme, *given)
     layout, source = copied.layout, copied.checkpoint.tokenizer_source
     check_room(target, total_bytes(layout))
-    codes, report = _codes(args, copied), Report(copied.compression.scheme.name, copied.dense_bytes)
+    codes, how = _codes(args, copied)
+    report = Report(copied.compression.scheme.name + how, copied.dense_bytes)
     with made_whole(target) as folder:
         if source is not None:
             write_tokenizer(source, folder)
@@ -105,12 +111,12 @@ def _write_folder(args: argparse.Namespace, target: Path) -> Report:
     return report
 
 
-def _codes(args: argparse.Namespace, copied: QuantizedCopy) -> Codes:
-    """How a matrix is quantised."""
+def _codes(args: argparse.Namespace, copied: QuantizedCopy) -> tuple[Codes, str]:
+    """How a matrix is quantised, and the same in words."""
     from octavo.models.quantized_copy import nearest
 
     if args.no_calibration:
-        return nearest
+        return nearest, ""
     if find_spec("torch") is None:
         raise ConfigError(
             "calibration computes with torch, which is not installed: pip install 'octavo[reference]', or set "
@@ -121,6 +127,9 @@ def _codes(args: argparse.Namespace, copied: QuantizedCopy) -> Codes:
     from octavo.text.calibration_text import packaged_text, windows
     from octavo.text.tokenizer import open_tokenizer
 
+    longest = allowed_model_len(copied.checkpoint.architecture, None)
+    if (asked := args.max_seq_length or 0) > longest:
+        raise ConfigError(f"--max-seq-length is {asked}, allowed are up to {longest} tokens, the model's context")
     text = packaged_text() if args.calibration is None else read_text("--calibration", args.calibration)
     try:
         tokenizer = open_tokenizer(ModelConfig(model=args.source), lambda: copied.checkpoint.tokenizer_source)
@@ -129,13 +138,14 @@ def _codes(args: argparse.Namespace, copied: QuantizedCopy) -> Codes:
             f"calibration needs the model's tokenizer ({str(error).partition(';')[0]}): add it, or set --no-calibration"
         ) from None
     assert tokenizer is not None, "skip_tokenizer_init is no option here"
-    longest = allowed_model_len(copied.checkpoint.architecture, None)
-    return Calibration(copied, windows(tokenizer, text, longest, args.calibration_tokens))
+    samples = windows(tokenizer, text, asked or min(longest, _SAMPLE_TOKENS), args.num_calibration_samples)
+    return Calibration(copied, samples), f", calibrated with {len(samples)} samples of {samples.shape[1]} tokens"
 
 
 def _write_gguf(args: argparse.Namespace, target: Path) -> Report:
     for flag, is_given in {
         "--group-size": args.group_size is not None,
+        "--asymmetric": args.asymmetric,
         "--dtype": args.dtype != "auto",
         "--calibration": args.calibration is not None,
         "--ignore": bool(args.ignore),

@@ -96,9 +96,10 @@ class QuantizedCopy:
         group_size: int | None = None,
         dtype: str = "auto",
         ignore: Sequence[str] = (),
+        has_zeros: bool = False,
     ) -> QuantizedCopy:
         """kind: fp8, int8, int4. dtype: of what stays dense; auto: as it is, bfloat16 where it is in blocks. ignore:
-        modules that stay dense. Raises ConfigError, ModelLoadError."""
+        modules that stay dense. has_zeros: a zero point for each group. Raises ConfigError, ModelLoadError."""
         checkpoint = open_checkpoint(ModelConfig(model=model))
         architecture = checkpoint.architecture
         _check_dense(checkpoint)
@@ -106,7 +107,7 @@ class QuantizedCopy:
         matrices = _without(
             {name: shape for name, shape in table.items() if is_in_layer(name, shape) and not is_router(name)}, ignore
         )
-        compressed = compression(kind, matrices.values(), group_size)
+        compressed = compression(kind, matrices.values(), group_size, has_zeros)
         keeps_names = isinstance(checkpoint.tokenizer_source, Path) and architecture.family not in STACKS
         found = _of_folder(checkpoint) if keeps_names else _by_canonical_names(checkpoint, table)
         tensors = [_Tensor(*one, _kept_dtype(one[1], dtype), None) for one in found]

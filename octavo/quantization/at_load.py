@@ -20,7 +20,7 @@ from octavo.errors import ConfigError, ModelLoadError
 from octavo.kernels.parameters import Scheme, Shape
 from octavo.kernels.reference.dequantize import convert, dequantize
 from octavo.kernels.reference.scaled import dequantize_scaled, pack_nibbles
-from octavo.kernels.scaled import Code, FloatArray, ScaledFormat, ScaledTensor, numbers_of
+from octavo.kernels.scaled import IMPLIED_ZERO, Code, FloatArray, ScaledFormat, ScaledTensor, numbers_of
 from octavo.kernels.tensor import BLOCK_FORMATS, Cut, DType, HostTensor, RandomTensor, StoredTensor, from_array
 from octavo.quantization.described import KVCodes, Quantization, is_in_layer, is_router
 
@@ -104,18 +104,23 @@ def quantised(matrix: FloatArray, form: ScaledFormat, scale_dtype: DType = "F32"
     padded[..., :rows, :cols] = matrix
     blocks = padded.reshape(*lead, counts[-2], per[0], counts[-1], per[1])
     largest, smallest = blocks.max(axis=(-3, -1)), blocks.min(axis=(-3, -1))
-    scales = dequantize(convert(from_array(_scales(form.code, largest, smallest)), scale_dtype))
+    scales = dequantize(convert(from_array(_scales(form, largest, smallest)), scale_dtype))
     divisors = scales.copy()
     divisors[scales == 0] = 1
     steps: Any = blocks / divisors[..., :, None, :, None]
+    zeros = _zeros(form, smallest / divisors) if form.has_zeros else None
+    if zeros is not None:
+        steps += (zeros - IMPLIED_ZERO.get(form.code, 0))[..., :, None, :, None]
     codes = nearest_codes(form.code, steps).reshape(padded.shape)[..., :rows, :cols]
     packed = pack_nibbles(codes) if form.is_nibbles else np.ascontiguousarray(codes)
-    zeros = np.full(counts, 8 if form.code == "U4" else 0, np.int16) if form.has_zeros else None
     groups = (np.arange(cols) // per[1]).astype(np.int32) if form.is_sorted else None
     return ScaledTensor(form, matrix.shape, packed, scales, scale_dtype, zeros, groups)
 
 
-def _scales(code: Code, largest: FloatArray, smallest: FloatArray) -> FloatArray:
+def _scales(form: ScaledFormat, largest: FloatArray, smallest: FloatArray) -> FloatArray:
+    code = form.code
+    if code == "U4" and form.has_zeros:  # sixteen codes from end to end, of which one is zero
+        return ((np.maximum(largest, 0) - np.minimum(smallest, 0)) / np.float32(15)).astype(np.float32)
     if code == "U4":  # codes have one number more below zero: the farther end gets it
         farther = np.where(largest > -smallest, largest, smallest)
         return (farther / np.float32(-8)).astype(np.float32)
@@ -124,6 +129,13 @@ def _scales(code: Code, largest: FloatArray, smallest: FloatArray) -> FloatArray
     if code == "E2M1":  # powers of two
         return np.exp2(np.ceil(np.log2(np.maximum(scales, 1e-30)))).astype(np.float32)
     return scales
+
+
+def _zeros(form: ScaledFormat, lowest: FloatArray) -> NDArray[np.int16]:
+    """lowest: each block's smallest number in steps of its scale."""
+    if form.code != "U4":
+        return np.zeros(lowest.shape, np.int16)
+    return np.clip(np.rint(-np.minimum(lowest, 0)), 0, 15).astype(np.int16)
 
 
 def nearest_codes(code: Code, numbers: FloatArray) -> NDArray[np.uint8]:

@@ -9,6 +9,9 @@ correlated, so the error that one column's rounding makes can be taken back by t
     then a few times over all columns, each given all others (as QuantEase does; Behdin et al., 2023)
         codes of column i       the nearest to W[:, i] - (sum over j of D[:, j] H[j, i], without j = i) / H[i, i]
 
+Before that W is moved to make up for the errors of the layers before (`corrected`), after GPTAQ (Li et al., 2025) and
+QEP (Arai and Ichikawa, 2025). If the products shall become larger by E, W + E^T X H^-1 does the most that it can.
+
 Scales are those of plain rounding, taken before the first column, so groups stay runs of inputs. Columns are worked on
 in blocks, so that most of the work is products of matrices.
 """
@@ -29,49 +32,72 @@ from octavo.quantization.at_load import nearest_codes, quantised
 _BLOCK = 128
 _DAMPING = 0.01  # of the mean of H's diagonal, which keeps its inverse in bounds
 _SWEEPS = 2
+_RIDGE = 0.1  # the same, so that a correction does not follow the text too closely
 
 
 def calibrated(matrix: FloatArray, moments: FloatArray, form: ScaledFormat, scale_dtype: DType) -> ScaledTensor:
     """moments: H. An input that was always zero has no say, and is rounded to the nearest."""
     assert form.block[0] == 1, f"a column of {form.label} has a scale for each output"
     plain = quantised(matrix, form, scale_dtype)
-    largest = float(np.diagonal(moments).max())
-    if largest <= 0:
+    damped = _damped(moments, _DAMPING)
+    if damped is None:
         return plain
-    damped = moments / np.float32(largest)  # of a size that float32 holds, whatever the activations'
-    damped[np.diag_indices(len(damped))] += np.float32(_DAMPING) * np.diagonal(damped).mean()
     columns = _Columns.of(matrix, plain)
     _feed_back(columns, damped)
     for _ in range(_SWEEPS):
         _sweep(columns, damped)
     codes = np.ascontiguousarray(columns.codes.T)
     return ScaledTensor(
-        form, matrix.shape, pack_nibbles(codes) if form.is_nibbles else codes, plain.scales, scale_dtype
+        form, matrix.shape, pack_nibbles(codes) if form.is_nibbles else codes, plain.scales, scale_dtype, plain.zeros
     )
+
+
+def corrected(matrix: FloatArray, moments: FloatArray, pull: FloatArray) -> FloatArray:
+    """pull: E^T X [out, in]."""
+    damped = _damped(moments, _RIDGE)
+    if damped is None:
+        return matrix
+    scaled = pull.T / np.float64(np.diagonal(moments).max())
+    found: FloatArray = matrix + np.linalg.solve(damped.astype(np.float64), scaled).T.astype(np.float32)
+    return found
+
+
+def _damped(moments: FloatArray, damping: float) -> FloatArray | None:
+    """Of a size that float32 holds, whatever the activations'; None if there were none."""
+    largest = np.diagonal(moments).max()
+    if largest <= 0:
+        return None
+    damped: FloatArray = moments / largest
+    damped[np.diag_indices(len(damped))] += np.float32(damping) * np.diagonal(damped).mean()
+    return damped
 
 
 @dataclass(frozen=True, slots=True)
 class _Columns:
     """A matrix by its columns: arrays are [in, out], so that a column's numbers are next to each other. spread: the row
-    of `scales` [groups, out] for each column."""
+    of `scales` and `zeros` [groups, out] for each column. zeros: over what the code implies."""
 
     form: ScaledFormat
     numbers: FloatArray
     codes: NDArray[np.uint8]
     scales: FloatArray
+    zeros: FloatArray
     spread: NDArray[np.int64]
 
     @classmethod
     def of(cls, matrix: FloatArray, plain: ScaledTensor) -> _Columns:
         scales = np.ascontiguousarray(np.where(plain.scales == 0, np.float32(1), plain.scales).T)
+        zeros = np.zeros_like(scales)
+        if plain.zeros is not None:
+            zeros[:] = plain.zeros.T - IMPLIED_ZERO.get(plain.format.code, 0)
         numbers = np.ascontiguousarray(matrix.T)
-        return cls(plain.format, numbers, np.empty(numbers.shape, np.uint8), scales, columns_of(plain))
+        return cls(plain.format, numbers, np.empty(numbers.shape, np.uint8), scales, zeros, columns_of(plain))
 
     def round(self, column: int, wanted: FloatArray) -> FloatArray:
         """Set a column's codes to the nearest, and return the numbers that they stand for."""
-        scales = self.scales[self.spread[column]]
-        codes = self.codes[column] = nearest_codes(self.form.code, wanted / scales)
-        found: FloatArray = self._known[codes] * scales
+        scales, zeros = self.scales[self.spread[column]], self.zeros[self.spread[column]]
+        codes = self.codes[column] = nearest_codes(self.form.code, wanted / scales + zeros)
+        found: FloatArray = (self._known[codes] - zeros) * scales
         return found
 
     @property
@@ -80,7 +106,7 @@ class _Columns:
 
     def errors(self) -> FloatArray:
         """Of all columns, as their codes are now."""
-        return self._known[self.codes] * self.scales[self.spread] - self.numbers
+        return (self._known[self.codes] - self.zeros[self.spread]) * self.scales[self.spread] - self.numbers
 
 
 def _feed_back(columns: _Columns, moments: FloatArray) -> None:

@@ -17,7 +17,6 @@ from octavo.errors import ConfigError
 from octavo.kernels.arrays import IntArray
 from octavo.text.tokenizer import Tokenizer
 
-LONGEST_WINDOW = 512
 _SHORTEST_DOCSTRING = 200  # shorter ones are names of parameters, mostly
 
 
@@ -28,17 +27,19 @@ def packaged_text() -> str:
     return found
 
 
-def windows(tokenizer: Tokenizer, text: str, longest: int, num_tokens: int) -> IntArray:
-    """[windows, length] token ids, num_tokens or a little fewer. longest: the model's context. A token that the model
-    expects at the begin of a text is in every window."""
+def windows(tokenizer: Tokenizer, text: str, length: int, most: int) -> IntArray:
+    """Up to `most` windows of `length` token ids, fewer of a short text, whose windows do not overlap. A token that the
+    model expects at the begin of a text is in every window."""
     begin = [id for id in tokenizer.encode("")[:1] if id == tokenizer.bos_token_id]
     tokens = np.array(tokenizer.encode(text, add_special_tokens=False), np.int32)
-    length = min(LONGEST_WINDOW, longest, num_tokens, len(tokens) + len(begin)) - len(begin)
-    if length < 1:
-        raise ConfigError(f"the calibration text has {len(tokens)} tokens: name a longer one with --calibration")
-    count = max(1, min(num_tokens // (length + len(begin)), len(tokens) // length))
-    starts = np.linspace(0, len(tokens) - length, count).astype(np.int64)
-    return np.array([[*begin, *tokens[start : start + length]] for start in starts], np.int32)
+    room = min(length - len(begin), len(tokens))
+    if room < 1:
+        raise ConfigError(
+            f"the calibration text has {len(tokens)} tokens, of which a sample holds {length - len(begin)}: name a "
+            "longer text with --calibration, or set --max-seq-length higher"
+        )
+    starts = np.linspace(0, len(tokens) - room, min(most, len(tokens) // room)).astype(np.int64)
+    return np.array([[*begin, *tokens[start : start + room]] for start in starts], np.int32)
 
 
 def _docstrings(folder: Path) -> Iterator[str]:

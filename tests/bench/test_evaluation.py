@@ -68,6 +68,8 @@ def test_perplexity_and_divergence_are_those_of_transformers(root: Path, capsys:
     divergence = torch.nn.functional.kl_div(q, expected[:-1], log_target=True, reduction="batchmean").item()
     assert int8["text"]["divergence"] == pytest.approx(divergence, abs=2e-4)
     assert 0 < int8["text"]["divergence"] < 0.1
+    taken = (expected[:-1] - q).gather(1, torch.tensor(tokens[1:])[:, None])
+    assert int8["text"]["change_error"] == pytest.approx(taken.std(correction=0).item() / 59**0.5, abs=1e-4)
     assert int8["text"]["same_best"] > 0.9
 
 
@@ -75,7 +77,7 @@ def test_a_model_has_lost_nothing_against_itself(root: Path, capsys: pytest.Capt
     words = ("--text", root / "text", "--context", 16, "--num-tokens", 40)
     first, again = evaluated(capsys, root / "dense", "--reference", root / "dense", *words)
     assert first["text"]["perplexity"] == again["text"]["perplexity"]
-    assert (again["text"]["divergence"], again["text"]["same_best"]) == (0, 1)
+    assert [again["text"][key] for key in ("change_error", "divergence", "same_best")] == [0, 0, 1]
 
 
 def test_a_question_is_answered_with_the_likelier_choice(

@@ -29,7 +29,7 @@ from tests.models.test_stacked_experts import parameters_by_name  # noqa: E402
 from tests.quantization.folders import dense_model, folder_of, matrices, opened  # noqa: E402
 from tests.tiny_models import TINY, make_tiny_model, with_tokenizer  # noqa: E402
 
-KINDS = ("fp8", "int8", "int4")
+KINDS = ("fp8", "int8", "int4", "int4+")
 #: families without a config.json made from GGUF
 UNSAID = ("opt", "glm4", "deepseek", "olmo", "granite", "gpt-oss")
 WRITTEN = sorted(set(TINY) - {"gpt2"})
@@ -41,8 +41,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def quantize(source: Path | str, target: Path, kind: str, *more: str) -> Path:
-    plain = [] if "--calibration-tokens" in more else ["--no-calibration"]
-    assert main(["quantize", str(source), str(target), "--scheme", kind, *plain, *more]) == 0
+    """kind: a scheme; int4+: with zero points."""
+    plain = [] if "--calibration" in more else ["--no-calibration"]
+    asymmetric = ["--asymmetric"] if kind.endswith("+") else []
+    assert main(["quantize", str(source), str(target), "--scheme", kind.rstrip("+"), *asymmetric, *plain, *more]) == 0
     return target
 
 
@@ -64,6 +66,8 @@ def test_what_is_written_is_read_back_exactly(root: Path, tmp_path: Path, kind: 
         expected = quantised(dequantize(dense[name].dense()), compact.format, "F32")
         np.testing.assert_array_equal(compact.codes, expected.codes)
         np.testing.assert_array_equal(compact.scales, expected.scales)
+        assert (compact.zeros is None) == (kind != "int4+")
+        np.testing.assert_array_equal(compact.zeros, expected.zeros)
     before, after = load_file(source / "model.safetensors"), load_file(target / "model.safetensors")
     kept = [name for name in before if "_proj" not in name]
     assert kept
@@ -84,6 +88,7 @@ def test_groups_of_int4_divide_every_matrix(root: Path, tmp_path: Path, capsys: 
     assert "fp8 has a scale for each output" in refusal(
         capsys, source, tmp_path / "no", "--scheme", "fp8", "--group-size", "32"
     )
+    assert "int8 has no zero points" in refusal(capsys, source, tmp_path / "no", "--scheme", "int8", "--asymmetric")
 
 
 @pytest.mark.parametrize("family", WRITTEN)
@@ -217,7 +222,7 @@ def test_a_stack_becomes_matrices_of_each_expert(
     assert plain.leftovers() == []
     text = tmp_path / "text"
     text.write_text(" ".join(np.random.default_rng(2).choice(WORDS, 600)))
-    options = ("--calibration", str(text), "--calibration-tokens", "256", "--report", str(tmp_path / "report.json"))
+    options = ("--calibration", str(text), "--num-calibration-samples", "1", "--report", str(tmp_path / "report.json"))
     quantize(with_tokenizer(source, WORDS), tmp_path / "calibrated", "int4", *options)
     assert "layer  relative error  of products" in capsys.readouterr().out
     report = json.loads((tmp_path / "report.json").read_text())
