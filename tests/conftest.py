@@ -11,7 +11,9 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -83,9 +85,10 @@ settings.load_profile("same")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def markers_of(path: Path) -> set[str]:
+@cache  # thousands of tests stand in some hundred files
+def markers_of(path: Path) -> frozenset[str]:
     """The markers of a file or folder, by its place."""
-    return {marker for marker, places in MARKED.items() if any(path.is_relative_to(TESTS / place) for place in places)}
+    return frozenset(name for name, places in MARKED.items() if any(path.is_relative_to(TESTS / one) for one in places))
 
 
 def pytest_configure() -> None:
@@ -122,15 +125,16 @@ def one_torch_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory, one_torch_thread: None) -> TinyFolder:
-    """name of TINY, seed, dtype -> folder."""
+    """name of TINY, seed, dtype, other values of its arguments -> folder."""
     from tests.tiny_models import make_tiny_model
 
-    made: dict[tuple[str, int, str], Path] = {}
+    made: dict[tuple[Any, ...], Path] = {}
 
-    def get(name: str, seed: int = 0, dtype: str = "float32") -> Path:
-        key = (name, seed, dtype)
+    def get(name: str, seed: int = 0, dtype: str = "float32", **changes: Any) -> Path:
+        key = (name, seed, dtype, *changes.items())
         if key not in made:
-            made[key] = make_tiny_model(name, tmp_path_factory.mktemp("tiny") / name, seed=seed, dtype=dtype)
+            folder = tmp_path_factory.mktemp("tiny") / name
+            made[key] = make_tiny_model(name, folder, seed=seed, dtype=dtype, **changes)
         return made[key]
 
     return get

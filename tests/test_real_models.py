@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -27,24 +28,33 @@ def open_model(name: str, **options: Any) -> LLM:
     return LLM(name, max_model_len=2048, max_num_seqs=8, **options)
 
 
-@pytest.mark.parametrize("name", PACKAGES)
-def test_float32_text_equals_transformers(name: str) -> None:
-    check_float32_text(name, num_threads=2)
+@pytest.fixture(scope="module", params=PACKAGES)
+def exact(request: pytest.FixtureRequest) -> Iterator[tuple[str, LLM]]:
+    """A model and its name. The smaller one has two threads, which tests that share a machine's cores lack else."""
+    name = str(request.param)
+    with open_model(name, dtype="float32", **{"num_threads": 2} if name == "smollm2" else {}) as llm:
+        yield name, llm
 
 
-def check_float32_text(name: str, **options: Any) -> None:
+smollm2 = pytest.mark.parametrize("exact", ["smollm2"], indirect=True)
+
+
+def test_float32_text_equals_transformers(exact: tuple[str, LLM]) -> None:
+    check_float32_text(*exact)
+
+
+def check_float32_text(name: str, llm: LLM) -> None:
     cases = REFERENCE[name]
     params = SamplingParams(temperature=0.0, max_tokens=64, logprobs=0)
-    with open_model(name, dtype="float32", **options) as llm:
-        tokenizer = llm.get_tokenizer()
-        prompts = [
-            tokenizer.encode_chat([{"role": "user", "content": case["prompt"]}])
-            if case["kind"] == "chat"
-            else tokenizer.encode(case["prompt"])
-            for case in cases
-        ]
-        assert prompts == [case["prompt_token_ids"] for case in cases]
-        outputs = llm.generate(prompts, params, use_tqdm=False)
+    tokenizer = llm.get_tokenizer()
+    prompts = [
+        tokenizer.encode_chat([{"role": "user", "content": case["prompt"]}])
+        if case["kind"] == "chat"
+        else tokenizer.encode(case["prompt"])
+        for case in cases
+    ]
+    assert prompts == [case["prompt_token_ids"] for case in cases]
+    outputs = llm.generate(prompts, params, use_tqdm=False)
     for output, case in zip(outputs, cases, strict=True):
         completion = output.outputs[0]
         assert completion.token_ids == case["output_token_ids"]
@@ -55,20 +65,21 @@ def check_float32_text(name: str, **options: Any) -> None:
         assert ours == pytest.approx(case["logprobs"], abs=1e-3)
 
 
-def test_float32_beams_equal_those_of_transformers() -> None:
+@smollm2
+def test_float32_beams_equal_those_of_transformers(exact: tuple[str, LLM]) -> None:
     """tests/data/beam_reference.json: num_beams=4 and 24 new tokens, from the same file, dequantised."""
     cases = json.loads((Path(__file__).parent / "data" / "beam_reference.json").read_text())
-    with open_model("smollm2", dtype="float32") as llm:
-        for case in cases:
-            penalty = case["length_penalty"]
-            params = BeamSearchParams(
-                beam_width=4, max_tokens=24, length_penalty=penalty, early_stopping=case["early_stopping"]
-            )
-            prompt = case["prompt_token_ids"]
-            (output,) = llm.beam_search([prompt], params)
-            assert [one.tokens for one in output.sequences] == [prompt + beam["token_ids"] for beam in case["beams"]]
-            scores = [one.cum_logprob / (len(one.tokens) - len(prompt)) ** penalty for one in output.sequences]
-            assert scores == pytest.approx([beam["score"] for beam in case["beams"]], abs=2e-3)
+    _, llm = exact
+    for case in cases:
+        penalty = case["length_penalty"]
+        params = BeamSearchParams(
+            beam_width=4, max_tokens=24, length_penalty=penalty, early_stopping=case["early_stopping"]
+        )
+        prompt = case["prompt_token_ids"]
+        (output,) = llm.beam_search([prompt], params)
+        assert [one.tokens for one in output.sequences] == [prompt + beam["token_ids"] for beam in case["beams"]]
+        scores = [one.cum_logprob / (len(one.tokens) - len(prompt)) ** penalty for one in output.sequences]
+        assert scores == pytest.approx([beam["score"] for beam in case["beams"]], abs=2e-3)
 
 
 def perplexity(llm: LLM) -> float:
@@ -81,14 +92,13 @@ def perplexity(llm: LLM) -> float:
     return math.exp(-sum(row[token_id].logprob for token_id, row in rows if row) / (TEXT_LEN - 1))
 
 
-@pytest.mark.parametrize("name", PACKAGES)
-def test_quantised_compute_keeps_the_perplexity(name: str) -> None:
-    with open_model(name, dtype="float32") as llm:
-        exact = perplexity(llm)
+def test_quantised_compute_keeps_the_perplexity(exact: tuple[str, LLM]) -> None:
+    name, in_float32 = exact
+    expected = perplexity(in_float32)
     with open_model(name) as llm:
         quantised = perplexity(llm)
-    assert 2 < exact < 60, "the text is English and the model knows some"
-    assert quantised == pytest.approx(exact, rel=0.01)
+    assert 2 < expected < 60, "the text is English and the model knows some"
+    assert quantised == pytest.approx(expected, rel=0.01)
 
 
 def greedy_answers(llm: LLM, questions: list[str]) -> list[list[int]]:
@@ -97,13 +107,13 @@ def greedy_answers(llm: LLM, questions: list[str]) -> list[list[int]]:
     return [output.outputs[0].token_ids for output in outputs]
 
 
-def test_activations_of_16_bits_give_the_answers_of_float32() -> None:
+@smollm2
+def test_activations_of_16_bits_give_the_answers_of_float32(exact: tuple[str, LLM]) -> None:
     """Rounding to 8 bits flips near ties, which are common in a small model's answers."""
     questions = (Path(__file__).parent / "data" / "plain_questions.txt").read_text().splitlines()[::2]
-    with open_model("smollm2", dtype="float32") as llm:
-        exact = greedy_answers(llm, questions)
+    expected = greedy_answers(exact[1], questions)
     with open_model("smollm2", backend="cpu", activation_dtype="int16") as llm:
         rounded = greedy_answers(llm, questions)
-    same = sum(ours == theirs for ours, theirs in zip(rounded, exact, strict=True))
+    same = sum(ours == theirs for ours, theirs in zip(rounded, expected, strict=True))
     assert len(questions) == 25
     assert same >= 23

@@ -31,24 +31,29 @@ def check(cache: KVCache, sequences: Iterable[Sequence]) -> None:
 
 
 def _check_pool(cache: KVCache) -> None:
-    pool = cache.pool
+    """By whole sets and lists: a pool has thousands of blocks, and a step touches few."""
+    pool, nodes = cache.pool, cache.tree.nodes
     held = Counter(block_id for tables in cache.tables.values() for block_id in live(tables.block_ids))
     held.update(pool.lent)
-    free, cached = set(pool.free), set(pool.cached)
+    free, cached, owned = set(pool.free), set(pool.cached), {block_id for block_id, count in held.items() if count}
     assert len(free) == len(pool.free), "a block is in the free list twice"
     assert not free & cached, f"blocks are both free and cached: {free & cached}"
-    for block_id in map(BlockId, range(1, pool.num_blocks)):
-        count = pool.ref_counts[block_id]
-        assert count == held[block_id], (
-            f"block {block_id} is in {held[block_id] - pool.lent[block_id]} tables and {pool.lent[block_id]} loans, "
-            f"its count says {count}"
-        )
-        is_idle = block_id in free or block_id in cached
-        assert is_idle == (count == 0), f"block {block_id} with {count} owners is in the wrong state"
-    assert pool.ref_counts[NULL_BLOCK] == 0
-    assert NULL_BLOCK not in free | cached
-    assert not any(block_id in cache.tree for block_id in free), "a free block is in the prefix tree"
-    assert all(block_id in cache.tree for block_id in cached), "a cached block is not in the prefix tree"
+    assert not owned & free | owned & cached, f"blocks with owners are free or cached: {owned & (free | cached)}"
+    strange = (free | cached | owned) ^ set(range(1, pool.num_blocks))
+    assert not strange, f"blocks are in no state, or are none: {sorted(strange)}"
+    counts = [0] * pool.num_blocks
+    for block_id in owned:
+        counts[block_id] = held[block_id]
+    assert pool.ref_counts == counts, _miscounted(cache, counts)
+    assert free.isdisjoint(nodes), "a free block is in the prefix tree"
+    assert cached <= nodes.keys(), "a cached block is not in the prefix tree"
+
+
+def _miscounted(cache: KVCache, counts: list[int]) -> str:
+    told, lent = cache.pool.ref_counts, cache.pool.lent
+    block_id = BlockId(next(at for at, count in enumerate(counts) if told[at] != count))
+    in_tables = counts[block_id] - lent[block_id]
+    return f"block {block_id} is in {in_tables} tables and {lent[block_id]} loans, its count says {told[block_id]}"
 
 
 def _check_tables(cache: KVCache, tables: BlockTables, sequence: Sequence) -> None:

@@ -227,6 +227,18 @@ def corrupt_free_list(desk, sequence):
     desk.cache.pool.free.append(desk.table(sequence)[0])
 
 
+def lose_block(desk, sequence):
+    desk.cache.pool.free.pop(0)
+
+
+def invent_block(desk, sequence):
+    desk.cache.pool.free[0] = desk.cache.pool.num_blocks
+
+
+def cache_unfindable_block(desk, sequence):
+    desk.cache.pool.cached[desk.cache.pool.free.pop()] = None
+
+
 def corrupt_table(desk, sequence):
     desk.table(sequence)[1] = NULL_BLOCK
 
@@ -245,7 +257,10 @@ def corrupt_tree(desk, sequence):
 
 @pytest.mark.parametrize(
     "corrupt",
-    [corrupt_count, corrupt_free_list, corrupt_table, corrupt_tokens, corrupt_progress, corrupt_tree],
+    [
+        *(corrupt_count, corrupt_free_list, lose_block, invent_block, cache_unfindable_block),
+        *(corrupt_table, corrupt_tokens, corrupt_progress, corrupt_tree),
+    ],
 )
 def test_the_invariants_see_what_is_wrong(desk, corrupt):
     sequence = desk.start(range(40))

@@ -1,12 +1,14 @@
 """Triton's interpreter without the work that it does over and over: the same results in half the time.
 
-For each call of a function in a kernel it patches triton.language anew, though the kernel's launch has just done so. It
-computes whether integers overflow, and drops the finding unless asserts are on. For each value it builds a table of all
-types, and for each tensor it makes the same shape and type again.
+For each call of a function in a kernel it patches triton.language anew, though the kernel's launch has just done so,
+and each launch looks through all of triton.language for what it patches. It computes whether integers overflow, and
+drops the finding unless asserts are on. For each value it builds a table of all types, and for each tensor it makes the
+same shape and type again. It compares shapes number by number, each wrapped and unwrapped.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -25,6 +27,11 @@ def quicken() -> None:
     semantic.TritonSemantic.binary_op_sanitize_overflow_impl = _if_asserts_are_on(
         semantic.TritonSemantic.binary_op_sanitize_overflow_impl
     )
+    interpreter._patch_builtin = _found_once(interpreter._patch_attr, core.is_builtin)
+    semantic.TritonSemantic.broadcast_impl_value = _unless_alike(semantic.TritonSemantic.broadcast_impl_value)
+    core._unwrap_if_constexpr = _only_what_wraps(core)
+    core.dtype.__eq__ = _by_name(core.dtype)
+    core.block_type.__eq__ = _by_name(core.block_type)
     core.block_type.__init__ = _once_a_shape(core)
     core.tensor.__init__ = _with_shapes_of(core)
 
@@ -32,10 +39,13 @@ def quicken() -> None:
 def _once_a_launch(patch: Callable[[Any], Any], languages: set[Any]) -> Callable[[Any], Any]:
     """A launch patches the modules that its kernel sees, and restores them when it ends."""
     patched: set[Any] = set()
+    visible_from: dict[int, set[Any]] = {}  # by the module of a function
 
     def patch_what_is_new(fn: Any) -> Any:
-        seen = {id(one) for one in fn.__globals__.values()}
-        visible = {one for one in languages if id(one) in seen}
+        visible = visible_from.get(id(fn.__globals__))
+        if visible is None:
+            seen = {id(one) for one in fn.__globals__.values()}
+            visible = visible_from[id(fn.__globals__)] = {one for one in languages if id(one) in seen}
         if visible and visible <= patched:
             return None  # from a call, which never restores
         scope = patch(fn)
@@ -50,6 +60,36 @@ def _once_a_launch(patch: Callable[[Any], Any], languages: set[Any]) -> Callable
         return scope
 
     return patch_what_is_new
+
+
+def _found_once(patch: Callable[..., None], is_builtin: Callable[[Any], bool]) -> Callable[..., None]:
+    members: dict[Any, list[tuple[str, Any]]] = {}
+
+    def patch_all(package: Any, builder: Any, scope: Any) -> None:
+        if package not in members:
+            members[package] = [(name, one) for name, one in inspect.getmembers(package) if is_builtin(one)]
+        for name, member in members[package]:
+            patch(package, name, member, builder, scope)
+
+    return patch_all
+
+
+def _unless_alike(broadcast: Callable[..., Any]) -> Callable[..., Any]:
+    def broadcast_if_needed(self: Any, left: Any, right: Any) -> Any:
+        is_alike = left.type.is_block() == right.type.is_block() and left.handle.data.shape == right.handle.data.shape
+        return (left, right) if is_alike else broadcast(self, left, right)
+
+    return broadcast_if_needed
+
+
+def _only_what_wraps(core: Any) -> Callable[[Any], Any]:
+    unwrap, kinds = core._unwrap_if_constexpr, (core.constexpr, core.tuple, list, tuple)
+    wraps = cache(lambda kind: issubclass(kind, kinds))
+    return lambda value: unwrap(value) if wraps(type(value)) else value
+
+
+def _by_name(kind: Any) -> Callable[[Any, Any], bool]:
+    return lambda self, other: self is other or (isinstance(other, kind) and self.name == other.name)
 
 
 def _once_a_type(numpy_type: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -67,7 +67,7 @@ def test_it_gives_the_hosts_tokens(
     monkeypatch.setattr(
         RequestStates, "gather", lambda *given: replace(gather(*given), decode_threshold=decode_threshold)
     )
-    gives_the_hosts_tokens(tiny_folder(name))
+    gives_the_hosts_tokens(tiny_folder(name, num_hidden_layers=2))
 
 
 @pytest.mark.usefixtures("_interpreted")
@@ -130,7 +130,7 @@ def test_ggufs_blocks_that_stay_quantised_give_the_hosts_tokens(
 def test_with_calibrated_codes_it_gives_the_hosts_tokens(tiny_folder: TinyFolder) -> None:
     answers, options = [], {"kv_cache_dtype": "int8", "calculate_kv_scales": True, "max_num_batched_tokens": 16}
     for backend in ("reference", "triton"):
-        with engine(tiny_folder("qwen3"), backend, **options) as llm:
+        with engine(tiny_folder("qwen3", num_hidden_layers=2), backend, **options) as llm:
             assert dict(llm.card)["KV cache"].endswith("as int8 with scales calibrated on 16 tokens")
             for _ in range(2):  # the second time from the prefix tree
                 outputs = llm.generate([list(range(3, 20))], GREEDY.replace(n=2, max_tokens=2))
@@ -144,7 +144,7 @@ def test_the_start_up_card_names_the_attention_kernels(
     nvcc: Path | None, tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("octavo.kernels.cuda.device.find_nvcc", lambda: nvcc)
-    with engine(tiny_folder("qwen3"), "triton") as device:
+    with engine(tiny_folder("qwen3", num_hidden_layers=2), "triton") as device:
         line = dict(device.card)["device"]
     assert "; attention by triton" in line
     assert ("pip install 'octavo[cuda]'" in line) == (nvcc is None)
@@ -153,7 +153,7 @@ def test_the_start_up_card_names_the_attention_kernels(
 @pytest.mark.usefixtures("_interpreted")
 def test_it_follows_grammars_as_the_host_does(tiny_folder: TinyFolder, tmp_path: Path) -> None:
     """A jump while another step is in flight, a fork, an end, and a row without a grammar beside them."""
-    folder = spelling_model(tiny_folder, tmp_path)
+    folder = spelling_model(tiny_folder, tmp_path, num_hidden_layers=2)
     drawn = SamplingParams(structured_outputs={"regex": "[ab]name12[cd]"}, max_tokens=20, seed=3, n=2)
     prompts, params, options = PROMPTS[::2], [drawn, GREEDY], {"skip_tokenizer_init": False}
     with engine(folder, "reference", **options) as host:
@@ -175,7 +175,7 @@ def test_it_tells_the_hosts_logprobs(tiny_folder: TinyFolder) -> None:
     )  # fmt: skip
     rows = []
     for backend in ("reference", "triton"):
-        with engine(tiny_folder("qwen3"), backend, logprobs_mode="processed_logits") as llm:
+        with engine(tiny_folder("qwen3", num_hidden_layers=2), backend, logprobs_mode="processed_logits") as llm:
             (output,) = llm.generate([3, 4], params)
         rows.append([row for one in output.outputs for row in one.logprobs] + output.prompt_logprobs[1:])
     assert len(rows[0]) == 5
@@ -193,7 +193,7 @@ def test_it_finds_the_hosts_beams(tiny_folder: TinyFolder) -> None:
     params = [beams, GREEDY, beams.replace(n=1, best_of=2, logprobs=None, logit_bias={5: -9.0, 8: 2.0})]
     found = []
     for backend, options in (("reference", {}), ("triton", {"max_num_batched_tokens": 24})):
-        with engine(tiny_folder("qwen3"), backend, **options) as llm:
+        with engine(tiny_folder("qwen3", num_hidden_layers=2), backend, **options) as llm:
             found.append(llm.generate(PROMPTS, params) + llm.generate(PROMPTS[:1], params[:1]))
             assert llm.stats().num_used_blocks == 0
     for host, device in zip(*found, strict=True):
@@ -206,10 +206,10 @@ def test_it_finds_the_hosts_beams(tiny_folder: TinyFolder) -> None:
 @pytest.mark.usefixtures("_interpreted")
 def test_guesses_change_no_answer(tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     params = [GREEDY.replace(max_tokens=8), GREEDY.replace(n=2, temperature=1.0, seed=3, max_tokens=6, logprobs=0)]
-    with engine(tiny_folder("qwen3"), "reference") as host:
+    with engine(tiny_folder("qwen3", num_hidden_layers=2), "reference") as host:
         expected = host.generate([[3, 4], [5]], params)
     computed = guess_next_tokens(monkeypatch, expected)
-    with engine(tiny_folder("qwen3"), "triton") as device:
+    with engine(tiny_folder("qwen3", num_hidden_layers=2), "triton") as device:
         outputs = device.generate([[3, 4], [5]], params)
     got, wanted = ([[one.token_ids for one in output.outputs] for output in made] for made in (outputs, expected))
     assert got == wanted
@@ -222,7 +222,7 @@ def test_guesses_change_no_answer(tiny_folder: TinyFolder, monkeypatch: pytest.M
 def test_op_by_op_it_gives_the_hosts_tokens(tiny_folder: TinyFolder, capfd: pytest.CaptureFixture[str]) -> None:
     rows = []
     for backend, options in (("reference", {}), ("triton", {"trace_ops": True})):
-        with engine(tiny_folder("qwen3"), backend, **options) as llm:
+        with engine(tiny_folder("qwen3", num_hidden_layers=2), backend, **options) as llm:
             (output,) = llm.generate([[3, 4, 5]], GREEDY)
         rows.append(output.outputs[0].token_ids)
     assert rows[0] == rows[1]
@@ -235,7 +235,10 @@ def test_op_by_op_it_gives_the_hosts_tokens(tiny_folder: TinyFolder, capfd: pyte
 def test_costs_of_steps_are_measured_on_a_device(tiny_folder: TinyFolder) -> None:
     options = {"backend": "triton", "dtype": "float32", "max_model_len": 128, "max_num_seqs": 2}
     config = engine_config(
-        model=str(tiny_folder("qwen3")), num_gpu_blocks_override=40, max_num_batched_tokens=24, **options
+        model=str(tiny_folder("qwen3", num_hidden_layers=2)),
+        num_gpu_blocks_override=40,
+        max_num_batched_tokens=24,
+        **options,
     )
     with closing(executor_here(WorkerTask.of(config))) as executor:
         assert executor.shape.is_asynchronous
@@ -247,5 +250,5 @@ def test_costs_of_steps_are_measured_on_a_device(tiny_folder: TinyFolder) -> Non
 @pytest.mark.usefixtures("_interpreted")
 def test_it_calls_users_functions(tiny_folder: TinyFolder) -> None:
     """Each step's before its late draw, with the tokens of the step before."""
-    with engine(tiny_folder("qwen3"), "triton", async_scheduling=True) as device:
+    with engine(tiny_folder("qwen3", num_hidden_layers=2), "triton", async_scheduling=True) as device:
         follow_functions(device)

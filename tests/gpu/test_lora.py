@@ -98,7 +98,7 @@ def _device(inline_executor: None, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_device")
 def test_an_engine_gives_the_hosts_tokens(tiny_folder: TinyFolder, tmp_path: Path) -> None:
     """Chunks beside decodes, forks, none, and adapters that take turns in two slots."""
-    model = tiny_folder("llama")
+    model = tiny_folder("llama", num_hidden_layers=2)
     told: list[dict[str, Any]] = [
         {"targets": LINEARS}, {"targets": ("embed_tokens", "lm_head", "q_proj"), "rank": 3}, {"targets": ("down_proj",)}
     ]  # fmt: skip

@@ -174,7 +174,7 @@ def test_interpreted_stages_preempt(tiny_folder: TinyFolder) -> None:
     tight = {"num_gpu_blocks_override": 5, "schedule_conservativeness": 0, "max_model_len": 64}
     found = []
     for options in ({"backend": "reference"}, {"pipeline_parallel_size": 2} | tight):
-        with engine(tiny_folder("qwen3"), **options) as llm:
+        with engine(tiny_folder("qwen3", num_hidden_layers=2), **options) as llm:
             outputs = llm.generate(prompts, GREEDY.replace(max_tokens=4), use_tqdm=False)
             found.append([output.outputs[0].token_ids for output in outputs])
             preempts = any(isinstance(event, Preempted) for event in llm.events)
@@ -190,7 +190,7 @@ def test_grammars_are_followed_in_the_last_stage(
         monkeypatch.setenv("OCTAVO_RANKS_PER_GPU", "2")
     else:
         request.getfixturevalue("_interpreted")
-    folder, form = spelling_model(tiny_folder, tmp_path), {"regex": r"name(a|b)(name|age)[a-c]12"}
+    folder, form = spelling_model(tiny_folder, tmp_path, num_hidden_layers=2), {"regex": r"name(a|b)(name|age)[a-c]12"}
     params = [SamplingParams(structured_outputs=form, seed=1, max_tokens=9), GREEDY.replace(max_tokens=3, logprobs=1)]
     found = []
     for options in ({"backend": "reference"}, {"pipeline_parallel_size": 2}):
@@ -208,7 +208,7 @@ def test_stages_share_an_adapter(
         monkeypatch.setenv("OCTAVO_RANKS_PER_GPU", "2")
     else:
         request.getfixturevalue("_interpreted")
-    folder, found = tiny_folder("llama"), []
+    folder, found = tiny_folder("llama", num_hidden_layers=2), []
     adapter = LoRARequest("a", 1, str(write_adapter(tmp_path / "a", folder, (*LINEARS, "embed_tokens", "lm_head"))))
     for options in ({"backend": "reference"}, {"pipeline_parallel_size": 2}):
         with engine(folder, enable_lora=True, **options) as llm:

@@ -21,7 +21,8 @@ TOLERANCE = 0.1
 
 @pytest.mark.parametrize("name", on_cpu.PACKAGES)
 def test_float32_text_equals_transformers(name: str) -> None:
-    on_cpu.check_float32_text(name, backend="triton")
+    with on_cpu.open_model(name, dtype="float32", backend="triton") as llm:
+        on_cpu.check_float32_text(name, llm)
 
 
 @pytest.mark.parametrize("name", on_cpu.PACKAGES)

@@ -100,7 +100,8 @@ def test_interpreted_ranks_give_the_hosts_tokens(
     The experts change places after the first step."""
     caplog.set_level(logging.INFO, "octavo")
     monkeypatch.setattr(processes, "TARGET", "tests.gpu.interpreted_rank:main")
-    folder, params = tiny_folder("qwen2-moe"), [GREEDY.replace(max_tokens=2), PARAMS[1].replace(max_tokens=2, n=1)]
+    folder = tiny_folder("qwen2-moe", num_hidden_layers=2)
+    params = [GREEDY.replace(max_tokens=2), PARAMS[1].replace(max_tokens=2, n=1)]
     found = []
     plan = {"step_interval": 1, "num_redundant_experts": 2, "use_async": False}
     ranks = {"tensor_parallel_size": 2, "enable_expert_parallel": True, "enable_eplb": True, "eplb_config": plan}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -31,10 +32,10 @@ def write_tokenizer(folder: Path, *, has_all_bytes: bool = False) -> None:
     encoder.save(str(folder / "tokenizer.json"))
 
 
-def spelling_model(tiny_folder: TinyFolder, to: Path, name: str = "llama") -> Path:
-    """The folder of a tiny model that can spell."""
+def spelling_model(tiny_folder: TinyFolder, to: Path, name: str = "llama", **changes: Any) -> Path:
+    """The folder of a tiny model that can spell. changes: of its arguments in TINY."""
     folder = to / f"spelling-{name}"
-    shutil.copytree(tiny_folder(name), folder)
+    shutil.copytree(tiny_folder(name, **changes), folder)
     write_tokenizer(folder)
     return folder
 
