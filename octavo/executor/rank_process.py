@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from octavo.child import begin
 from octavo.errors import OctavoError
 from octavo.executor.executor import Executor, executor_here
+from octavo.executor.packing import packed, unpacked
 from octavo.executor.rank_mover import BeginMoves, FenceAt, RankMoves
 from octavo.messages import AdapterRead, AdaptersRead, PendingStep, StepPlan
 from octavo.models.gguf import GGUFFile
@@ -68,7 +69,7 @@ def _serve(executor: Executor, connection: Connection, *, reports: bool) -> None
     moves: RankMoves | None = None
     while True:
         try:
-            message = connection.recv()
+            message = unpacked(connection.recv_bytes())
         except (EOFError, OSError):
             return
         if isinstance(message, StepPlan):
@@ -98,7 +99,7 @@ def _serve(executor: Executor, connection: Connection, *, reports: bool) -> None
             step_id, step = begun.popleft()
         try:
             result = step.result()
-            connection.send(result if reports else step_id)
+            connection.send_bytes(packed(result if reports else step_id))
         except Exception as fault:
             connection.send(portable(fault))
 

@@ -7,13 +7,13 @@ one fails, ends or is silent    the engine ends: the others wait for that one
 
 from __future__ import annotations
 
-import pickle
 import select
 from typing import Any
 
 from octavo import env
 from octavo.distributed.world import CollectiveError
 from octavo.errors import EngineDeadError, OctavoError
+from octavo.executor.packing import packed
 from octavo.executor.remote import PATIENCE_S, Remote
 
 GRACE_S = 5.0  # how long the others may take once a rank has failed, or has waited for them in vain
@@ -34,10 +34,10 @@ class Ranks:
     def send(self, message: Any) -> None:
         """To all ranks. Raises EngineDeadError once one of them is gone."""
         self._check_alive()
-        packed = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+        data = packed(message)
         for remote in self.remotes:
             try:
-                remote.send(packed)
+                remote.send(data)
             except EngineDeadError as gone:
                 raise self._end(str(gone)) from None
 

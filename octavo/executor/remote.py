@@ -18,6 +18,7 @@ from typing import IO, Any, Protocol
 
 from octavo.distributed.world import World
 from octavo.errors import EngineDeadError
+from octavo.executor.packing import unpacked
 from octavo.observe.logging import LOGGER
 
 PATIENCE_S = 10.0  # how long a worker may take to close
@@ -67,14 +68,14 @@ class Remote:
         """Its worker is built, and computes there."""
         self.place = f"{place} of {self._node}" if self._node else place
 
-    def send(self, packed: bytes) -> None:
-        """Send a pickled message. Raises EngineDeadError once the worker is gone."""
-        self._talk(lambda: self.connection.send_bytes(packed))
+    def send(self, data: bytes) -> None:
+        """Send a packed message. Raises EngineDeadError once the worker is gone."""
+        self._talk(lambda: self.connection.send_bytes(data))
 
     def receive(self) -> Any:
         """The worker's next message, which may be an exception; None for a log record, which is logged here. Raises
         EngineDeadError once the worker is gone."""
-        said = self._talk(self.connection.recv)
+        said = self._talk(lambda: unpacked(self.connection.recv_bytes()))
         if isinstance(said, logging.LogRecord):
             LOGGER.handle(said)
             return None
