@@ -21,6 +21,8 @@ from octavo import (
 )
 from octavo.cli.main import main
 from octavo.kernels.device import Device
+from octavo.observe.flight_log import read_log
+from octavo.simulator.replay import replay
 from tests.conftest import TinyFolder
 from tests.lora.written_adapters import merge, write_adapter
 from tests.tiny_embedders import expected, make_tiny_embedder, write_modules, write_tokenizer
@@ -123,12 +125,15 @@ def test_without_files_an_encoder_gives_its_first_token(embedder: Embedder) -> N
 
 
 @pytest.mark.parametrize(("name", "kind"), [("bert", "MEAN"), ("qwen3", "LAST")])
-def test_overlapped_steps_give_the_same(embedder: Embedder, name: str, kind: str) -> None:
-    """A decoder's texts are cut: when the last part but one has come, the last one is planned already."""
-    folder = embedder(name, kind)
+def test_overlapped_steps_give_the_same(embedder: Embedder, name: str, kind: str, tmp_path: Path) -> None:
+    """A decoder's texts are cut: when the last part but one has come, the last one is planned already. And a replay
+    decides all of it again."""
+    folder, log = embedder(name, kind), tmp_path / "run.olog"
     limits = {"max_num_batched_tokens": 200 if kind == "MEAN" else 70, "max_num_seqs": 2, "max_model_len": 200}
-    with engine(folder, "cpu", async_scheduling=True, **limits) as llm:
+    with engine(folder, "cpu", async_scheduling=True, record=str(log), **limits) as llm:
         check(folder, kind, llm, texts_of(3))
+    replayed = replay(lambda: read_log(log))
+    assert (replayed.difference, replayed.num_steps > 4) == (None, True)
 
 
 def test_company_changes_no_bit(embedder: Embedder) -> None:

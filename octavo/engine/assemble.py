@@ -83,6 +83,7 @@ def build_engine(
     executor = build_executor(config, serves=serves, moves_blocks=moves_blocks)
     try:
         shape = executor.shape
+        config = _for_model(config, shape)
         warn_of_leftovers(shape.label, shape.leftovers)
         tokenizer = open_tokenizer(config.model, lambda: shape.tokenizer_source)
         limits, has_text = _limits(config, shape), replace(config.model, skip_tokenizer_init=False)
@@ -108,6 +109,17 @@ def build_engine(
     except BaseException:
         executor.close()
         raise
+
+
+def _for_model(config: EngineConfig, shape: WorkerShape) -> EngineConfig:
+    """The options as they are for that model: one that reads each text whole is given no parts."""
+    if not shape.architecture.takes_whole_prompts:
+        return config
+    if threshold := config.scheduler.long_prefill_token_threshold:
+        raise ConfigError(
+            f"long_prefill_token_threshold is {threshold}, but {shape.label} reads each text whole: set it to 0"
+        )
+    return replace(config, scheduler=replace(config.scheduler, enable_chunked_prefill=False))
 
 
 def build_executor(config: EngineConfig, **how: bool) -> Executor:
@@ -140,18 +152,9 @@ def _core(
 ) -> EngineCore:
     """async_scheduling, by default on for devices that compute asynchronously, plans a step while another runs."""
     shape, num_stages = executor.shape, _num_stages(config)
-    takes_whole, threshold = shape.architecture.takes_whole_prompts, config.scheduler.long_prefill_token_threshold
-    if takes_whole and threshold:
-        raise ConfigError(
-            f"long_prefill_token_threshold is {threshold}, but {shape.label} reads each text whole: set it to 0"
-        )
     cache = _kv_cache(config, shape, events, clock)
     scheduler = Scheduler(
-        replace(
-            config.scheduler,
-            max_num_seqs=shape.limits.max_num_seqs,
-            enable_chunked_prefill=config.scheduler.enable_chunked_prefill and not takes_whole,
-        ),
+        replace(config.scheduler, max_num_seqs=shape.limits.max_num_seqs),
         cache,
         max_model_len=shape.limits.max_model_len,
         max_num_batched_tokens=shape.limits.max_num_tokens,

@@ -38,8 +38,12 @@ class Quarantine:
         make room for it."""
         suspect, places = next(iter(self.suspects)), self._places
         if suspect.state is not SequenceState.RUNNING:
+            is_search = suspect.request.sampling_params.use_beam_search
             while suspect.sequence_id not in places.held:
-                if self._starting.try_start(suspect, draft, is_alone=True) or suspect.sequence_id in places.held:
+                may_start = not (is_search and places.running)  # preempted for others it would begin again, for ever
+                if may_start and self._starting.try_start(suspect, draft, is_alone=True):
+                    break
+                if suspect.sequence_id in places.held:
                     break
                 if not places.running:
                     assert self._starting.has_lent, f"sequence {suspect.sequence_id} does not fit an empty engine"

@@ -207,9 +207,8 @@ class Scheduler:
             end = keep_run(sequence, run) if run else draft.end_of_prompt(index, sequence)
             if end == NO_TOKEN_ENDING and index in result.faults:
                 end = "error", result.faults[index]
-            pooled = result.pooled.get(index)
-            if (run or pooled) and awaiting and sequence in awaiting:
-                self._log_first(sequence)
+            if awaiting and sequence in awaiting and (run or (end is not None and not num_draws)):
+                self._log_first(sequence)  # or all that was wanted
             if not is_as_planned:
                 guesses = plan.spec_token_ids.get(index, [])
                 self._go_on_from_kept(sequence, len(guesses) - num_right(guesses, run), has_ended=end is not None)
@@ -220,7 +219,7 @@ class Scheduler:
             rows = prompt_rows.pop(sequence, ()) if prompt_rows else ()
             if run or rows or end is not None:
                 of_run = logprobs[index][: len(run)] if index in logprobs else ()
-                updates.append(SequenceUpdate(sequence, run, of_run, rows, pooled))
+                updates.append(SequenceUpdate(sequence, run, of_run, rows, result.pooled.get(index)))
         if result.candidates:
             updates += self._beams.choose(draft, result, lambda sequence, ending: self._finish(sequence, *ending))
             has_left = True

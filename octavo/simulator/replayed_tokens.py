@@ -19,6 +19,7 @@ from octavo.lora_request import LoadedAdapter, LoRARequest
 from octavo.observe import events
 from octavo.observe.events import Event
 from octavo.observe.snapshot import Snapshot
+from octavo.pooling_params import PoolingParams
 from octavo.request import Request, Sequence
 from octavo.sampling_params import SamplingParams
 from octavo.simulator.replayed_beams import END, FILLER, ReplayedBeams
@@ -128,6 +129,7 @@ class ReplayedTokens:
             priority=event.priority,
             stop_token_ids=frozenset(ends or ({END} if event.can_stop else ())),
             adapter=_adapter(event),
+            pooling_params=None if event.max_tokens else PoolingParams(),
         )
 
     def drawn(self, sequence: Sequence, num_tokens: int) -> list[int]:

@@ -23,7 +23,8 @@ from octavo.config import SchedulerConfig
 from octavo.lora_request import LoadedAdapter, LoRARequest
 from octavo.messages import StepPlan, StepResult
 from octavo.observe.event_log import EventLog
-from octavo.request import Request
+from octavo.pooling_params import PoolingParams
+from octavo.request import Request, Sequence
 from octavo.sampling_params import SamplingParams
 from octavo.scheduler.awaited_adapters import AwaitedAdapters
 from octavo.scheduler.scheduler import Scheduler
@@ -124,7 +125,11 @@ class Simulator:
         return self.take(plan, self.executor.execute(plan))
 
     def take(self, plan: StepPlan, result: StepResult) -> list[SequenceUpdate]:
-        updates = self.scheduler.update(plan, result)
+        last_parts = [entry for entry, num in enumerate(plan.num_logits) if num and not plan.num_draws[entry]]
+        updates = self.scheduler.update(plan, replace(result, pooled=dict.fromkeys(last_parts, b"numbers")))
+        for update in updates:
+            has_numbers = update.pooled is not None
+            assert has_numbers == _ends_with_numbers(update.sequence), "numbers come with a prompt's last part"
         self._check()
         self.num_steps += 1
         self.updates += updates
@@ -175,6 +180,10 @@ class Simulator:
         return float(self.num_steps)
 
 
+def _ends_with_numbers(sequence: Sequence) -> bool:
+    return sequence.request.pooling_params is not None and sequence.finish_reason == "stop"
+
+
 def make_request(
     request_id: str,
     prompt: list[int],
@@ -187,9 +196,9 @@ def make_request(
     adapter: int | None = None,
     **params: Any,
 ) -> Request:
-    """A request as the engine's input side builds it; `params` are those of SamplingParams. adapter: the key of its
-    adapter."""
-    sampling_params = SamplingParams(max_tokens=max_tokens, **params)
+    """A request as the engine's input side builds it; `params` are those of SamplingParams. max_tokens: 0 asks for the
+    prompt's numbers, as an embedding does. adapter: the key of its adapter."""
+    sampling_params = SamplingParams(max_tokens=max_tokens or 1, **params)
     end_ids = frozenset() if sampling_params.ignore_eos else frozenset(eos_token_ids)
     return Request(
         request_id=request_id,
@@ -202,5 +211,6 @@ def make_request(
         cache_salt=cache_salt,
         eos_token_ids=frozenset(eos_token_ids),
         stop_token_ids=end_ids | frozenset(sampling_params.stop_token_ids or ()),
+        pooling_params=None if max_tokens else PoolingParams(),
         adapter=None if adapter is None else LoadedAdapter(adapter, str(adapter), LoRARequest(str(adapter), adapter)),
     )

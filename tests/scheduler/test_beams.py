@@ -10,7 +10,7 @@ import pytest
 
 from octavo.config import SchedulerConfig
 from octavo.errors import InvalidRequestError
-from octavo.messages import StepResult
+from octavo.messages import StepPlan, StepResult
 from octavo.observe.events import Finished, Forked, Preempted, Unforked
 from octavo.observe.lives import RequestLives
 from octavo.request import Request, Sequence
@@ -197,10 +197,7 @@ def test_a_failed_step_is_narrowed_down_to_the_request_at_fault() -> None:
         plan = simulator.plan()
         rows = {one.row for one in simulator.scheduler.sequences if one.request.request_id == "b"}
         if rows & set(plan.rows) and any(one.num_output_tokens > 3 for one in simulator.scheduler.sequences):
-            columns = "rows", "num_computed_tokens", "num_scheduled_tokens", "num_logits", "num_draws"
-            nothing: dict[str, Any] = {name: [] for name in columns} | {"candidates": {}}
-            simulator.executor.execute(replace(plan, **nothing))  # the worker keeps its rows, and computes nothing
-            ended += [update.sequence for update in simulator.scheduler.fail("it broke")]
+            ended += fail(simulator, plan)
         else:
             simulator.carry_out(plan)
         if not simulator.scheduler.has_unfinished:
@@ -209,6 +206,28 @@ def test_a_failed_step_is_narrowed_down_to_the_request_at_fault() -> None:
     for name in "ac":
         assert answers(simulator, name) == searched(prompts[name], WIDTH, 2)
     assert simulator.cache.pool.num_owned == 0
+
+
+def fail(simulator: Simulator, plan: StepPlan) -> list[Sequence]:
+    """The worker keeps its rows, and computes nothing -> those who end."""
+    columns = "rows", "num_computed_tokens", "num_scheduled_tokens", "num_logits"
+    nothing: dict[str, Any] = {name: [] for name in columns} | {"candidates": {}}
+    simulator.executor.execute(replace(plan, num_draws=[], **nothing))
+    return [update.sequence for update in simulator.scheduler.fail("it broke")]
+
+
+def test_a_search_that_runs_alone_is_not_preempted_for_those_who_wait() -> None:
+    """It would begin again, and never get past the place of the fault."""
+    config = SchedulerConfig(schedule_conservativeness=0)
+    simulator = Simulator(num_blocks=10, block_size=4, config=config, checks=True)
+    other, search = make_request("a", prompt_of(12, 0)), beam_request("b", prompt_of(5, 1), width=2, n=1)
+    simulator.add(other, search)
+    for _ in range(6):
+        simulator.step()
+    assert fail(simulator, simulator.plan()) == []
+    simulator.run(max_steps=200)
+    assert other.sequences[0].output_token_ids == generate_alone(other.prompt_token_ids, 16, 0, 0)
+    assert answers(simulator, "b") == searched(prompt_of(5, 1), 2, 1)
 
 
 def test_nan_ends_the_request_with_an_error() -> None:

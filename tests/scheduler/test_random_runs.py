@@ -103,7 +103,7 @@ class RandomRun(RuleBasedStateMachine):
         shared_len=st.sampled_from([0, 16, 64]) | st.integers(0, 80),
         own_len=st.sampled_from([16, 32]) | st.integers(1, 60),
         variant=st.integers(0, 3),
-        max_tokens=st.integers(1, 50),
+        max_tokens=st.just(0) | st.integers(1, 50) | st.integers(1, 50),
         n=st.sampled_from([1, 1, 1, 2, 4]),
         priority=st.integers(0, 2),
         salt=st.sampled_from([None, None, "tenant"]),
@@ -114,11 +114,11 @@ class RandomRun(RuleBasedStateMachine):
     def arrive(self, shared_len, own_len, variant, max_tokens, n, priority, salt, prompt_logprobs, stops, adapter):
         number = len(self.requests)
         own = [(variant * 101 + i * 7) % VOCAB_SIZE for i in range(own_len)]
-        params = {} if prompt_logprobs is None else {"prompt_logprobs": prompt_logprobs}
+        params = {} if prompt_logprobs is None or max_tokens == 0 else {"prompt_logprobs": prompt_logprobs}
         request = make_request(
             f"r{number}",
             COMMON_PREFIX[:shared_len] + own,
-            n=n,
+            n=n if max_tokens else 1,
             max_tokens=max_tokens,
             priority=priority,
             cache_salt=salt,

@@ -4,7 +4,6 @@ import pytest
 
 from octavo.messages import StepResult
 from octavo.observe.events import Finished, Sampled
-from octavo.pooling_params import PoolingParams
 from octavo.scheduler.step import num_right, runs_of
 from octavo.testing.fake_tokens import VOCAB_SIZE, generate_alone
 from octavo.testing.simulate import make_request
@@ -234,8 +233,8 @@ class TestLengths:
     @pytest.mark.parametrize("is_ahead", [False, True], ids=["plain", "overlapped"])
     def test_who_wants_no_token_ends_once_its_prompt_is_computed(self, budget, is_ahead):
         simulator = simulator_of(max_num_batched_tokens=budget)
-        request, other = make_request("a", prompt_of(22)), make_request("b", prompt_of(22, start=500), max_tokens=3)
-        request.max_output_tokens, request.pooling_params = 0, PoolingParams()
+        request = make_request("a", prompt_of(22), max_tokens=0)
+        other = make_request("b", prompt_of(22, start=500), max_tokens=3)
         simulator.add(request, other)
         if is_ahead:
             simulator.step_overlapped(6)

@@ -94,8 +94,10 @@ def recorded(
         if step < 120 and draw.random() < 0.35:
             prompt = [7] * draw.randrange(1, 30) + [draw.randrange(3) for _ in range(draw.randrange(3))]
             stops = frozenset(draw.sample(range(VOCAB_SIZE), 60)) if draw.random() < 0.5 else ()
-            params: dict[str, Any] = {"n": draw.choice([1, 1, 3]), "max_tokens": draw.randrange(1, 20)}
-            if has_beams and draw.random() < 0.5:
+            params: dict[str, Any] = {"n": draw.choice([1, 1, 3]), "max_tokens": draw.randrange(20)}
+            if params["max_tokens"] == 0:
+                params["n"] = 1
+            elif has_beams and draw.random() < 0.5:
                 params |= {"use_beam_search": True, "best_of": min(3, params["n"] + draw.randrange(3))}
                 params |= draw.choice([{}, {"early_stopping": True}, {"length_penalty": -1.0}])
             priority = draw.randrange(2)
