@@ -15,6 +15,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -93,8 +94,10 @@ def tests_of(op: str) -> Iterator[str]:
             yield from (f"{shown}::{name}" for name, text in _test_functions(path) if re.search("|".join(words), text))
 
 
-def _test_functions(path: Path) -> Iterator[tuple[str, str]]:
+@cache
+def _test_functions(path: Path) -> list[tuple[str, str]]:
     """The name in pytest of each test of a file, and its text with its decorators."""
+    found: list[tuple[str, str]] = []
     text = path.read_text(encoding="utf-8")
     lines = text.splitlines()
     body: list[tuple[str, ast.stmt]] = [("", node) for node in ast.parse(text).body]
@@ -103,4 +106,5 @@ def _test_functions(path: Path) -> Iterator[tuple[str, str]]:
             body += [(f"{node.name}::", one) for one in node.body]
         elif isinstance(node, ast.FunctionDef) and node.name.startswith("test"):
             first = min([node.lineno, *(one.lineno for one in node.decorator_list)])
-            yield owner + node.name, "\n".join(lines[first - 1 : node.end_lineno])
+            found.append((owner + node.name, "\n".join(lines[first - 1 : node.end_lineno])))
+    return found
