@@ -22,26 +22,12 @@
 //
 // Which inputs a thread multiplies: expert_rows.cuh.
 
+#include "activate.cuh"
 #include "expert_load.cuh"
 #include "expert_scales.cuh"
 
 namespace octavo {
 namespace {
-
-__device__ __forceinline__ float gated(float gate, float up, const Launch& launch) {
-  if (launch.gate == 0) return gate / (1 + __expf(-gate)) * up;  // silu
-  if (launch.gate == 1) {                                        // clamped
-    gate = fminf(gate, launch.limit);
-    up = fmaxf(fminf(up, launch.limit), -launch.limit);
-    return gate / (1 + __expf(-launch.alpha * gate)) * (up + 1);
-  }
-  if (launch.gate == 2) {  // gelu, by tanh
-    const float inner = 0.79788456f * (gate + 0.044715f * gate * gate * gate);
-    return 0.5f * gate * (1 + (1 - 2 / (__expf(2 * inner) + 1))) * up;
-  }
-  if (launch.gate == 3) return 0.5f * gate * (1 + erff(gate * 0.70710678f)) * up;  // gelu
-  return fmaxf(gate, 0) * up;                                                     // relu
-}
 
 // Sums of 8 outputs, or 16. A product has 16 rows: a thread's four words of a row are those of two rows, of which each product
 // is right for one, and what it gives for the other nobody reads. So no register is spent on zeros
@@ -244,7 +230,7 @@ struct Computer {
     for (int i = 0; i < 2; ++i) {
       const float gate = totals[0][i] * ends.scale[0][i] + ends.bias[0][i];
       const float up = totals[kHalves - 1][i] * ends.scale[kHalves - 1][i] + ends.bias[kHalves - 1][i];
-      const float y = gated(gate, up, launch) * (kIsRaised ? kRaise : 1);
+      const float y = gated(gate, up, launch.gate, launch.alpha, launch.limit) * (kIsRaised ? kRaise : 1);
       to[place_of<kBits>(output + i)] = ELEMENT{uint16_t(pack<ELEMENT>(y, 0))};
     }
     if (out + 8 < launch.columns) return;

@@ -154,6 +154,18 @@ __device__ __forceinline__ void copy_box(uint32_t to, const void* map, int x, in
 #endif
 }
 
+// The same of a tensor with five dimensions
+__device__ __forceinline__ void copy_box(uint32_t to, const void* map, int x, int y, int z, int w, int v,
+                                         uint32_t barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5, %6}], "
+      "[%7];" ::"r"(to),
+      "l"(map), "r"(x), "r"(y), "r"(z), "r"(w), "r"(v), "r"(barrier)
+      : "memory");
+#endif
+}
+
 // The same of a tensor with four dimensions, which is read once: others may stay in the L2 cache
 __device__ __forceinline__ void copy_box_once(uint32_t to, const void* map, int x, int y, int z, int w,
                                               uint32_t barrier) {
@@ -212,6 +224,10 @@ __device__ __forceinline__ uint4 load_words(uint32_t from) {
   uint4 x;
   asm("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(from));
   return x;
+}
+
+__device__ __forceinline__ void store_words(uint32_t to, uint4 x) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
 }
 
 // Matrix products of a warp: fragments and 16 x 8 x 16 products

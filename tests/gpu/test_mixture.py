@@ -14,7 +14,8 @@ from tests.gpu.device import DEVICE, ON_GPU, TOLERANCE, relative_error
 from octavo.kernels.cuda.driver import GPU, find_gpu  # isort: skip
 from octavo.kernels.cuda.mixture_launch import kernels_of  # isort: skip
 from octavo.kernels.cuda_cpp.compile import find_nvcc  # isort: skip
-from octavo.kernels.cuda_cpp.expert_format import why_not, why_not_codes  # isort: skip
+from octavo.kernels.cuda_cpp.expert_format import why_not, why_not_codes, why_not_wide  # isort: skip
+from octavo.kernels.kv_layout import KVDType  # isort: skip
 from octavo.kernels.scaled import ScaledFormat  # isort: skip
 from octavo.kernels.mixture import SILU, ExpertStack, Gate, Mixture, Routing  # isort: skip
 from octavo.kernels.reference.activations import gated  # isort: skip
@@ -151,13 +152,38 @@ def test_why_mixtures_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "inputs in order" in str(why_not_codes(ScaledFormat("U4", (1, 32), is_sorted=True), 64, 64))
 
 
+@pytest.mark.parametrize(
+    ("inner", "dtype", "has_nvcc", "why"),
+    [
+        (128, "bfloat16", True, None),
+        (128, "float32", True, "16 bits"),
+        (72, "bfloat16", True, "multiples of 32 x 16"),
+        (128, "bfloat16", False, "nvcc"),
+    ],
+)
+def test_why_wide_products_are_not_taken(
+    inner: int, dtype: KVDType, has_nvcc: bool, why: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr("octavo.kernels.cuda_cpp.compile.find_nvcc", lambda: "nvcc" if has_nvcc else None)
+    reason = why_not_wide(made_parameters.mixture(TOP_TWO, 64, inner), dtype, HOPPER, is_fixed=False)
+    assert reason is None if why is None else why in str(reason)
+    newer = replace(HOPPER, capability=(10, 0))
+    assert why_not_wide(made_parameters.mixture(TOP_TWO, 64, 128), "bfloat16", newer, is_fixed=False) is not None
+
+
 def test_the_card_says_which_rows_are_whose() -> None:
     small, large = (made_parameters.mixture(TOP_TWO, 64, inner) for inner in (128, 2048))
-    taken, refused = (SimpleNamespace(why_not_few=lambda layer, why=why: why) for why in (None, "no nvcc"))
-    assert kernels_of([], cast("Shared", taken)) is None
-    assert kernels_of([small, small], cast("Shared", taken)) == "cuda for 1 to 8 rows, triton"
-    assert kernels_of([large], cast("Shared", taken)) == "triton"
-    assert kernels_of([small], cast("Shared", refused)) == "triton (no nvcc)"
+
+    def card(few: str | None, wide: str | None, *layers: Mixture) -> str | None:
+        shared = SimpleNamespace(why_not_few=lambda layer: few, why_not_wide=lambda layer: wide)
+        return kernels_of(layers, cast("Shared", shared))
+
+    assert card(None, None) is None
+    assert card(None, "codes", small, small) == "cuda for 1 to 8 rows, triton"
+    assert card(None, None, large) == "cuda for 49 rows an expert, triton"
+    assert card("slots", None, small) == "cuda for 49 rows an expert, triton (slots)"
+    assert card("no nvcc", "no nvcc", small) == "triton (no nvcc)"
 
 
 def in_torch(x: torch.Tensor, experts: Experts, room: Room, logits: torch.Tensor | None = None) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""How a program launches a layer of experts: by the kernels in CUDA C++ up to so many rows, by Triton's otherwise."""
+"""How a program launches a layer of experts: in CUDA C++ for few rows, or many of each expert; else in Triton."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 
 from octavo.kernels.cuda.shared import Shared
 from octavo.kernels.cuda_cpp.expert_format import rows_for
+from octavo.kernels.cuda_cpp.grouped_linear import LEAST_PAIRS, WideProducts
 from octavo.kernels.mixture import Mixture
 from octavo.kernels.parameters import Parameter
 from octavo.kernels.triton.experts.mixture import Experts, mixture
@@ -35,6 +36,11 @@ class MixtureLaunch:
             self._few = FewRowExperts(self._experts, self._room, shared.gpu, weights.dtype)
             self._few_rows = rows_for(layer)
 
+        self._wide: WideProducts | None = None
+        if shared.why_not_wide(layer) is None:
+            self._wide = WideProducts(shared.gpu, weights.dtype)
+            self._wide.prepare(self._experts.gate_up, self._experts.down, layer.gate)
+
     def __call__(self, step: DeviceStep, x: torch.Tensor, *rest: torch.Tensor) -> None:
         *residuals, out = rest
         residual = residuals[0] if residuals else None
@@ -44,15 +50,19 @@ class MixtureLaunch:
         assert self._norm is None, "a norm is fused only where the kernels for few rows take it"
         placing = None if self._placings is None else self._placings.of(self._name, step)
         given = self._experts, self._room
-        mixture(x, residual, out, *given, is_fixed=self._is_fixed, chained=self._gpu.chains, placing=placing)
+        mixture(
+            x, residual, out, *given, is_fixed=self._is_fixed, chained=self._gpu.chains, placing=placing,
+            wide=self._wide,
+        )  # fmt: skip
 
 
 def kernels_of(layers: Iterable[Mixture], shared: Shared) -> str | None:
     """For people: what multiplies experts. None: there are none."""
     found = list(layers)
     reasons = dict.fromkeys(why for layer in found if (why := shared.why_not_few(layer)) is not None)
-    if reasons:
-        return f"triton ({'; '.join(reasons)})"
-    ranges = dict.fromkeys(rows for layer in found if (rows := rows_for(layer)))
-    few = [f"cuda for {rows.start} to {rows.stop - 1} rows" for rows in ranges]
-    return ", ".join([*few, "triton"]) if found else None
+    ranges = dict.fromkeys(rows for layer in found if not reasons and (rows := rows_for(layer)))
+    cuda = [f"cuda for {rows.start} to {rows.stop - 1} rows" for rows in ranges]
+    if found and all(shared.why_not_wide(layer) is None for layer in found):
+        cuda.append(f"cuda for {LEAST_PAIRS} rows an expert")
+    triton = f"triton ({'; '.join(reasons)})" if reasons else "triton"
+    return ", ".join([*cuda, triton]) if found else None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from octavo.kernels.attention import ModelAttention
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda.weights import DeviceWeights
-from octavo.kernels.cuda_cpp.expert_format import rows_for, why_not
+from octavo.kernels.cuda_cpp.expert_format import rows_for, why_not, why_not_wide
 from octavo.kernels.mixture import Mixture
 from octavo.kernels.parameters import Linear
 from octavo.kernels.program.recorder import See
@@ -44,6 +44,10 @@ class Shared:
     def why_not_few(self, layer: Mixture) -> str | None:
         """Why the kernels for few rows do not take a mixture."""
         return why_not(layer, self.memory.dtype, self.gpu, is_fixed=self.is_fixed)
+
+    def why_not_wide(self, layer: Mixture) -> str | None:
+        """Why the kernel for experts of many rows each does not take a mixture."""
+        return why_not_wide(layer, self.memory.dtype, self.gpu, is_fixed=self.is_fixed)
 
     def routes_norm(self, num_rows: int, layer: Mixture) -> bool:
         """Whether a mixture of so many rows, or one of more than one, takes the norm before it."""

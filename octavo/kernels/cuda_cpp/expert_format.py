@@ -17,10 +17,13 @@ from dataclasses import dataclass
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda_cpp import compile as nvcc
 from octavo.kernels.kv_layout import KVDType
-from octavo.kernels.mixture import ExpertStack, Mixture
+from octavo.kernels.mixture import ExpertStack, GateKind, Mixture
 from octavo.kernels.scaled import Code, ScaledFormat
 from octavo.kernels.triton.coded import coded_format
 
+FORMATS: dict[Code | None, str] = {None: "kDense", "F8_E4M3": "kFp8", "I8": "kInt8", "U4": "kInt4", "E2M1": "kFp4"}
+#: as csrc/cuda/activate.cuh numbers them
+GATES: dict[GateKind, int] = {"silu": 0, "clamped": 1, "gelu_tanh": 2, "gelu": 3, "relu": 4}
 BITS: dict[Code | None, int] = {None: 16, "F8_E4M3": 8, "I8": 8, "U4": 4, "E2M1": 4}
 #: rows up to which the kernels beat Triton's on an H200 (benchmarks/results/2026-11-30-quantised-gpu.md). With large
 #: experts, each of which keeps all multiprocessors busy, Triton's are faster for one row, and for dense weights
@@ -38,19 +41,23 @@ _HOPPER = (9, 0)
 def why_not(layer: Mixture, dtype: KVDType, gpu: GPU, *, is_fixed: bool) -> str | None:
     """Why the kernels do not take a layer, or None."""
     routing = layer.routing
+    if (reason := _why_not_here(dtype, gpu, is_fixed=is_fixed)) is not None:
+        return reason
+    if layer.slots is not None:
+        return "experts may move between ranks"
+    if routing.num_chosen > _MOST_CHOSEN or routing.num_experts > _MOST_EXPERTS:
+        return f"{routing.num_chosen} of {routing.num_experts} experts; they take {_MOST_CHOSEN} of {_MOST_EXPERTS}"
+    return _why_not_stack(layer.gate_up, 2) or _why_not_stack(layer.down, 1)
+
+
+def _why_not_here(dtype: KVDType, gpu: GPU, *, is_fixed: bool) -> str | None:
     if is_fixed:
         return "sums must not depend on the other rows"
     if dtype == "float32":
         return "they compute in 16 bits"
     if gpu.is_interpreted or gpu.capability < _HOPPER:
         return "they need the copy engine of Hopper"
-    if nvcc.find_nvcc() is None:
-        return "nvcc, which compiles them, is not here: pip install 'octavo[cuda]'"
-    if layer.slots is not None:
-        return "experts may move between ranks"
-    if routing.num_chosen > _MOST_CHOSEN or routing.num_experts > _MOST_EXPERTS:
-        return f"{routing.num_chosen} of {routing.num_experts} experts; they take {_MOST_CHOSEN} of {_MOST_EXPERTS}"
-    return _why_not_stack(layer.gate_up, 2) or _why_not_stack(layer.down, 1)
+    return None if nvcc.find_nvcc() else "nvcc, which compiles them, is not here: pip install 'octavo[cuda]'"
 
 
 def _why_not_stack(stack: ExpertStack, halves: int) -> str | None:
@@ -83,6 +90,37 @@ def _why_not_scales(form: ScaledFormat, depth: int, bits: int) -> str | None:
     if bits == 8 and (group % 128 or form.has_zeros):
         return f"{form.label}; of bytes they take groups of 128, without zero points"
     return None if bits == 8 or group in (32, 64, 128) or group % 256 == 0 else f"{form.label}; they take groups of 32"
+
+
+def why_not_wide(layer: Mixture, dtype: KVDType, gpu: GPU, *, is_fixed: bool) -> str | None:
+    """Why csrc/cuda/grouped_linear.cu does not take a layer, or None."""
+    if (reason := _why_not_here(dtype, gpu, is_fixed=is_fixed)) is not None:
+        return reason
+    if gpu.capability[0] != _HOPPER[0]:
+        return "they need the matrix units of Hopper"
+    if layer.num_own > _MOST_EXPERTS:
+        return f"{layer.num_own} experts; they take {_MOST_EXPERTS}"
+    for stack, halves in ((layer.gate_up, 2), (layer.down, 1)):
+        form, columns, depth = coded_format.format_of(stack.parts), stack.out_features // halves, stack.in_features
+        if columns % 32 or depth % 16:
+            return f"experts of {columns} x {depth}; they take multiples of 32 x 16"
+        if form is not None and (reason := why_not_wide_codes(form, depth, dtype)) is not None:
+            return reason
+    return None
+
+
+def why_not_wide_codes(form: ScaledFormat, depth: int, dtype: KVDType) -> str | None:
+    """The same of experts' matrices of so many inputs."""
+    group = form.block[1] or depth
+    if form.code == "F8_E4M3" and form.block[0] <= 1 and group == depth:
+        return None
+    if form.code not in FORMATS or _has_other_scales(form) or form.is_sorted:
+        return f"experts of {form.label}"
+    if dtype != "bfloat16":
+        return f"experts of {form.label} in {dtype}; they take bfloat16"
+    if depth % 32 or group % 32 or (form.has_zeros and form.code != "U4"):
+        return f"{form.label} of {depth} inputs; they take groups of 32, and zero points of 4 bits"
+    return None
 
 
 def rows_for(layer: Mixture) -> range:

@@ -19,15 +19,12 @@ import torch
 
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda_cpp.compile import compile_kernel
-from octavo.kernels.cuda_cpp.expert_format import BITS, COMPUTERS, TILE_ROWS, Ring, tile_rows
+from octavo.kernels.cuda_cpp.expert_format import BITS, COMPUTERS, FORMATS, GATES, TILE_ROWS, Ring, tile_rows
 from octavo.kernels.cuda_cpp.module import Kernel, TensorMap
-from octavo.kernels.mixture import GateKind
 from octavo.kernels.scaled import Code
 from octavo.kernels.triton.experts.mixture import Experts
 from octavo.kernels.triton.experts.room import Room
 
-_GATES: dict[GateKind, int] = {"silu": 0, "clamped": 1, "gelu_tanh": 2, "gelu": 3, "relu": 4}
-_FORMATS: dict[Code | None, str] = {None: "kDense", "F8_E4M3": "kFp8", "I8": "kInt8", "U4": "kInt4", "E2M1": "kFp4"}
 _ROUTER_THREADS = 512
 
 
@@ -107,7 +104,7 @@ class Variant:
     def compile(self, gpu: GPU) -> bytes:
         macros: dict[str, str | int] = {
             "ELEMENT": _element(self.dtype),
-            "FORMAT": _FORMATS[self.code],
+            "FORMAT": FORMATS[self.code],
             "GROUP": self.group,
             "HAS_ZEROS": int(self.has_zeros),
             "IS_DOWN": int(self.is_down),
@@ -208,7 +205,7 @@ class FewRowExperts:
         launch = _Launch(
             self._routing(num_rows), x.data_ptr(), _address(weight.scales), _address(weight.zeros), _address(bias),
             _address(residual), out.data_ptr(), x.stride(0), 0 if residual is None else residual.stride(0),
-            out.stride(0), outputs // halves, depth, _GATES[gate.kind], weight.group or depth,
+            out.stride(0), outputs // halves, depth, GATES[gate.kind], weight.group or depth,
             1 if weight.scales is None else weight.scales.shape[1], weight.row_block, gate.alpha, gate.limit,
         )  # fmt: skip
         shape = own * halves, outputs // halves, depth * BITS[weight.code] // 8

@@ -56,6 +56,13 @@ class TensorMap(Structure):
         return cls._of(_BYTES, address, dims, strides, (128, box_rows, box_spans, box_matrices))
 
     @classmethod
+    def of_dealt(cls, address: int, num_rows: int, dim: int) -> TensorMap:
+        """[rows, bytes], read in boxes of 128 rows and 128 bytes that are swizzled by 128 bytes. Of 32 rows, row
+        8 q + 2 j + b comes to place 8 j + 2 q + b."""
+        dims, strides = (dim, 2, 4, 4, num_rows // 32), (dim, 8 * dim, 2 * dim, 32 * dim)
+        return cls._of(_BYTES, address, dims, strides, (128, 2, 4, 4, 4))
+
+    @classmethod
     def _of(
         cls, kind: int, address: int, dims: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...]
     ) -> TensorMap:

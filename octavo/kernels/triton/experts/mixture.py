@@ -1,7 +1,8 @@
 """The op `mixture` on a GPU: three launches for one row, four for more.
 
 one row      route | gate_up of the chosen | down of the chosen, their weighted sum and the residual
-more         route, with each expert's list of rows | grouped gate_up | grouped down | weighted sum and residual
+more         route, with each expert's list of rows | grouped gate_up | grouped down | weighted sum and residual;
+             the products in CUDA C++ where experts have many rows each (grouped_linear.cu)
 
 Experts may be codes with scales. Before each grouped product of many rows with fp8 experts, whose scales are of
 outputs, a launch makes the rows fp8, too.
@@ -10,12 +11,14 @@ outputs, a launch makes the rows fp8, too.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 
 from octavo.kernels.cuda.sizes import FEW_MIXTURE_ROWS
 from octavo.kernels.cuda.weights import DeviceWeights
-from octavo.kernels.mixture import ExpertStack, Mixture
+from octavo.kernels.cuda_cpp.grouped_linear import WideProducts
+from octavo.kernels.mixture import ExpertStack, Gate, Mixture
 from octavo.kernels.parameters import Linear
 from octavo.kernels.triton.coded.coded_format import format_of
 from octavo.kernels.triton.coded.weight_stack import WeightStack
@@ -75,11 +78,11 @@ def _biases(of: Linear | ExpertStack, weights: DeviceWeights) -> torch.Tensor | 
 
 def mixture(
     x: torch.Tensor, residual: torch.Tensor | None, out: torch.Tensor, experts: Experts, room: Room, *,
-    is_fixed: bool = False, chained: bool, placing: Placing | None = None,
+    is_fixed: bool = False, chained: bool, placing: Placing | None = None, wide: WideProducts | None = None,
 ) -> None:  # fmt: skip
     """out [T, H] = the mixture of x [T, H] (+ residual, which may be out; out must not be x). is_fixed: the same
     kernels for any number of rows, so that a row's result does not depend on the others. placing: of experts that
-    change places."""
+    change places. wide: takes the products whose experts have many rows each."""
     layer, num_rows = experts.layer, len(x)
     assert num_rows <= room.max_rows, f"{num_rows} rows in room for {room.max_rows}"
     num_chosen, first, is_alone = layer.routing.num_chosen, layer.first_expert, num_rows == 1 and not is_fixed
@@ -112,15 +115,26 @@ def mixture(
     num_pairs, inner, hidden = num_rows * num_chosen, layer.down.in_features, x.shape[1]
     gated = room.gated[: num_pairs * inner].view(num_pairs, inner)
     results = room.results[: num_pairs * hidden].view(num_pairs, hidden)
-    tile, is_many = FIXED if is_fixed else None, num_rows > FEW_MIXTURE_ROWS and not is_fixed
-    rows, row_scales = room.as_codes(x, experts.gate_up, chained=chained) if is_many else (x, None)
-    grouped_linear(
-        rows, experts.gate_up, experts.gate_up_bias, gated, room, num_pairs=num_pairs, rows_of=num_chosen,
-        row_scales=row_scales, gate=layer.gate, tile=tile, chained=chained,
-    )  # fmt: skip
-    rows, row_scales = room.as_codes(gated, experts.down, chained=chained) if is_many else (gated, None)
-    grouped_linear(
-        rows, experts.down, experts.down_bias, results, room, num_pairs=num_pairs, rows_of=1, row_scales=row_scales,
-        tile=tile, chained=chained,
-    )  # fmt: skip
+    is_many = num_rows > FEW_MIXTURE_ROWS and not is_fixed
+
+    def multiply(
+        rows: torch.Tensor, weight: WeightStack, bias: torch.Tensor | None, to: torch.Tensor, rows_of: int,
+        gate: Gate | None,
+    ) -> None:  # fmt: skip
+        rows, row_scales = room.as_codes(rows, weight, chained=chained) if is_many else (rows, None)
+        given: _Product = {"rows_of": rows_of, "row_scales": row_scales, "gate": gate}
+        if wide is not None and wide.takes(weight, num_pairs, row_scales):
+            wide.run(rows, weight, bias, to, room, **given)
+        else:
+            tile = FIXED if is_fixed else None
+            grouped_linear(rows, weight, bias, to, room, num_pairs=num_pairs, tile=tile, chained=chained, **given)
+
+    multiply(x, experts.gate_up, experts.gate_up_bias, gated, num_chosen, layer.gate)
+    multiply(gated, experts.down, experts.down_bias, results, 1, None)
     combine(residual, out, room, num_chosen=num_chosen, first_expert=first, num_own=layer.num_own, chained=chained)
+
+
+class _Product(TypedDict):
+    rows_of: int
+    row_scales: torch.Tensor | None
+    gate: Gate | None

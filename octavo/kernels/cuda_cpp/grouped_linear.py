@@ -1,0 +1,134 @@
+"""Launches csrc/cuda/grouped_linear.cu: many rows times the experts that they chose.
+
+It takes dense weights, fp8 with scales of outputs where the rows are fp8, too, and codes with scales, which become
+bfloat16 on their way; on Hopper, for steps in which an expert has enough rows to fill the matrix units.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from ctypes import Structure, c_float, c_int, c_int64, c_void_p
+from dataclasses import dataclass
+from functools import cache, lru_cache
+
+import torch
+
+from octavo.kernels.cuda.driver import GPU
+from octavo.kernels.cuda_cpp.compile import compile_kernel
+from octavo.kernels.cuda_cpp.expert_format import FORMATS, GATES
+from octavo.kernels.cuda_cpp.module import Kernel, TensorMap
+from octavo.kernels.mixture import Gate, GateKind
+from octavo.kernels.scaled import Code
+from octavo.kernels.triton.coded.weight_stack import WeightStack
+from octavo.kernels.triton.experts.room import Room
+
+_THREADS = 384
+#: average length of an expert's list from which tiles of 128 rows are faster than Triton's smaller ones
+LEAST_PAIRS = 49
+
+
+class _Launch(Structure):
+    _fields_ = (
+        *(
+            (name, c_void_p)
+            for name in ("counts", "order", "x", "row_scales", "scales", "codes", "zeros", "bias", "out")
+        ),
+        *((name, c_int64) for name in ("x_stride", "out_stride")),
+        *((name, c_int) for name in ("max_rows", "num_experts", "rows_of", "columns", "depth")),
+        *((name, c_int) for name in ("group", "row_block", "num_matrix_rows")),
+        *((name, c_float) for name in ("alpha", "limit")),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """code: of weights that become 16-bit numbers; is_fp8: rows and weights are multiplied as fp8."""
+
+    dtype: torch.dtype
+    code: Code | None
+    is_fp8: bool
+    gate: GateKind | None
+
+    @classmethod
+    def of(cls, dtype: torch.dtype, weight: WeightStack, gate: Gate | None, *, is_fp8: bool) -> Variant:
+        return cls(dtype, None if is_fp8 else weight.code, is_fp8, None if gate is None else gate.kind)
+
+    def compile(self, gpu: GPU) -> bytes:
+        element = "Fp16" if self.dtype == torch.float16 else "Bf16"
+        macros: dict[str, str | int] = {
+            "ELEMENT": element,
+            "FACTOR": "Fp8" if self.is_fp8 else element,
+            "FORMAT": FORMATS[self.code],
+            "GATE": -1 if self.gate is None else GATES[self.gate],
+            "IS_CHAINED": int(gpu.chains),
+        }
+        return compile_kernel("grouped_linear", macros, gpu.capability)
+
+
+@cache
+def _kernel(variant: Variant, gpu: GPU) -> tuple[Kernel, int]:
+    """And the bytes of shared memory that it needs."""
+    kernel = Kernel(variant.compile(gpu), "octavo_grouped_linear")
+    num_bytes = kernel.number("octavo_shared_bytes")
+    kernel.allow_shared(num_bytes)
+    kernel.prefer_shared()
+    return kernel, num_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class WideProducts:
+    """A layer's products, where an expert has enough rows to fill a tile."""
+
+    gpu: GPU
+    dtype: torch.dtype
+
+    def prepare(self, gate_up: WeightStack, down: WeightStack, gate: Gate) -> None:
+        """Compile and load the kernels, all at once; threads suffice, since each nvcc is a process."""
+        kinds = {
+            Variant.of(self.dtype, weight, own, is_fp8=is_fp8)
+            for weight, own in ((gate_up, gate), (down, None))
+            for is_fp8 in ((False, True) if weight.code == "F8_E4M3" and weight.scales_outputs else (False,))
+            if self.dtype == torch.bfloat16 or is_fp8 or weight.code is None
+        }
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda kind: kind.compile(self.gpu), kinds))
+        for kind in kinds:
+            _kernel(kind, self.gpu)
+
+    def takes(self, weight: WeightStack, num_pairs: int, row_scales: torch.Tensor | None) -> bool:
+        """Whether to call `run` for a product that `grouped_linear` can also do."""
+        is_known = weight.code is None or row_scales is not None or self.dtype == torch.bfloat16
+        return is_known and num_pairs >= LEAST_PAIRS * weight.shape[0]
+
+    def run(
+        self, x: torch.Tensor, weight: WeightStack, bias: torch.Tensor | None, out: torch.Tensor, room: Room,
+        *, rows_of: int, row_scales: torch.Tensor | None = None, gate: Gate | None = None,
+    ) -> None:  # fmt: skip
+        """As `grouped_linear`: out[pair] = x[pair // rows_of] times its expert's matrix, plus bias; or act(gate) * up,
+        of two halves of the outputs."""
+        num_experts, outputs, depth = weight.shape
+        is_fp8, num_rows = row_scales is not None, num_experts * outputs
+        kernel, shared_bytes = _kernel(Variant.of(self.dtype, weight, gate, is_fp8=is_fp8), self.gpu)
+        launch = _Launch(
+            room.counts.data_ptr(), room.order.data_ptr(), x.data_ptr(), _address(row_scales), _address(weight.scales),
+            weight.data.data_ptr(), _address(weight.zeros), _address(bias), out.data_ptr(), x.stride(0), out.stride(0),
+            room.max_rows, num_experts, rows_of, outputs if gate is None else outputs // 2, depth,
+            weight.group or depth, weight.row_block, num_rows,
+            0.0 if gate is None else gate.alpha, 0.0 if gate is None else gate.limit,
+        )  # fmt: skip
+        tensor_map = TensorMap()
+        if is_fp8 or weight.code is None:
+            tensor_map = _map_of(weight.data.data_ptr(), num_rows, depth * x.element_size())
+        kernel.launch(
+            self.gpu.num_multiprocessors, _THREADS, (launch, tensor_map), shared_bytes=shared_bytes,
+            stream=int(torch.cuda.current_stream().cuda_stream), chained=self.gpu.chains,
+        )  # fmt: skip
+
+
+def _address(tensor: torch.Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+@lru_cache(maxsize=4096)
+def _map_of(address: int, num_rows: int, row_bytes: int) -> TensorMap:
+    return TensorMap.of_dealt(address, num_rows, row_bytes)
