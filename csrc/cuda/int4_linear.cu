@@ -5,13 +5,15 @@
 //
 //   weights    each warp copies what it will multiply into a ring of its own in shared memory, without a pause between
 //              units, so no warp waits for another; it begins before the previous kernel has ended
-//   rows       all warps, once ──> shared memory, if wanted times an RMSNorm's weight
-//   products   mma 16 x 8 x 16, the weights are the 16 rows of the first operand and x the second
+//   rows       all warps, once ──> integers of 16 bits in shared memory (int4_rows.cuh), if wanted times an RMSNorm's
+//              weight
+//   products   mma 16 x 8 x 32 of bytes, the weights are the 16 rows of the first operand; a row of x is two columns of
+//              the second, its high bytes and its low ones
 //   sums       each warp leaves those of some units in shared memory; then the block adds them up in a fixed order:
 //              scale, 1 / rms, bias, gate, residual
 //
-// Instructions are as scarce as the memory's bandwidth: a nibble takes one and a half. So weights stay raised by what
-// makes them numbers, and zero points wait, until a span of 64 or 128 inputs is summed.
+// Instructions are as scarce as the memory's bandwidth: a quarter of one makes a byte of a nibble. So every second one stays
+// 16 times what it is, and zero points wait, until a span of 64 or 128 inputs is summed. Till then sums are exact.
 //
 // Where the rows do not fit into shared memory, blocks share the inputs of a unit, too, and leave float32 sums that the
 // next kernel, a norm, adds up.
@@ -20,10 +22,12 @@
 // of two outputs 8 of 32 inputs, from 8 t on, t = lane % 4. Weights are packed for this kernel (quantized_weight.py).
 
 #include "activate.cuh"
-#include "int4_load.cuh"
+#include "int4_rows.cuh"
 
 namespace octavo {
 namespace {
+
+constexpr uint32_t kEven = 0x0f0f0f0f;  // the nibbles of a word that are bytes as they are; the others are so times 16
 
 struct Product {
   const Launch& launch;
@@ -31,21 +35,20 @@ struct Product {
   const Share& share;
   Ring& ring;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int pitch = launch.part_depth + kRowGap;
   const int unit_sums = kWarps * launch.num_rows * kOutputs;
-  ELEMENT* const x = reinterpret_cast<ELEMENT*>(shared.rest + 2 * launch.units_together * unit_sums);
-  float* const input_sums = reinterpret_cast<float*>(x + launch.num_rows * pitch);
-  float sums[kTiles][ROW_TILES][4];
+  const Rows rows{launch, share, reinterpret_cast<uint8_t*>(shared.rest + 2 * launch.units_together * unit_sums)};
+  float sums[kTiles][ROW_TILES][2];
 
-  const ELEMENT* own_x[ROW_TILES];
-  const float* own_sums = input_sums + lane % 4 * 2;
+  const uint8_t* own_x[ROW_TILES];
+  const Span* const own_spans = rows.spans + lane % 4;
 
   __device__ void run() {
 #pragma unroll
     for (int i = 0; i < ROW_TILES; ++i) {  // a row that is not there gives sums that nobody reads
-      own_x[i] = x + min(i * 8 + lane / 4, launch.num_rows - 1) * pitch + lane % 4 * 8;
+      const int row = min(i * 4 + lane / 8, launch.num_rows - 1);
+      own_x[i] = rows.x + (2 * row + lane / 4 % 2) * rows.pitch + lane % 4 * 16;
     }
-    stage_rows();
+    rows.stage();
     __syncthreads();
     float* left = shared.rest;
     int turn = 0, count = 0;
@@ -61,65 +64,9 @@ struct Product {
     }
   }
 
-  // The rows into shared memory; with a norm also the sums of their squares, by warp
-  __device__ void stage_rows() {
-    constexpr int kBatch = 4;  // loads on their way at once
-    const int num_chunks = share.length / 8;
-    for (int row = 0; row < launch.num_rows; ++row) {
-      const ELEMENT* from = launch.x + row * launch.x_stride + share.begin;
-      float square = 0;
-      for (int start = threadIdx.x; start < num_chunks; start += kBatch * kThreads) {
-        uint4 raw[kBatch];
-        Eight norm[kBatch];
-#pragma unroll
-        for (int j = 0; j < kBatch; ++j) {
-          const int i = start + j * kThreads;
-          if (i < num_chunks) {
-            raw[j] = *reinterpret_cast<const uint4*>(from + i * 8);
-            if (launch.norm != nullptr) norm[j] = eight(launch.norm + i * 8);
-          }
-        }
-#pragma unroll
-        for (int j = 0; j < kBatch; ++j) {
-          const int i = start + j * kThreads;
-          if (i < num_chunks) stage(row, i, raw[j], norm[j], square);
-        }
-      }
-      if (launch.norm != nullptr) {
-        for (int step = 16; step > 0; step /= 2) square += __shfl_xor_sync(~0u, square, step);
-        if (lane == 0) shared.squares[row * kWarps + warp] = square;
-      }
-    }
-  }
-
-  // Eight inputs of a row
-  __device__ __forceinline__ void stage(int row, int i, uint4 raw, Eight norm, float& square) {
-    const ELEMENT* numbers = reinterpret_cast<const ELEMENT*>(&raw);
-    if (launch.norm != nullptr) {
-      float y[8];
-#pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        const float each = to_float(numbers[j]);
-        square += each * each;
-        y[j] = each * norm.x[j];
-      }
-      raw = {pack<ELEMENT>(y[0], y[1]), pack<ELEMENT>(y[2], y[3]), pack<ELEMENT>(y[4], y[5]),
-             pack<ELEMENT>(y[6], y[7])};
-    }
-    float sum = 0;
-#pragma unroll
-    for (int j = 0; j < 8; ++j) sum += to_float(numbers[j]);
-    constexpr int kLanes = kSpan / 8;
-    const uint32_t together = ((1u << kLanes) - 1) << (lane / kLanes * kLanes);
-#pragma unroll
-    for (int step = kLanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(together, sum, step);
-    if (lane % kLanes == 0) input_sums[i / kLanes * kRows + row] = sum;
-    *reinterpret_cast<uint4*>(x + row * pitch + i * 8) = raw;
-  }
-
   __device__ __forceinline__ void multiply_unit() {
 #pragma unroll
-    for (int i = 0; i < kTiles * ROW_TILES * 4; ++i) (&sums[0][0][0])[i] = 0;
+    for (int i = 0; i < kTiles * ROW_TILES * 2; ++i) (&sums[0][0][0])[i] = 0;
 #pragma unroll 1
     for (int piece = warp; piece < share.num_pieces; piece += kWarps) {
 #pragma unroll
@@ -131,47 +78,40 @@ struct Product {
   }
 
   // at: the piece's first input
-  __device__ __forceinline__ void multiply(float (&sum)[ROW_TILES][4], const uint8_t* entry, int at) const {
+  __device__ __forceinline__ void multiply(float (&sum)[ROW_TILES][2], const uint8_t* entry, int at) const {
 #pragma unroll
     for (int span = 0; span < kPiece / kSpan; ++span) {
-      float parts[ROW_TILES][4];
-      begin_parts(parts, entry, span, at);
+      int even[ROW_TILES][4] = {}, odd[ROW_TILES][4] = {};  // by the word's nibbles; odd: 16 times the sums
 #pragma unroll
-      for (int j = 0; j < kSpan / 32; ++j) {  // a thread has 8 of 32 inputs
-        const int part = span * (kSpan / 32) + j;
-        uint32_t a[2][4];
-        fragments(a, entry, part);
+      for (int j = 0; j < kSpan / 64; ++j) {  // a thread has 16 of 64 inputs
+        const int part = span * (kSpan / 64) + j;
+        const uint4 words = reinterpret_cast<const uint4*>(entry + part * 512)[lane];
+        const uint32_t low[4] = {words.x & kEven, words.y & kEven, words.z & kEven, words.w & kEven};
+        const uint32_t high[4] = {words.x & ~kEven, words.y & ~kEven, words.z & ~kEven, words.w & ~kEven};
 #pragma unroll
         for (int i = 0; i < ROW_TILES; ++i) {
-          const uint4 b = *reinterpret_cast<const uint4*>(own_x[i] + at + part * 32);
-          multiply_add_any_time<ELEMENT>(parts[i], a[0], b.x, b.y);
-          multiply_add_any_time<ELEMENT>(parts[i], a[1], b.z, b.w);
+          const uint4 b = *reinterpret_cast<const uint4*>(own_x[i] + at + part * 64);
+          multiply_add_bytes(even[i], low, b.x, b.y);
+          multiply_add_bytes(odd[i], high, b.z, b.w);
         }
       }
-      const float2 scales = scales_of(entry, span);
+      const Span* const factors = own_spans + at / kSpan * kRows + span * kRows;
+      const float2 scales = scales_of(entry, span), zeros = zeros_of(entry, span);
 #pragma unroll
-      for (int i = 0; i < ROW_TILES; ++i) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) sum[i][j] += parts[i][j] * (j < 2 ? scales.x : scales.y);
-      }
+      for (int i = 0; i < ROW_TILES; ++i) add(sum[i], even[i], odd[i], factors[i * 4], scales, zeros);
     }
   }
 
-  // What is too much: the products of all inputs with zero points, and with what raises the numbers
-  __device__ __forceinline__ void begin_parts(float (&parts)[ROW_TILES][4], const uint8_t* entry, int span, int at) const {
-    float low = -(Numbers<ELEMENT>::kRaised + 8), high = low;
-    if constexpr (HAS_ZEROS) {
-      const ELEMENT* zeros = reinterpret_cast<const ELEMENT*>(entry + kWeightBytes + kScaleBytes) + group_of(span) * 16;
-      low = -to_float(zeros[lane / 4 * 2]);
-      high = -to_float(zeros[lane / 4 * 2 + 1]);
-    }
+  // A span's sums: 16 * 15 * 128 * 32639 fits into an integer, and so does half of it that zero points take
+  __device__ __forceinline__ void add(float (&sum)[2], const int (&even)[4], const int (&odd)[4], const Span& span,
+                                      float2 scales, float2 zeros) const {
 #pragma unroll
-    for (int i = 0; i < ROW_TILES; ++i) {
-      const float2 sum = *reinterpret_cast<const float2*>(own_sums + (at / kSpan + span) * kRows + i * 8);
-      parts[i][0] = low * sum.x;
-      parts[i][1] = low * sum.y;
-      parts[i][2] = high * sum.x;
-      parts[i][3] = high * sum.y;
+    for (int j = 0; j < 2; ++j) {
+      const int high = even[2 * j] * 16 + odd[2 * j], low = even[2 * j + 1] * 16 + odd[2 * j + 1];
+      const int total = high * 256 + low;
+      const float y = HAS_ZEROS ? total + __uint_as_float(span.taken) * (j == 0 ? zeros.x : zeros.y)
+                                : total + int(span.taken);
+      sum[j] += y * ((j == 0 ? scales.x : scales.y) * span.scale);
     }
   }
 
@@ -184,15 +124,10 @@ struct Product {
     return reinterpret_cast<const float2*>(entry + kWeightBytes)[group_of(span) * 8 + lane / 4];
   }
 
-  // The weights of two products of depth 16. Rows of a fragment: output lane / 4, then that + 8
-  __device__ __forceinline__ void fragments(uint32_t (&a)[2][4], const uint8_t* entry, int part) const {
-    const uint4 words = reinterpret_cast<const uint4*>(entry + part / 2 * 512)[lane];  // of two parts
-    const uint32_t low = part % 2 ? words.z : words.x, high = part % 2 ? words.w : words.y;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      a[i / 2][i % 2 * 2] = int4_pair<ELEMENT>(low, i);
-      a[i / 2][i % 2 * 2 + 1] = int4_pair<ELEMENT>(high, i);
-    }
+  __device__ __forceinline__ float2 zeros_of(const uint8_t* entry, int span) const {
+    if (!HAS_ZEROS) return {8, 8};
+    const ELEMENT* own = reinterpret_cast<const ELEMENT*>(entry + kWeightBytes + kScaleBytes) + group_of(span) * 16;
+    return {to_float(own[lane / 4 * 2]), to_float(own[lane / 4 * 2 + 1])};
   }
 
   // Leaves the warp's sums of a unit at [warp][row][output]
@@ -202,8 +137,8 @@ struct Product {
 #pragma unroll
       for (int i = 0; i < ROW_TILES; ++i) {
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const int row = i * 8 + lane % 4 * 2 + j % 2, output = tile * 16 + j / 2 * 8 + lane / 4;
+        for (int j = 0; j < 2; ++j) {
+          const int row = i * 4 + lane % 4, output = tile * 16 + j * 8 + lane / 4;
           if (row < launch.num_rows) all[(warp * launch.num_rows + row) * kOutputs + output] = sums[tile][i][j];
         }
       }
@@ -221,13 +156,7 @@ struct Product {
         static_cast<float*>(launch.out)[at] = scaled(own, output);
         continue;
       }
-      float factor = 1;
-      if (launch.norm != nullptr) {
-        float square = 0;
-#pragma unroll
-        for (int j = 0; j < kWarps; ++j) square += shared.squares[row * kWarps + j];
-        factor = rsqrtf(square / launch.depth + launch.eps);
-      }
+      const float factor = launch.norm == nullptr ? 1 : rows.norm_factor(row);
       float y = with_bias(scaled(own, output) * factor, output);
       if constexpr (IS_GATED) {
         const int other = launch.columns + output;
@@ -266,7 +195,7 @@ __device__ void prefetch_vectors(const Launch& launch, const Share& share) {
 }  // namespace
 }  // namespace octavo
 
-extern "C" __global__ void __launch_bounds__(octavo::kThreads, 2)
+extern "C" __global__ void __launch_bounds__(octavo::kThreads, ROW_TILES > 2 ? 1 : 2)
     octavo_int4_linear(const __grid_constant__ octavo::Launch launch) {
   using namespace octavo;
   extern __shared__ __align__(128) uint8_t memory[];

@@ -1,7 +1,7 @@
 // What csrc/cuda/int4_linear.cu is compiled for and given, and how its weights come into shared memory.
 #pragma once
 
-#include "quantized_weights.cuh"
+#include "ptx.cuh"
 
 #ifndef ELEMENT
 #define ELEMENT Bf16
@@ -38,20 +38,19 @@ namespace octavo {
 namespace {
 
 constexpr int kWarps = WARPS, kThreads = kWarps * 32;
-constexpr int kTiles = IS_GATED ? 2 : 1, kRows = ROW_TILES * 8, kOutputs = kTiles * 16;
+constexpr int kTiles = IS_GATED ? 2 : 1, kRows = ROW_TILES * 4, kOutputs = kTiles * 16;
 constexpr int kPiece = PIECE;  // inputs that a warp multiplies at a time
 constexpr int kSpan = SPAN;    // inputs of a piece with one scale for each output
 // An entry of a ring: the weights of a piece, then its scales, then its zero points
 constexpr int kWeightBytes = kPiece * 8;
 constexpr int kScaleBytes = HAS_GROUPS ? kPiece / kSpan * 64 : 0, kZeroBytes = HAS_ZEROS ? kPiece / kSpan * 32 : 0;
 constexpr int kEntryBytes = kWeightBytes + kScaleBytes + kZeroBytes;
-constexpr int kRowGap = 32;  // after a row of x: lanes of different rows use different banks
 
 struct Launch {
   const ELEMENT* x;
   const uint8_t* weight;      // [tile][64 inputs][lane][16]
   const float* scales;        // [out], or [tile][group][8][2]: outputs o and o + 8 of a tile side by side
-  const ELEMENT* zeros;       // as scales of groups: zero points plus kRaised; or null
+  const ELEMENT* zeros;       // as scales of groups: zero points; or null
   const ELEMENT* bias;        // or null
   const ELEMENT* residual;    // or null
   void* out;                  // ELEMENT, or with several parts float
@@ -64,9 +63,8 @@ struct Launch {
 
 struct Shared {
   uint8_t rings[kWarps][ENTRIES][kEntryBytes];
-  float squares[kRows * kWarps];
-  __align__(16) float rest[4];  // sums: 2 x [units_together][warp][row][output], then x: [row][part_depth + kRowGap],
-                                // then its sums by spans: [part_depth / kSpan][row]
+  // Sums: 2 x [units_together][warp][row][output], then what int4_rows.cuh leaves of the rows
+  __align__(16) float rest[4];
 };
 
 // A block's part of the work
@@ -91,13 +89,14 @@ struct Ring {
   const Share& share;
   uint8_t* const entries;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int first = share.begin + warp * kPiece, end = share.begin + share.length;
-  const int unit_groups = launch.depth >> launch.group_bits;
-  const int64_t unit_bytes = int64_t(launch.depth) * 8;
+  const int unit_groups = launch.depth >> launch.group_bits, turn_groups = kWarps * kPiece >> launch.group_bits;
+  const int num_turns = (share.num_pieces - warp + kWarps - 1) / kWarps;  // through a unit
   int entry = 0;  // the oldest, in bytes
   // To be copied next
-  int unit = first < end ? share.first_unit : share.num_units, input = first, tile = 0;
-  const uint8_t* weight = launch.weight + unit * unit_bytes + lane * 16;
+  int unit = num_turns > 0 ? share.first_unit : share.num_units, num_left = num_turns, tile = 0;
+  const int first_input = share.begin + warp * kPiece;
+  const uint8_t* weight = launch.weight + int64_t(unit) * launch.depth * 8 + first_input * 8 + lane * 16;
+  int64_t group = int64_t(unit) * unit_groups + (first_input >> launch.group_bits);
 
   __device__ void fill() {
 #pragma unroll 1
@@ -120,32 +119,36 @@ struct Ring {
   __device__ __forceinline__ void copy_next(int place) {
     if (unit < share.num_units) {
       copy(shared_address(entries + place));
-      if (++tile == kTiles) {
-        tile = 0;
-        input += kWarps * kPiece;
-        if (input >= end) {
-          input = first;
-          unit += share.step;
-          weight += share.step * unit_bytes;
-        }
-      }
+      advance();
     }
     copies_end_group();
   }
 
   __device__ __forceinline__ void copy(uint32_t to) const {
     // with a gate, tile 1 has the outputs that tile 0's activation multiplies
-    const int place = unit + tile * (launch.columns / 16);
-    const uint8_t* from = weight + tile * (launch.columns / 16) * unit_bytes + input * 8;
+    const uint8_t* from = weight + (tile == 0 ? 0 : int64_t(launch.columns) * launch.depth / 2);
 #pragma unroll
     for (int i = 0; i < kPiece / 64; ++i) copy_16(to + i * 512 + lane * 16, from + i * 512, true);
     if constexpr (HAS_GROUPS) {
-      const int64_t group = place * unit_groups + (input >> launch.group_bits);
+      const int64_t place = group + (tile == 0 ? 0 : launch.columns / 16 * unit_groups);
       const int chunks = 4 * max(1, kPiece >> launch.group_bits);
-      if (lane < chunks) copy_16(to + kWeightBytes + lane * 16, launch.scales + group * 16 + lane * 4, true);
+      if (lane < chunks) copy_16(to + kWeightBytes + lane * 16, launch.scales + place * 16 + lane * 4, true);
       if (HAS_ZEROS && lane >= 16 && lane < 16 + chunks / 2) {
-        copy_16(to + kWeightBytes + kScaleBytes + (lane - 16) * 16, launch.zeros + group * 16 + (lane - 16) * 8, true);
+        copy_16(to + kWeightBytes + kScaleBytes + (lane - 16) * 16, launch.zeros + place * 16 + (lane - 16) * 8, true);
       }
+    }
+  }
+
+  __device__ __forceinline__ void advance() {
+    if (++tile < kTiles) return;
+    tile = 0;
+    weight += kWarps * kPiece * 8;
+    group += turn_groups;
+    if (--num_left == 0) {
+      num_left = num_turns;
+      unit += share.step;
+      weight += (int64_t(share.step) * launch.depth - num_turns * kWarps * kPiece) * 8;
+      group += share.step * unit_groups - num_turns * turn_groups;
     }
   }
 };

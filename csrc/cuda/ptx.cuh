@@ -283,6 +283,13 @@ OCTAVO_PRODUCT(Bf16, "bf16")
 OCTAVO_PRODUCT(Fp16, "f16")
 #undef OCTAVO_PRODUCT
 
+// c += a b of 16 x 8 x 32: bytes without a sign times bytes with one
+__device__ __forceinline__ void multiply_add_bytes(int (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
 // Products of four warps together: 64 x 64 x 16, operands in shared memory (wgmma, sm_90a)
 
 // Writes to shared memory by ordinary stores become visible to wgmma, and to the copy engine.
@@ -368,11 +375,18 @@ __device__ __forceinline__ void multiply_add_64(float (&c)[8][4], const uint32_t
 
 // Numbers
 
-// (word & mask) | bits, in one instruction
-__device__ __forceinline__ uint32_t masked_with(uint32_t word, uint32_t mask, uint32_t bits) {
-  uint32_t y;
-  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(y) : "r"(word), "r"(mask), "r"(bits));
+// 1 / x, but for the last bit or two
+__device__ __forceinline__ float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
+}
+
+// NaN if one of them is
+__device__ __forceinline__ float larger(float x, float y) {
+  float z;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
+  return z;
 }
 
 template <typename T>
@@ -403,6 +417,16 @@ __device__ __forceinline__ float to_float(Fp16 x) {
   float y;
   asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
   return y;
+}
+
+// Of a pair of 16-bit numbers
+template <typename T>
+__device__ __forceinline__ float low_half(uint32_t pair) {
+  return is_half<T> ? to_float(Fp16{uint16_t(pair)}) : __uint_as_float(pair << 16);
+}
+template <typename T>
+__device__ __forceinline__ float high_half(uint32_t pair) {
+  return is_half<T> ? to_float(Fp16{uint16_t(pair >> 16)}) : __uint_as_float(pair & 0xffff0000);
 }
 
 struct Eight {

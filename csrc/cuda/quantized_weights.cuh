@@ -3,7 +3,6 @@
 // Each format gives, for a word of 32 bits, pairs of numbers of which one instruction or two make 16 bits each. No
 // number is rounded: all are integers of at most 8 bits, or have 4 bits of significand.
 //
-//   int4   (w shifted & 0x00780078) | 0x4180    is 16 + q in bfloat16; the zero point, and 16, are subtracted from sums
 //   int8   16 * (128 + high nibble) + ...       two nibbles, each plus 128
 //   fp8    sign, exponent and significand are shifted into place, which leaves a factor of 2^120 for the exponent's bias
 //   fp4    (e2m1) the same, with 2^126 in bfloat16. Whoever multiplies by such numbers multiplies that factor in later
@@ -20,8 +19,6 @@ struct Numbers;  // how integers and e4m3 look in a 16-bit type; pairs, low half
 
 template <>
 struct Numbers<Bf16> {
-  static constexpr int kRaised = 16, kNibble = 3;  // the lowest bit of an integer in a number from 16 to 32
-  static constexpr uint32_t kNibbleMask = 0x00780078, kRaisedBits = 0x41804180;
   static constexpr uint32_t kIntegers = 0x43004300;  // 128: the last bit is worth 1
   static constexpr uint32_t kMinusIntegers = 0xc300c300;  // -128
   static constexpr uint32_t kMinusIntegersAnd8 = 0xc308c308;  // -136; also less the zero point of symmetric int4
@@ -38,8 +35,6 @@ struct Numbers<Bf16> {
 
 template <>
 struct Numbers<Fp16> {
-  static constexpr int kRaised = 64, kNibble = 4;
-  static constexpr uint32_t kNibbleMask = 0x00f000f0, kRaisedBits = 0x54005400;
   static constexpr uint32_t kIntegers = 0x64006400;  // 1024
   static constexpr uint32_t kMinusIntegers = 0xe400e400;  // -1024
   static constexpr uint32_t kMinusIntegersAnd8 = 0xe408e408;  // -1032; also less the zero point of symmetric int4
@@ -53,14 +48,6 @@ struct Numbers<Fp16> {
     return y;
   }
 };
-
-// Nibbles i and i + 4 of the word, plus kRaised
-template <typename Element>
-__device__ __forceinline__ uint32_t int4_pair(uint32_t word, int i) {
-  using N = Numbers<Element>;
-  const int right = 4 * i - N::kNibble;
-  return masked_with(right < 0 ? word << -right : word >> right, N::kNibbleMask, N::kRaisedBits);
-}
 
 // Bytes 0 and 2 of the word, or 1 and 3; each is the number plus 128
 template <typename Element>

@@ -51,6 +51,9 @@ class Passes:
         )
 
 
+WIDEST_NORMED = 65536  # outputs of a product that takes a norm
+
+
 def programs_by_rows(
     recording: Recording, shared: Shared, max_num_seqs: int, parts: torch.Tensor | None
 ) -> list[Program]:
@@ -68,7 +71,8 @@ def programs_by_rows(
     programs = []
     for rows in VECTOR_ROWS if parts is None else VECTOR_ROWS[:1]:
         takes = _takes_vectors(rows)
-        programs.append(program(rows, Fusions(attention=True, residual=True, takes_norm=takes, takes_gate=takes)))
+        fusions = Fusions(attention=True, residual=True, takes_norm=_takes_norms(takes), takes_gate=takes)
+        programs.append(program(rows, fusions))
     if parts is None:
         programs.append(program(MAX_SKINNY_ROWS, Fusions(attention=True, residual=True)))
     else:
@@ -92,6 +96,12 @@ def _takes_vectors(num_rows: int) -> Callable[[int, int], bool]:
         return tiling is not None and tiling.depth == 0
 
     return is_vector
+
+
+def _takes_norms(takes_gate: Callable[[int, int], bool]) -> Callable[[int, int], bool]:
+    """Whether a norm is free there. Every thread block reads its weight, which costs a vocabulary more than a kernel
+    for the norm, where the kernels before have left the L1 cache small."""
+    return lambda columns, depth: columns <= WIDEST_NORMED and takes_gate(columns, depth)
 
 
 def _takes_gates(num_rows: int) -> Callable[[int, int], bool]:

@@ -11,16 +11,23 @@ import torch
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda_cpp.compile import compile_kernel
 from octavo.kernels.cuda_cpp.module import Kernel
-from octavo.kernels.cuda_cpp.quantized_format import ACTIVATIONS, MAX_ROWS, ROW_GAP, most_shared, part_depth, row_tiles
+from octavo.kernels.cuda_cpp.quantized_format import ACTIVATIONS, MAX_ROWS, most_shared, part_depth
 from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight, address
 from octavo.kernels.ops import Activation
 
 _WARPS, _TILE, _MOST_ENTRIES = 8, 16, 16
+_ROW_GAP = 64  # bytes after a row's high bytes, and after its low ones
 _SUM_BYTES = 4096  # of sums that are added up at once, if those of one unit are not more
-#: inputs of a piece, how much of the shared memory a thread block takes, and the fewest entries for which it does
-_CHOICES = ((256, 0.52, 3), (256, 1.0, 3), (128, 1.0, 2))
+#: inputs of a piece, of which number all inputs are a multiple, how much of the shared memory a thread block takes, and
+#: the fewest entries for which it does
+_CHOICES = ((512, 512 * _WARPS, 0.52, 2), (256, 256, 0.52, 3), (256, 256, 1.0, 3), (128, 128, 1.0, 2))
 #: Of more than half of the memory a multiprocessor has one thread block. With two, another would have none, and wait.
 _ALONE = 0.51
+
+
+def _row_tiles(num_rows: int) -> int:
+    """Tiles of 4 rows, a power of two: a row is two columns of a product, its high bytes and its low ones."""
+    return 1 << (-(-num_rows // 4) - 1).bit_length()
 
 
 class _Launch(Structure):
@@ -52,22 +59,22 @@ class Tiling:
         shared memory."""
         if num_rows > MAX_ROWS:
             return None
-        span, pitch = 64 if group == 64 else 128, part_depth(depth, num_parts) + ROW_GAP
-        padded, unit = row_tiles(num_rows) * 8, _WARPS * num_rows * (2 if is_gated else 1) * _TILE * 4
+        span, pitch = 64 if group == 64 else 128, part_depth(depth, num_parts) + _ROW_GAP
+        padded, unit = _row_tiles(num_rows) * 4, _WARPS * num_rows * (2 if is_gated else 1) * _TILE * 4
         together = max(1, _SUM_BYTES // unit)
-        rest = 2 * together * unit + num_rows * pitch * 2 + -(-pitch // span) * padded * 4 + padded * _WARPS * 4 + 16
-        for piece, share, fewest in _CHOICES:
+        rest = 2 * together * unit + num_rows * pitch * 2 + -(-pitch // span) * padded * 12 + 16
+        for piece, multiple, share, fewest in _CHOICES:
             by_groups = piece // span * _TILE * (6 if has_zeros else 4) if group else 0
             entry = _WARPS * (piece * _TILE // 2 + by_groups)
             entries = min((int(most_shared(gpu) * share) - rest) // entry, _MOST_ENTRIES)
-            if entries >= fewest and depth % piece == 0:
+            if entries >= fewest and depth % multiple == 0:
                 return cls(piece, span, entries, together, max(rest + entries * entry, int(most_shared(gpu) * _ALONE)))
         return None
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """What the kernel is compiled for. row_tiles: of 8 rows; piece, span, entries: see `Tiling`."""
+    """What the kernel is compiled for. row_tiles: of 4 rows; piece, span, entries: see `Tiling`."""
 
     dtype: torch.dtype
     has_groups: bool
@@ -123,7 +130,7 @@ def int4_linear(
     )  # fmt: skip
     assert tiling is not None, f"{num_rows} rows of {depth} inputs do not fit into shared memory"
     cut = tiling.piece, tiling.span, tiling.entries
-    variant = Variant(x.dtype, weight.group > 0, has_zeros, is_gated, row_tiles(num_rows), *cut)
+    variant = Variant(x.dtype, weight.group > 0, has_zeros, is_gated, _row_tiles(num_rows), *cut)
     columns = weight.columns // (2 if is_gated else 1)
     launch = _Launch(
         x.data_ptr(), weight.data.data_ptr(), weight.scales.data_ptr(), address(weight.zeros), address(bias),

@@ -20,13 +20,11 @@ from octavo.kernels.cuda.plain_codes import PlainCodes
 from octavo.kernels.cuda_cpp.quantized_format import LAYOUTS, Layout, Scales, scales_of
 from octavo.kernels.scaled import ScaledFormat
 
-RAISED = {torch.bfloat16: 16, torch.float16: 64}  # what is added to int4 in csrc/cuda/quantized_weights.cuh
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QuantizedWeight:
     """A matrix [out, in] on the device. group: inputs that share a scale, where scales are of groups. zeros: as scales,
-    what `pack_zeros` made of the zero points; None: they are 8."""
+    the zero points, in the type of the rows; None: they are 8."""
 
     layout: Layout
     kind: Scales
@@ -57,7 +55,7 @@ class QuantizedWeight:
         zeros = None
         if form.has_zeros:
             points = [part.zeros for part in parts if part.zeros is not None]
-            zeros = pack_zeros(torch.cat(points), dtype)
+            zeros = pack_by_groups(torch.cat(points)).to(dtype)
         data = {
             "int4": lambda: pack_int4(codes),
             "int8": lambda: codes ^ 128,
@@ -86,11 +84,6 @@ def pack_by_groups(x: torch.Tensor) -> torch.Tensor:
     """[out, groups] -> [out / 16, groups, 8, 2]: outputs o and o + 8 of a tile side by side."""
     columns, groups = x.shape
     return x.view(columns // 16, 2, 8, groups).permute(0, 3, 2, 1).contiguous()
-
-
-def pack_zeros(zeros: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Zero points [out, groups] as the kernel subtracts them from int4 in that type, which it raises by as much."""
-    return pack_by_groups(zeros.to(torch.float32) + RAISED[dtype]).to(dtype)
 
 
 def address(tensor: torch.Tensor | None) -> int | None:

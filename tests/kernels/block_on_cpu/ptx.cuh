@@ -37,6 +37,9 @@ struct alignas(16) uint4 {
 struct alignas(8) float2 {
   float x, y;
 };
+struct alignas(8) uint2 {
+  uint32_t x, y;
+};
 struct Index {
   int x;
 };
@@ -100,6 +103,22 @@ inline void __syncthreads() { block.join(threads.size()); }
 
 inline float __expf(float x) { return expf(x); }
 inline float rsqrtf(float x) { return 1 / sqrtf(x); }
+inline uint32_t __float_as_uint(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  return bits;
+}
+inline float __uint_as_float(uint32_t bits) {
+  float x;
+  memcpy(&x, &bits, 4);
+  return x;
+}
+inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t places) {
+  const uint64_t both = uint64_t(y) << 32 | x;
+  uint32_t made = 0;
+  for (int i = 0; i < 4; ++i) made |= uint32_t(both >> (places >> 4 * i & 7) * 8 & 255) << 8 * i;
+  return made;
+}
 
 namespace octavo {
 
@@ -151,8 +170,6 @@ constexpr bool is_half = false;
 template <>
 constexpr bool is_half<Fp16> = true;
 
-inline uint32_t masked_with(uint32_t word, uint32_t mask, uint32_t bits) { return (word & mask) | bits; }
-
 inline float to_float(float x) { return x; }
 inline float to_float(Fp16 x) {
   _Float16 y;
@@ -197,6 +214,35 @@ Eight eight(const Element* from) {
 template <typename T>
 float half_of(uint32_t pair, int i) {
   return to_float(T{uint16_t(pair >> 16 * i)});
+}
+
+template <typename T>
+float low_half(uint32_t pair) {
+  return half_of<T>(pair, 0);
+}
+template <typename T>
+float high_half(uint32_t pair) {
+  return half_of<T>(pair, 1);
+}
+
+inline float reciprocal(float x) { return 1 / x; }
+inline float larger(float x, float y) { return isnan(x) || x > y ? x : y; }
+
+// c += a b of 16 x 8 x 32, with the fragments as mma.m16n8k32 has them
+inline void multiply_add_bytes(int (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  const uint32_t own[6] = {a[0], a[1], a[2], a[3], b0, b1};
+  const Meeting& meeting = meet(~0u, own);
+  const int lane = threadIdx.x % 32;
+  for (int i = 0; i < 4; ++i) {
+    const int row = i / 2, column = lane % 4 * 2 + i % 2;
+    for (int k = 0; k < 32; ++k) {  // of the depth: four at a time in each of four lanes, twice
+      const int from = k % 16 / 4, half = k / 16, shift = k % 4 * 8;
+      const uint32_t left = meeting.all[lane / 4 * 4 + from][row + 2 * half];
+      const uint32_t right = meeting.all[column * 4 + from][4 + half];
+      c[i] += int(uint8_t(left >> shift)) * int(int8_t(right >> shift));
+    }
+  }
+  __syncwarp();
 }
 
 // c += a b of 16 x 8 x 16, with the fragments as mma.m16n8k16 has them

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from octavo.kernels.cuda.sizes import ROWS_AT_ONCE
-from octavo.kernels.cuda_cpp.quantized_weight import RAISED, QuantizedWeight
+from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight
 from octavo.kernels.triton.chain import wait_for_previous
 
 _ROWS, _COLUMNS = 16, 128
@@ -20,7 +20,6 @@ def dequantise(weight: QuantizedWeight, out: torch.Tensor, *, chained: bool = Fa
     _dequantise_kernel[(weight.columns // _ROWS, weight.depth // _COLUMNS)](
         data, weight.scales, zeros, out, weight.depth, max(weight.group, 1), weight.scales.shape[-1],
         LAYOUT=weight.layout, KIND=weight.kind, HAS_ZEROS=weight.zeros is not None,
-        RAISED=0 if weight.zeros is None else RAISED[weight.zeros.dtype],
         ROWS=_ROWS, COLUMNS=_COLUMNS, CHAINED=chained, launch_pdl=chained, num_warps=4,
     )  # fmt: skip
 
@@ -117,7 +116,7 @@ def _quantise_row_blocks_kernel(
 @triton.jit
 def _dequantise_kernel(
     data_ptr, scales_ptr, zeros_ptr, out_ptr, depth, group, scale_columns,
-    LAYOUT: tl.constexpr, KIND: tl.constexpr, HAS_ZEROS: tl.constexpr, RAISED: tl.constexpr,
+    LAYOUT: tl.constexpr, KIND: tl.constexpr, HAS_ZEROS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     tile, n = tl.program_id(0).to(tl.int64), tl.arange(0, ROWS)[:, None]
@@ -143,7 +142,7 @@ def _dequantise_kernel(
         y -= 128
     if LAYOUT == "int4":
         if HAS_ZEROS:
-            y -= tl.load(zeros_ptr + place).to(tl.float32) - RAISED
+            y -= tl.load(zeros_ptr + place).to(tl.float32)
         else:
             y -= 8
     wait_for_previous(CHAINED)
