@@ -68,7 +68,7 @@ SLOW = {
 #: marker -> the folders and files whose tests have it. Files that `-m "not slow"` leaves out are not even imported.
 MARKED = {
     "gpu": ["gpu"],
-    "ray": ["executor/test_ray.py"],
+    "ray": ["executor/test_ray.py", "executor/test_ray_head.py"],
     "server": [
         *("server", "processes", "test_dashboard.py"),
         *("cli/test_bench_serve.py", "cli/test_server_chat.py", "viz/test_page.py"),

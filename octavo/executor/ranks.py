@@ -8,6 +8,7 @@ one fails, ends or is silent    the engine ends: the others wait for that one
 from __future__ import annotations
 
 import select
+import time
 from typing import Any
 
 from octavo import env
@@ -64,8 +65,9 @@ class Ranks:
     def close(self) -> None:
         for remote in self.remotes:
             remote.connection.close()
+        until = time.monotonic() + PATIENCE_S
         for remote in self.remotes:
-            remote.process.reap(PATIENCE_S)
+            remote.process.reap(max(until - time.monotonic(), 0.0))
         self.remotes, self._by_descriptor = [], {}
 
     def _take(self, remote: Remote, poll: select.poll, answers: dict[int, Any]) -> None:

@@ -1,9 +1,8 @@
 """RayActors: starts the ranks of a model as actors on the machines of a Ray cluster.
 
-reserve places          one placement group, a bundle for each rank         ray_cluster.py
-start an actor in each  it says where it is                                 ray_rank.py
-hand out the tasks      with the address where the ranks meet, and the engine's
-wait for connections    from there on as with child processes               door.py, rank_executor.py
+reserve places, start an actor in each   a process of its own speaks with Ray        ray_link.py, ray_driver.py
+hand out the tasks                       with the address where the ranks meet, and the engine's
+wait for connections                     from there on as with child processes       door.py, rank_executor.py
 """
 
 from __future__ import annotations
@@ -14,105 +13,75 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
-from typing import IO, Any
-
-import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayError
+from typing import IO
 
 from octavo import env
 from octavo.distributed.world import LocalRanks, Meeting, check_collectives
 from octavo.errors import BackendUnavailableError, EngineDeadError
 from octavo.executor.door import Door
-from octavo.executor.ray_cluster import RayCluster, bundle_of
-from octavo.executor.ray_rank import WORDS, Errand, RayRank, Spot
+from octavo.executor.ray_link import WORDS, Errand, Placed, RayLink, Spot
 from octavo.executor.remote import Remote, limit_waits
 from octavo.observe.machine import installed_version
 from octavo.worker.task import WorkerTask
-
-_NODE_S = 2.0  # how long a node may take to say how a process on it ended
 
 
 class RayActors:
     """Implements `octavo.executor.rank_executor.Launcher`."""
 
     def __init__(self) -> None:
-        self._cluster: RayCluster | None = None
+        self._link: RayLink | None = None
 
     def start(self, task: WorkerTask) -> Iterator[Remote]:
         if task.world.size > 1:
             check_collectives()
-        self._cluster = RayCluster(task.backend.data_parallel_size)
-        bundle = bundle_of(task)
-        if "CPU" in bundle:
-            task = replace(task, backend=replace(task.backend, num_threads=int(bundle["CPU"])))
-        places = self._cluster.places(bundle, task.world)
-        actors = [ray.remote(RayRank).options(**place).remote() for place in places]
-        spots: list[Spot] = _answers([actor.spot.remote() for actor in actors], "started")
-        _check_versions(spots)
-        tasks = [_on_its_node(task, rank, spots) for rank in range(task.world.size)]
-        if task.world.size > 1:
-            port = _answers([actors[0].listen.remote()], "listened")[0]
-            tasks = [_with_meeting(own, spots, port) for own in tasks]
-        yield from self._connected(actors, tasks, spots)
-
-    def close(self) -> None:
-        if self._cluster is not None:
-            self._cluster.close()
-            self._cluster = None
-
-    def _connected(self, actors: list[Any], tasks: list[WorkerTask], spots: list[Spot]) -> Iterator[Remote]:
-        door = Door(ray.util.get_node_ip_address())
+        self._link = RayLink(task)
+        placed = self._link.placed()
+        _check_versions(placed.spots)
+        tasks = [_own(placed, rank) for rank in range(task.world.size)]
+        door = Door(placed.host)
         try:
-            ends = []
-            for actor, own, spot in zip(actors, tasks, spots, strict=True):
-                gpus = tuple(gpu for other in spots if other.node_id == spot.node_id for gpu in other.gpus)
-                ends.append(actor.serve.remote(own, Errand(door.address, os.getcwd(), env.of_ranks(), gpus)))
-            connections = _admitted(door, ends, spots)
+            self._link.send([_errand(door, own, placed.spots) for own in tasks])
+            connections = _admitted(door, self._link, placed.spots)
         finally:
             door.close()
-        for rank, (own, spot) in enumerate(zip(tasks, spots, strict=True)):
+        self._link.cut_when_lost([connections[str(rank)] for rank in range(len(tasks))])
+        for rank, (own, spot) in enumerate(zip(tasks, placed.spots, strict=True)):
             connection, words = connections[str(rank)], _readable(connections[f"{WORDS}{rank}"])
             if own.meeting is not None:
                 limit_waits(connection, own.meeting.time_limit)
-            yield Remote(own.world, connection, _Actor(actors[rank], ends[rank], spot), words, spot.node)
+            yield Remote(own.world, connection, _Actor(self._link, rank), words, spot.node)
+
+    def close(self) -> None:
+        if self._link is not None:
+            self._link.close()
+            self._link = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Actor:
-    """Implements `octavo.executor.remote.RankProcess`. end: what its only long call returns."""
+    """Implements `octavo.executor.remote.RankProcess`."""
 
-    actor: Any
-    end: Any
-    spot: Spot
+    link: RayLink
+    rank: int
 
     def kill(self) -> None:
-        ray.kill(self.actor)
+        self.link.kill(self.rank)
 
     def is_stopped(self) -> bool:
         return False  # nobody tells
 
     def reap(self, patience: float) -> str:
-        try:
-            ray.get(self.end, timeout=patience)
-        except GetTimeoutError:
-            self.kill()
-            return f"it did not end within {patience:g} s"
-        except ActorUnavailableError:
-            return self._reason()
-        except RayError as error:
-            return _short(error)
-        return "it closed"
+        return self.link.how_ended(self.rank, patience)
 
-    def _reason(self) -> str:
-        """Of an actor that Ray has lost. It knows at once why a process on a live node ended, but may take half a
-        minute to give up a node."""
-        try:
-            ray.get(self.actor.spot.remote(), timeout=_NODE_S)
-        except ActorDiedError as error:
-            return _short(error)
-        except RayError:
-            pass
-        return "its node is gone, or cannot be reached"
+
+def _own(placed: Placed, rank: int) -> WorkerTask:
+    """A rank's task. The first rank knows its listener."""
+    task = _on_its_node(placed.task, rank, placed.spots)
+    if task.world.size == 1:
+        return task
+    hosts = {"host": placed.spots[0].host, "own_host": placed.spots[rank].host}
+    meeting = Meeting(port=placed.port, listener=-1, time_limit=env.collective_timeout(), **hosts)
+    return replace(task, meeting=meeting)
 
 
 def _on_its_node(task: WorkerTask, rank: int, spots: Sequence[Spot]) -> WorkerTask:
@@ -122,11 +91,10 @@ def _on_its_node(task: WorkerTask, rank: int, spots: Sequence[Spot]) -> WorkerTa
     return replace(task, world=replace(task.world, rank=rank, here=here))
 
 
-def _with_meeting(task: WorkerTask, spots: Sequence[Spot], port: int) -> WorkerTask:
-    """The first rank knows its listener."""
-    hosts = {"host": spots[0].host, "own_host": spots[task.world.rank].host}
-    meeting = Meeting(port=port, listener=-1, time_limit=env.collective_timeout(), **hosts)
-    return replace(task, meeting=meeting)
+def _errand(door: Door, own: WorkerTask, spots: Sequence[Spot]) -> Errand:
+    node = spots[own.world.rank].node_id
+    gpus = tuple(gpu for other in spots if other.node_id == node for gpu in other.gpus)
+    return Errand(own, door.address, os.getcwd(), env.of_ranks(), gpus)
 
 
 def _check_versions(spots: Sequence[Spot]) -> None:
@@ -138,33 +106,19 @@ def _check_versions(spots: Sequence[Spot]) -> None:
             )
 
 
-def _answers(calls: list[Any], what: str) -> list[Any]:
-    """Of calls of actors."""
-    limit = env.collective_timeout()
-    try:
-        answers: list[Any] = ray.get(calls, timeout=limit)
-    except GetTimeoutError:
-        raise EngineDeadError(
-            f"the actors of the ranks have not {what} within {limit:g} s; `ray status` may say why"
-        ) from None
-    except RayError as error:
-        raise BackendUnavailableError(f"the actors of the ranks have not {what}: {_short(error)}") from error
-    return answers
-
-
-def _admitted(door: Door, ends: list[Any], spots: Sequence[Spot]) -> dict[str, Connection]:
+def _admitted(door: Door, link: RayLink, spots: Sequence[Spot]) -> dict[str, Connection]:
     """The connections of all ranks, two for each, by their names."""
     admitted: dict[str, Connection] = {}
     until = time.monotonic() + env.collective_timeout()
-    while len(admitted) < 2 * len(ends):
+    while len(admitted) < 2 * len(spots):
         if (one := door.admit()) is not None:
             admitted[one[0]] = one[1]
             continue
-        ended, _ = ray.wait(ends, timeout=0)
-        silent = [rank for rank in range(len(ends)) if str(rank) not in admitted]
-        if ended or time.monotonic() > until:
-            rank = ends.index(ended[0]) if ended else silent[0]
-            why = _Actor(None, ended[0], spots[rank]).reap(0) if ended else "it is silent"
+        ended = link.first_end()
+        if ended is None and time.monotonic() > until:
+            ended = next(rank for rank in range(len(spots)) if str(rank) not in admitted), "it is silent"
+        if ended is not None:
+            rank, why = ended
             raise EngineDeadError(
                 f"rank {rank} on {spots[rank].node} has not reached the engine at {door.address.host}: {why}"
             )
@@ -175,9 +129,3 @@ def _readable(connection: Connection) -> IO[bytes]:
     """The connection as a pipe."""
     with connection:
         return open(os.dup(connection.fileno()), "rb", buffering=0)
-
-
-def _short(error: RayError) -> str:
-    """The last line of what Ray says, without its preface and advice."""
-    last = str(error).strip().splitlines()[-1].partition(" Some common causes")[0]
-    return last.rpartition("Worker exit detail: ")[2].rstrip(".")

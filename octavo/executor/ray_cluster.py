@@ -1,8 +1,9 @@
-"""RayCluster: this process's membership of a Ray cluster, and the places that a model's ranks have there.
+"""RayCluster: the places that a model's ranks have in a Ray cluster, which this process joins.
 
-    RAY_ADDRESS, or a cluster on this machine     is joined
-    neither                                       one is started on this machine, and ends with the engine; engines
-                                                  that share requests share a cluster, which must run already
+    the program's own, RAY_ADDRESS, or one on this machine   is joined
+    none                                                     one is started on this machine, and ends with the engine;
+                                                             engines that share requests share a cluster, which must
+                                                             run already
 
 A place is a bundle of one placement group: a GPU where the cluster has GPUs and the backend may use them, else cores.
 Ranks are packed on as few nodes as possible; those of a node have neighbouring numbers, and the engine's node is first.
@@ -11,15 +12,11 @@ Ranks are packed on as few nodes as possible; those of a node have neighbouring 
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import socket
-import subprocess
-import threading
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from octavo import env
@@ -39,11 +36,14 @@ _ONE_CLUSTER = (
 class RayCluster:
     """Raises BackendUnavailableError if Ray can neither be reached nor started."""
 
-    def __init__(self, num_engines: int = 1) -> None:
-        """num_engines: with such ranks, which reserve their places in the same cluster."""
+    def __init__(self, address: str, num_engines: int) -> None:
+        """address: empty: of this machine. num_engines: with such ranks, which reserve their places in the same
+        cluster."""
         self._group: PlacementGroup | None = None
         self._num_engines = num_engines
-        _membership.join(may_start=num_engines == 1)
+        before = raylets()
+        _connect(address, may_start=num_engines == 1)
+        self._guard = guard(raylets() - before)  # its input ends with this process
 
     def places(self, bundle: Bundle, world: World) -> list[dict[str, Any]]:
         """For each rank, the options of its actor. Raises ConfigError if the cluster is too small, or too busy for as
@@ -61,13 +61,6 @@ class RayCluster:
         own = ray.get_runtime_context().get_node_id()
         order = sorted(nodes, key=lambda index: (nodes[index] != own, nodes[index], index))
         return [self._options(bundle, index) for index in order]
-
-    def close(self) -> None:
-        """Give the places back, and end what runs there."""
-        if self._group is not None:
-            remove_placement_group(self._group)
-            self._group = None
-        _membership.leave()
 
     def _options(self, bundle: Bundle, index: int) -> dict[str, Any]:
         strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
@@ -110,39 +103,7 @@ def _text(amounts: Bundle) -> str:
     return ", ".join(f"{amount:g} {name}{'' if amount == 1 else 's'}" for name, amount in amounts.items())
 
 
-class _Membership:
-    """Of this process, which Ray knows once: its engines share it. One that the program itself began is left alone."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._num_engines = 0
-        self._is_ours = False
-        self._guard: subprocess.Popen[bytes] | None = None
-
-    def join(self, *, may_start: bool) -> None:
-        with self._lock:
-            if not ray.is_initialized():
-                before = raylets()
-                _connect(may_start=may_start)
-                self._is_ours, self._guard = True, guard(raylets() - before)
-            self._num_engines += 1
-
-    def leave(self) -> None:
-        with self._lock:
-            self._num_engines -= 1
-            if self._num_engines == 0 and self._is_ours:
-                self._is_ours = False
-                ray.shutdown()
-                if self._guard is not None:
-                    self._guard.communicate()
-                    self._guard = None
-
-
-_membership = _Membership()
-
-
-def _connect(*, may_start: bool) -> None:
-    address = os.environ.get("RAY_ADDRESS", "")
+def _connect(address: str, *, may_start: bool) -> None:
     if address.startswith("ray://"):
         raise ConfigError(
             f"RAY_ADDRESS is {address!r}, a Ray client's: ranks connect with the engine, which therefore runs on a "
@@ -151,22 +112,17 @@ def _connect(*, may_start: bool) -> None:
     if address == "local" and not may_start:
         raise ConfigError(_ONE_CLUSTER)
     _check_reachable(address)
-    is_main = threading.current_thread() is threading.main_thread()
-    on_term = signal.getsignal(signal.SIGTERM)
     try:
-        _init(may_start=may_start or bool(address))
+        _init(address, may_start=may_start)
     except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
         where = f"the Ray cluster at RAY_ADDRESS={address} cannot be joined" if address else "Ray does not start"
         raise BackendUnavailableError(f"{where}: {error}; `ray status` says whether a cluster runs here") from error
-    finally:
-        if is_main and on_term is not None:
-            signal.signal(signal.SIGTERM, on_term)  # Ray takes it
 
 
-def _init(*, may_start: bool) -> None:
-    options: dict[str, Any] = {"logging_level": logging.WARNING}
-    if may_start:
-        ray.init(include_dashboard=False, **options)
+def _init(address: str, *, may_start: bool) -> None:
+    options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
+    if address or may_start:
+        ray.init(address=address or None, include_dashboard=False, **options)
         return
     try:
         ray.init(address="auto", **options)

@@ -8,43 +8,16 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import ray
 
 from octavo import env
-from octavo.executor.door import Address, knock
+from octavo.executor.door import knock
 from octavo.executor.rank_process import run_rank
+from octavo.executor.ray_link import WORDS, Errand, Spot
 from octavo.observe.machine import installed_version
-from octavo.worker.task import WorkerTask
-
-WORDS = "words of "  # a connection's name: what a rank writes to standard error
-
-
-@dataclass(frozen=True, slots=True)
-class Spot:
-    """Where an actor runs. gpus: the ids of those that Ray gave it. version: Octavo's."""
-
-    host: str
-    node_id: str
-    gpus: tuple[str, ...]
-    version: str
-
-    @property
-    def node(self) -> str:
-        return f"node {self.host} ({self.node_id[:8]})"
-
-
-@dataclass(frozen=True, slots=True)
-class Errand:
-    """What a rank needs to know besides its task. gpus: of all ranks on its node, by local rank."""
-
-    address: Address
-    folder: str
-    environment: Mapping[str, str]
-    gpus: tuple[str, ...]
 
 
 class RayRank:
@@ -62,8 +35,10 @@ class RayRank:
         port: int = self._listener.getsockname()[1]
         return port
 
-    def serve(self, task: WorkerTask, errand: Errand) -> None:
-        """Until the engine closes its end, or is gone."""
+    def serve(self, errand: Errand) -> None:
+        """Until the engine closes its end, or is gone. Then the process ends: Ray would end it later, and not at all
+        while the cluster's head hangs."""
+        task = errand.task
         name = str(task.world.rank)
         words = knock(errand.address, WORDS + name)
         os.dup2(words.fileno(), 2)  # a crash's last words reach the engine, too
@@ -76,3 +51,4 @@ class RayRank:
         if task.meeting is not None and self._listener is not None:
             task = replace(task, meeting=replace(task.meeting, listener=self._listener.detach()))
         run_rank(task, connection)
+        os._exit(0)

@@ -54,7 +54,7 @@ class Remote:
         self.place = node
         self.died: str | None = None
         self.connection, self.process = connection, process
-        self._words = _Words(words, f"worker {self.rank}")
+        self._words = LastWords(words, f"worker {self.rank}")
 
     @property
     def name(self) -> str:
@@ -103,7 +103,7 @@ class Remote:
         return f"{ended}; its last words: {words}" if words else ended
 
 
-class _Words:
+class LastWords:
     """Passes on what a worker writes to standard error, and keeps the end of it."""
 
     def __init__(self, pipe: IO[bytes] | None, name: str) -> None:
