@@ -1,7 +1,7 @@
 """What quantising changed, by layer: the error of its matrices, relative to the size of their numbers.
 
 relative error    sqrt(sum of (quantised - dense)^2 / sum of dense^2), of the numbers
-of products       the same of the products with the inputs of the calibration text, against what calibration aimed at
+of products       the same of the products with the inputs of the calibration text
 """
 
 from __future__ import annotations

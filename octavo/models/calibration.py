@@ -1,8 +1,7 @@
 """Calibrated codes for the matrices of a model, made layer by layer from texts that it reads.
 
-A layer sees what the layers before it, quantised, make of the texts, and what they made of them when they were dense,
-so that it can make up for their errors. Codes are asked for in the order of the layers (`QuantizedCopy.written`), so
-one layer's are in memory at a time.
+A layer sees what the layers before it, quantised, make of the texts, so that it can make up for their errors. Codes are
+asked for in the order of the layers (`QuantizedCopy.written`), so one layer's are in memory at a time.
 """
 
 from __future__ import annotations
@@ -15,14 +14,14 @@ from octavo.errors import ModelLoadError
 from octavo.kernels.arrays import FloatArray, IntArray
 from octavo.kernels.kv_layout import KVGroup
 from octavo.kernels.ops import Ops, Tensor
-from octavo.kernels.reference.calibrating import LayerRuns, RunLayer, Seen
+from octavo.kernels.reference.calibrating import LayerRuns, RunLayer
 from octavo.kernels.reference.scaled import dequantize_scaled
 from octavo.kernels.tensor import DType
 from octavo.models.decoder import Layer
 from octavo.models.quantized_copy import Coded, QuantizedCopy, nearest
 from octavo.models.registry import build_model
 from octavo.quantization.compressing import Compression
-from octavo.quantization.error_feedback import calibrated, corrected
+from octavo.quantization.error_feedback import calibrated
 
 
 def through(layer: Layer) -> RunLayer:
@@ -56,25 +55,25 @@ class Calibration:
     def _next_layer(self, compressed: Compression) -> dict[str, Coded]:
         index, layer = next(self._layers)
         run = through(layer)
-        seen = self._runs.products(run)
+        moments = self._runs.products(run)
         found = {
-            name: self._coded(matrix, seen.get(name), compressed, scale_dtype)
+            name: self._coded(matrix, moments.get(name), compressed, scale_dtype)
             for name, matrix, scale_dtype in self._copied.in_layer(index)
         }
         self._runs.advance(run, {name: dequantize_scaled(coded.tensor) for name, coded in found.items()})
         return found
 
-    def _coded(self, matrix: FloatArray, seen: Seen | None, compressed: Compression, scale_dtype: DType) -> Coded:
-        if seen is None:  # of an expert that no token has reached
+    def _coded(
+        self, matrix: FloatArray, moments: FloatArray | None, compressed: Compression, scale_dtype: DType
+    ) -> Coded:
+        if moments is None:  # of an expert that no token has reached
             return nearest("", matrix, compressed, scale_dtype)
-        pull = seen.pull if seen.drift is None else matrix @ seen.drift
-        if not np.isfinite(seen.moments).all() or not (pull is None or np.isfinite(pull).all()):
+        if not np.isfinite(moments).all():
             raise ModelLoadError(
                 f"{self._copied.checkpoint.label} computes numbers that are not finite from the calibration text: give "
                 "it another with --calibration, or leave it out with --no-calibration"
             )
-        wanted = matrix if pull is None else corrected(matrix, seen.moments, pull)
-        tensor = calibrated(wanted, seen.moments, compressed.format, scale_dtype)
-        change = dequantize_scaled(tensor) - wanted
-        errors = float(np.vdot(change @ seen.moments, change)), float(np.vdot(wanted @ seen.moments, wanted))
+        tensor = calibrated(matrix, moments, compressed.format, scale_dtype)
+        change = dequantize_scaled(tensor) - matrix
+        errors = float(np.vdot(change @ moments, change)), float(np.vdot(matrix @ moments, matrix))
         return Coded(tensor, errors)

@@ -9,9 +9,6 @@ correlated, so the error that one column's rounding makes can be taken back by t
     then a few times over all columns, each given all others (as QuantEase does; Behdin et al., 2023)
         codes of column i       the nearest to W[:, i] - (sum over j of D[:, j] H[j, i], without j = i) / H[i, i]
 
-Before that W is moved to make up for the errors of the layers before (`corrected`), after GPTAQ (Li et al., 2025) and
-QEP (Arai and Ichikawa, 2025). If the products shall become larger by E, W + E^T X H^-1 does the most that it can.
-
 Scales are those of plain rounding, taken before the first column, so groups stay runs of inputs. Columns are worked on
 in blocks, so that most of the work is products of matrices.
 """
@@ -32,16 +29,17 @@ from octavo.quantization.at_load import nearest_codes, quantised
 _BLOCK = 128
 _DAMPING = 0.01  # of the mean of H's diagonal, which keeps its inverse in bounds
 _SWEEPS = 2
-_RIDGE = 0.1  # the same, so that a correction does not follow the text too closely
 
 
 def calibrated(matrix: FloatArray, moments: FloatArray, form: ScaledFormat, scale_dtype: DType) -> ScaledTensor:
     """moments: H. An input that was always zero has no say, and is rounded to the nearest."""
     assert form.block[0] == 1, f"a column of {form.label} has a scale for each output"
     plain = quantised(matrix, form, scale_dtype)
-    damped = _damped(moments, _DAMPING)
-    if damped is None:
+    largest = float(np.diagonal(moments).max())
+    if largest <= 0:
         return plain
+    damped = moments / np.float32(largest)  # of a size that float32 holds, whatever the activations'
+    damped[np.diag_indices(len(damped))] += np.float32(_DAMPING) * np.diagonal(damped).mean()
     columns = _Columns.of(matrix, plain)
     _feed_back(columns, damped)
     for _ in range(_SWEEPS):
@@ -50,26 +48,6 @@ def calibrated(matrix: FloatArray, moments: FloatArray, form: ScaledFormat, scal
     return ScaledTensor(
         form, matrix.shape, pack_nibbles(codes) if form.is_nibbles else codes, plain.scales, scale_dtype, plain.zeros
     )
-
-
-def corrected(matrix: FloatArray, moments: FloatArray, pull: FloatArray) -> FloatArray:
-    """pull: E^T X [out, in]."""
-    damped = _damped(moments, _RIDGE)
-    if damped is None:
-        return matrix
-    scaled = pull.T / np.float64(np.diagonal(moments).max())
-    found: FloatArray = matrix + np.linalg.solve(damped.astype(np.float64), scaled).T.astype(np.float32)
-    return found
-
-
-def _damped(moments: FloatArray, damping: float) -> FloatArray | None:
-    """Of a size that float32 holds, whatever the activations'; None if there were none."""
-    largest = np.diagonal(moments).max()
-    if largest <= 0:
-        return None
-    damped: FloatArray = moments / largest
-    damped[np.diag_indices(len(damped))] += np.float32(damping) * np.diagonal(damped).mean()
-    return damped
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,23 +21,13 @@ from octavo.kernels.reference.dequantize import dequantize  # noqa: E402
 from octavo.kernels.scaled import ScaledTensor  # noqa: E402
 from octavo.models.calibration import through  # noqa: E402
 from octavo.models.registry import build_model  # noqa: E402
-from octavo.quantization.error_feedback import calibrated, corrected  # noqa: E402
+from octavo.quantization.error_feedback import calibrated  # noqa: E402
 from octavo.text.calibration_text import windows  # noqa: E402
 from octavo.text.tokenizer import Tokenizer, open_tokenizer  # noqa: E402
 from tests.quantization.folders import dense_model, matrices, opened  # noqa: E402
 from tests.tiny_models import make_tiny_model, with_tokenizer  # noqa: E402
 
 WORDS = ["the", "cat", "sat", "on", "the", "mat", "and", "the", "dog", "ran", "to", "the", "tree"]
-
-
-NORMS = ("post_attention_layernorm", "norm")
-#: matrices of the second layer, and the norm that is given the sums to which their products are added
-STREAMS = {
-    "model.layers.1.self_attn.q_proj.weight": None,
-    "model.layers.1.self_attn.o_proj.weight": "model.layers.1.post_attention_layernorm.weight",
-    "model.layers.1.mlp.up_proj.weight": None,
-    "model.layers.1.mlp.down_proj.weight": "model.norm.weight",
-}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +40,7 @@ def drawn(count: int, length: int) -> IntArray:
 
 
 def moments_of(folder: Path, texts: IntArray) -> Iterator[dict[str, FloatArray]]:
-    """Of each layer, with the model as it is, so that nothing drifts."""
+    """Of each layer, with the model as it is."""
     checkpoint = opened(folder)
     a = checkpoint.architecture
     decoder = build_model(a, checkpoint, [(0, 0)] * a.num_layers, texts.shape[1])
@@ -58,27 +48,23 @@ def moments_of(folder: Path, texts: IntArray) -> Iterator[dict[str, FloatArray]]
     assert decoder.embedding is not None
     runs.embed(decoder.embedding)
     for layer in decoder.layers:
-        seen = runs.products(through(layer))
-        assert not any(each.any() for sums in seen.values() for each in (sums.drift, sums.pull) if each is not None)
-        yield {name: each.moments for name, each in seen.items()}
+        yield runs.products(through(layer))
         runs.advance(through(layer), {})
 
 
-def inputs_of(model: Any, texts: IntArray, *more: str) -> dict[str, FloatArray]:
-    """The inputs [tokens, in] of every Linear, and of modules of these names, by their weights' names."""
+def inputs_of(model: Any, texts: IntArray) -> dict[str, FloatArray]:
+    """X^T X of the inputs of every Linear, by transformers' names."""
     seen: dict[str, FloatArray] = {}
-    hooks = []
     for name, module in model.named_modules():
-        if (isinstance(module, torch.nn.Linear) and name != "lm_head") or name.split(".")[-1] in more:
+        if isinstance(module, torch.nn.Linear) and name != "lm_head":
 
             def hook(_: Any, given: Any, name: str = name) -> None:
-                seen[f"{name}.weight"] = given[0].flatten(0, -2).numpy()
+                flat = given[0].flatten(0, -2)
+                seen[f"{name}.weight"] = seen.get(f"{name}.weight", 0) + (flat.T @ flat).numpy()
 
-            hooks.append(module.register_forward_pre_hook(hook))
+            module.register_forward_pre_hook(hook)
     with torch.inference_mode():
         model(torch.from_numpy(texts).long())
-    for each in hooks:
-        each.remove()
     return seen
 
 
@@ -91,8 +77,7 @@ def test_a_layers_inputs_are_those_of_transformers(root: Path, family: str) -> N
     found = {name: sums for layer in moments_of(folder, texts) for name, sums in layer.items()}
     assert found.keys() == expected.keys()
     for name, sums in found.items():
-        wanted = expected[name].T @ expected[name]
-        np.testing.assert_allclose(sums, wanted, rtol=1e-3, atol=1e-3 * np.abs(wanted).max())
+        np.testing.assert_allclose(sums, expected[name], rtol=1e-3, atol=1e-3 * np.abs(expected[name]).max())
 
 
 def test_an_expert_sees_the_tokens_that_were_sent_to_it(root: Path) -> None:
@@ -107,7 +92,7 @@ def test_an_expert_sees_the_tokens_that_were_sent_to_it(root: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["fp8", "int8", "int4"])
 def test_later_layers_make_up_for_earlier_ones(root: Path, tmp_path: Path, kind: str) -> None:
-    """The second layer's codes come from inputs that the first one, quantised, has computed, and make up for them."""
+    """The second layer's codes come from inputs that the first one, quantised, has computed."""
     source, text = with_tokenizer(dense_model(root), WORDS), tmp_path / "text"
     text.write_text(" ".join(np.random.default_rng(2).choice(WORDS, 2000)))
     given = ["--scheme", kind, "--calibration", str(text), "--max-seq-length", "256", "--num-calibration-samples", "4"]
@@ -116,19 +101,16 @@ def test_later_layers_make_up_for_earlier_ones(root: Path, tmp_path: Path, kind:
     made, dense = matrices(opened(tmp_path / "out")), matrices(opened(source))
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     stored = {f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    texts = windows(tokenizer_of(source), text.read_text(), 256, 4)
-    dense_inputs = inputs_of(model, texts, *NORMS)
     for name in made:
-        if ".0." in name:
-            stored[name].weight.data = torch.from_numpy(dequantize(made[name].dense()).copy())
-    inputs = inputs_of(model, texts, *NORMS)
-    for name, stream in STREAMS.items():
-        compact, x, matrix = made[name].compact(), inputs[name], dequantize(dense[name].dense())
-        assert isinstance(compact, ScaledTensor)
-        drift = (dense_inputs[name] - x) @ matrix.T if stream is None else dense_inputs[stream] - inputs[stream]
-        wanted = calibrated(corrected(matrix, x.T @ x, drift.T @ x), x.T @ x, compact.format, "F32")
-        np.testing.assert_allclose(compact.scales, wanted.scales, rtol=1e-3)
-        assert (compact.codes == wanted.codes).mean() > 0.9  # two ways to sum round differently
+        stored[name].weight.data = torch.from_numpy(dequantize(made[name].dense()).copy())
+    moments = inputs_of(model, windows(tokenizer_of(source), text.read_text(), 256, 4))
+    for name in made:
+        if ".0.self_attn.q" in name or ".1.self_attn.q" in name:
+            compact = made[name].compact()
+            assert isinstance(compact, ScaledTensor)
+            wanted = calibrated(dequantize(dense[name].dense()), moments[name], compact.format, "F32")
+            np.testing.assert_allclose(compact.scales, wanted.scales)
+            assert (compact.codes == wanted.codes).mean() > 0.95  # two ways to sum round differently
     errors = json.loads(report.read_text())
     assert errors["products"].keys() == errors["matrices"].keys() == made.keys()
     assert all(0 < errors["products"][name] < errors["matrices"][name] for name in made)

@@ -1,12 +1,8 @@
 """Layers run one at a time over some texts, and the inputs of their products seen: what calibration is made from.
 
-    texts -> embedding -> hidden states of every token, kept twice: behind dense layers and behind quantised ones
-    each layer:   products(layer)            of the inputs of every product, summed over all tokens,
-                                             X^T X        X: behind quantised layers
-                                             (D - X)^T X  D: behind dense ones, which this moves on
-                                             (S - R)^T X  of a product that is added to the stream: S and R are the
-                                                          sums, behind dense and behind quantised layers
-                  advance(layer, matrices)   the hidden states behind the layer, with quantised matrices
+    texts -> embedding -> hidden states of every token, kept
+    each layer:   products(layer)            X^T X of the inputs X of every product, summed over all tokens
+              advance(layer, matrices)   the hidden states behind the layer, with other matrices
 
 In memory are the hidden states, one layer's weights in float32, and one layer's sums.
 """
@@ -14,8 +10,6 @@ In memory are the hidden states, one layer's weights in float32, and one layer's
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +19,6 @@ from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.device import StepBatch, allocate_pool
 from octavo.kernels.kv_layout import KVGroup, KVLayout
 from octavo.kernels.latent import Latent
-from octavo.kernels.mixture import Mixture
-from octavo.kernels.op import Op
 from octavo.kernels.ops import Ops, Tensor
 from octavo.kernels.parameters import Linear, Parameter
 from octavo.kernels.reference.attention import KVPool, StepIndex
@@ -39,16 +31,6 @@ _TOKENS_AT_ONCE = 2048
 RunLayer = Callable[[Ops, Tensor], Tensor]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Seen:
-    """Sums of a product's inputs. moments: X^T X [in, in]. drift: (D - X)^T X; pull: (S - R)^T X [out, in]; of both one
-    at most."""
-
-    moments: FloatArray
-    drift: FloatArray | None = None
-    pull: FloatArray | None = None
-
-
 class LayerRuns:
     """texts: token ids [texts, length]. keys: what one layer keeps of a token; layers take turns in the same blocks."""
 
@@ -58,112 +40,54 @@ class LayerRuns:
         self._steps = [StepIndex(_batch(texts[start : start + at_once])) for start in range(0, count, at_once)]
         layout = KVLayout(1 + at_once * _num_blocks(length), _BLOCK_SIZE, (keys,), "float32")
         self._cache = KVPool(layout, allocate_pool(layout))
-        self._dense: list[torch.Tensor] = []
-        self._hidden: list[torch.Tensor] = []
+        self._hidden: list[torch.Tensor | None] = [None] * len(self._steps)
 
-    @torch.inference_mode()
     def embed(self, embedding: Callable[[Ops], Tensor]) -> None:
-        ops = ReferenceOps(self._cache, ReferenceWeights())
-        for step in self._steps:
-            ops.step = step
-            self._hidden.append(embedding(ops))
-        self._dense = list(self._hidden)
+        self._run(ReferenceOps(self._cache, ReferenceWeights()), lambda ops, hidden: embedding(ops), keeps=True)
 
-    @torch.inference_mode()
-    def products(self, layer: RunLayer) -> dict[str, Seen]:
-        """By the name of each matrix; one that no token has reached has none. Matrices with the same inputs share
-        theirs."""
+    def products(self, layer: RunLayer) -> dict[str, FloatArray]:
+        """The sums [in, in], by the name of each matrix; one that no token has reached has none. Matrices with the same
+        inputs share theirs."""
         ops = _SeeingOps(self._cache, ReferenceWeights())
-        for index, step in enumerate(self._steps):
-            ops.step, ops.inputs, ops.totals = step, {}, {}
-            dense, hidden = self._dense[index], self._hidden[index]
-            if dense is hidden:  # before the first layer
-                self._dense[index] = layer(ops, hidden)
-                continue
-            ops.remembers = True
-            self._dense[index] = layer(ops, dense)
-            ops.remembers = False
-            layer(ops, hidden)
-        return ops.seen
+        self._run(ops, layer, keeps=False)
+        return {name: each.numpy() for name, each in ops.sums.items()}
 
-    @torch.inference_mode()
     def advance(self, layer: RunLayer, matrices: Mapping[str, FloatArray]) -> None:
         """matrices: by name, instead of the layer's own."""
         weights = ReferenceWeights()
         weights.parameters |= {name: torch.from_numpy(matrix) for name, matrix in matrices.items()}
-        ops = ReferenceOps(self._cache, weights)
+        self._run(ReferenceOps(self._cache, weights), layer, keeps=True)
+
+    @torch.inference_mode()
+    def _run(self, ops: ReferenceOps, layer: RunLayer, keeps: bool) -> None:
         for index, step in enumerate(self._steps):
             ops.step = step
-            self._hidden[index] = layer(ops, self._hidden[index])
+            after = layer(ops, self._hidden[index])
+            if keeps:
+                self._hidden[index] = after
 
 
 class _SeeingOps(ReferenceOps):
-    """First remembers a step's D and S, then adds up the sums. seen: by the name of each matrix. inputs, totals: D and
-    S, by the name of the first of the matrices with the same inputs."""
+    """sums: of the inputs of the products so far, by the name of each matrix."""
 
     def __init__(self, cache: KVPool, weights: ReferenceWeights) -> None:
         super().__init__(cache, weights)
-        self.remembers = False
-        self.seen: dict[str, Seen] = {}
-        self.inputs: dict[str, torch.Tensor] = {}
-        self.totals: dict[str, torch.Tensor] = {}
-        self._last: tuple[str, torch.Tensor, torch.Tensor] | None = None  # product: matrix, inputs, outputs
-
-    def apply(self, op: Op, inputs: tuple[torch.Tensor, ...], arguments: dict[str, Any]) -> Any:
-        result = super().apply(op, inputs, arguments)
-        if op.name in ("add", "add_rms_norm"):
-            self._see_total(inputs, result[1] if isinstance(result, tuple) else result)
-        return result
+        self.sums: dict[str, torch.Tensor] = {}
 
     def _linear(self, x: torch.Tensor, weight: Linear) -> torch.Tensor:
         self._see_inputs(x, *weight.parts)
-        y = super()._linear(x, weight)
-        self._last = weight.parts[0].name, x, y
-        return y
+        return super()._linear(x, weight)
 
     def _normed_latent(self, kv: torch.Tensor, layer: AttentionLayer, latent: Latent) -> torch.Tensor:
         c_TR = super()._normed_latent(kv, layer, latent)
         self._see_inputs(c_TR, latent.up)
         return c_TR
 
-    def _mixture(self, x: torch.Tensor, layer: Mixture) -> torch.Tensor:
-        """An expert's D is forgotten: its rows may be those of other tokens than the rows of its X."""
-        kept, self.inputs = self.inputs, {}
-        y = super()._mixture(x, layer)
-        self.inputs = kept
-        return y
-
     def _see_inputs(self, x: torch.Tensor, *parts: Parameter) -> None:
-        name = parts[0].name
-        if self.remembers:
-            self.inputs[name] = x
-        elif len(x):  # an expert may get no tokens
-            if name not in self.seen:
-                moments = _zeros(x, x)
-                drift = _zeros(x, x) if name in self.inputs else None
-                self.seen |= dict.fromkeys((part.name for part in parts), Seen(moments, drift))
-            seen = self.seen[name]
-            torch.from_numpy(seen.moments).addmm_(x.T, x)
-            if seen.drift is not None:
-                torch.from_numpy(seen.drift).addmm_((self.inputs[name] - x).T, x)
-
-    def _see_total(self, parts: tuple[torch.Tensor, ...], total: torch.Tensor) -> None:
-        if self._last is None or all(part is not self._last[2] for part in parts):
-            return
-        name, x, _ = self._last
-        if self.remembers:
-            self.totals[name] = total
-            self.inputs.pop(name, None)
-        elif name in self.totals:
-            seen = self.seen[name]
-            if seen.pull is None:
-                seen = self.seen[name] = replace(seen, pull=_zeros(total, x))
-            assert seen.pull is not None, "just made"
-            torch.from_numpy(seen.pull).addmm_((self.totals[name] - total).T, x)
-
-
-def _zeros(outputs: torch.Tensor, inputs: torch.Tensor) -> FloatArray:
-    return np.zeros((outputs.shape[1], inputs.shape[1]), np.float32)
+        if len(x):  # an expert may get no tokens
+            first = self.sums.setdefault(parts[0].name, torch.zeros(x.shape[1], x.shape[1]))
+            first.addmm_(x.T, x)
+            self.sums |= {part.name: first for part in parts}
 
 
 def _batch(texts: IntArray) -> StepBatch:
