@@ -10,20 +10,26 @@ What the kernels promise, and these tests check:
 
 from __future__ import annotations
 
+import ctypes
+import shutil
 from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import product
+from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from octavo import env
 from octavo.kernels.build import build
+from octavo.kernels.build.toolchain import find_toolchain
 from octavo.kernels.reference.dequantize import dequantize
 from octavo.kernels.tensor import BLOCK_FORMATS, DENSE_DTYPES, DTYPES, DType, HostTensor
 from octavo.testing.packed_matrix import KernelThreads, PackedMatrix, dequantize_row
 
+CSRC = Path(__file__).parents[2] / "csrc"
 QUANTIZED_DTYPES = [dtype for dtype in DTYPES if dtype not in DENSE_DTYPES]
 
 FLOAT8 = ("F8_32", "F8_128")
@@ -50,13 +56,27 @@ ByteArray = NDArray[np.uint8]
 
 
 @pytest.fixture(scope="module", params=["native", "avx2", "generic"])
-def threads(request: pytest.FixtureRequest) -> Iterator[KernelThreads]:
-    """Two threads of a build for each instruction set."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OCTAVO_CPU_ISA", request.param)
-        threads = KernelThreads(build.load(), 2)
+def threads(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KernelThreads]:
+    """Two threads of a build for each instruction set; of all but the processor's own, of these kernels alone."""
+    isa: env.CpuIsa = request.param
+    library = build.load() if isa == "native" else matmul_alone(isa, tmp_path_factory.mktemp("sources"))
+    threads = KernelThreads(library, 2)
     yield threads
     threads.close()
+
+
+def matmul_alone(isa: env.CpuIsa, sources: Path) -> ctypes.CDLL:
+    """The others would take longer to compile than these."""
+    needed = ("*.h", "matmul*.cpp", "*pack*.cpp", "dequantize.cpp", "convert.cpp", "thread_pool.cpp")
+    shutil.copytree(CSRC / "include", sources / "include")
+    for folder, patterns in {"cpu": needed, "bindings": ("matmul.cpp",)}.items():
+        (sources / folder).mkdir()
+        for path in (path for pattern in patterns for path in (CSRC / folder).glob(pattern)):
+            shutil.copy(path, sources / folder)
+    toolchain = find_toolchain(isa, env.cxx(), sanitizes=env.sanitizes_kernels())
+    library = env.cache_dir() / build.library_path(sources, toolchain, isa)
+    build.build(sources, toolchain, isa, library)
+    return ctypes.CDLL(str(library))
 
 
 def pack(threads: KernelThreads, dtype: DType, rows: ByteArray, cols: int, activation_bytes: int = 1) -> PackedMatrix:
