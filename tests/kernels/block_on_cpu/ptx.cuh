@@ -102,6 +102,7 @@ inline void __syncwarp() { meet(~0u, 0); }
 inline void __syncthreads() { block.join(threads.size()); }
 
 inline float __expf(float x) { return expf(x); }
+inline float __fdividef(float x, float y) { return x / y; }
 inline float rsqrtf(float x) { return 1 / sqrtf(x); }
 inline uint32_t __float_as_uint(float x) {
   uint32_t bits;
