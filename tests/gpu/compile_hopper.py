@@ -90,23 +90,30 @@ def main() -> None:
         }
         name = f"tile-{rows}x{columns}-{gate or 'plain'}"
         compile_kernel(name, tile_linear._tile_kernel, constants, known, num_warps=rows // 16)
-    sizes = {"RANK": 512, "RANK_PAD": 512, "ROTARY": 64, "ROTARY_PAD": 64, "BLOCK_SIZE": 16, "CHAINED": True}
+    sizes = {"RANK": 512, "ROTARY": 64, "ROTARY_PAD": 64, "BLOCK_SIZE": 16, "CHAINED": True}
     for rows, codes in ((16, ""), (64, ""), (16, "-codes")):
         constants = {
             "HEADS": 16, "OWN_HEADS": 16, "QUERIES": rows // 16, "IS_PLAIN": rows == 16, "ROWS": rows, "KEYS": 32,
-            "HAS_CODES": bool(codes), "IS_FLOAT": bool(codes),
+            "HAS_CODES": bool(codes), "IS_FLOAT": bool(codes), "WIDTH": 128, "PIECES": 4,
         }  # fmt: skip
         options = {"num_warps": 4 if rows == 16 else 8, "num_stages": 2}
         known = {"pool": "*u8"} if codes else {}
         compile_kernel(f"latent-{rows}{codes}", latent_attention._attend_kernel, sizes | constants, known, **options)
     constants = {
-        "GROUP": 16, "QUERIES": 4, "D": 512, "D_PAD": 512, "WINDOW": 0, "ROTARY": 64, "ROTARY_PAD": 64, "ROWS": 64,
-        "KEYS": 32, "IS_PLAIN": False, "BLOCK_SIZE": 16, "SOFTCAP": False, "HAS_SINKS": False, "HAS_CODES": True,
-        "IS_FLOAT": True, "CHAINED": True,
+        "GROUP": 16, "QUERIES": 4, "D": 512, "D_PAD": 512, "PIECES": 4, "WINDOW": 0, "ROTARY": 64, "ROTARY_PAD": 64,
+        "ROWS": 64, "KEYS": 32, "IS_PLAIN": False, "BLOCK_SIZE": 16, "SOFTCAP": False, "HAS_SINKS": False,
+        "HAS_CODES": True, "IS_FLOAT": True, "CHAINED": True,
     }  # fmt: skip
     known = {"pool": "*u8", "softcap": "fp32", "rows": "*i32"}
     compile_kernel("fixed-64-codes", fixed_attention._attend_kernel, constants, known, num_warps=8, num_stages=2)
-    constants = {"Q_HEADS": 16, "HEADS_TILE": 16, "KEY_DIM": 128, "INTERLEAVES": True, "HAS_CODES": False}
+    constants = {
+        "Q_HEADS": 16,
+        "HEADS_TILE": 16,
+        "KEY_DIM": 128,
+        "INTERLEAVES": True,
+        "HAS_CODES": False,
+        "RANK_PAD": 512,
+    }
     compile_kernel("latent-write", latent_kv_write._latent_kv_write_kernel, sizes | constants, {}, num_warps=4)
 
 

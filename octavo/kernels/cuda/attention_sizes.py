@@ -9,7 +9,7 @@ from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda.sizes import Shapes
 
 LATENT_ROWS = 64  # rows that a program of attention over latents has, at most
-LATENT_SHARES = 32  # parts of a context there
+LATENT_SHARES = 128  # parts of a context there
 MAX_PARTITIONS = 32  # parts of a sequence in decode attention by Triton's kernels
 FIXED_PART_ROWS = 4096  # rows of partial results, for each kv head, in a deterministic engine's attention
 FIXED_LATENT_ROWS = 16384  # the same over latents, of all heads

@@ -58,13 +58,14 @@ def unit(scales, head, HAS_CODES: tl.constexpr, IS_FLOAT: tl.constexpr):
 
 
 @triton.jit
-def loaded(x, dtype: tl.constexpr):
-    """Elements of the pool in the type that they are multiplied in."""
+def loaded(x, dtype: tl.constexpr, IS_SHARED: tl.constexpr = False):
+    """Elements of the pool in the type that they are multiplied in. IS_SHARED: by two products, for which codes are to
+    become numbers once; Triton would move that into each product, and then load them without running ahead."""
     if x.dtype == tl.uint8:
         if _IS_COMPILED and dtype == tl.bfloat16:
-            x = tl.inline_asm_elementwise(_BFLOAT16, "=r,=r,r", [x], dtype=tl.bfloat16, is_pure=True, pack=4)
+            x = tl.inline_asm_elementwise(_BFLOAT16, "=r,=r,r", [x], dtype=tl.bfloat16, is_pure=not IS_SHARED, pack=4)
         elif _IS_COMPILED and dtype == tl.float16:
-            x = tl.inline_asm_elementwise(_HALF, "=r,=r,r", [x], dtype=tl.float16, is_pure=True, pack=4)
+            x = tl.inline_asm_elementwise(_HALF, "=r,=r,r", [x], dtype=tl.float16, is_pure=not IS_SHARED, pack=4)
         else:
             wide = x.to(tl.uint16)
             x = (((wide & 0x80) << 8) | ((wide & 0x7F) << 7)).to(tl.float16, bitcast=True)

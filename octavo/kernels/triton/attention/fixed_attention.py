@@ -26,7 +26,7 @@ from octavo.kernels.cuda.attention_sizes import fixed_part_rows
 from octavo.kernels.cuda.step import DeviceStep
 from octavo.kernels.triton.attention.codes import unit
 from octavo.kernels.triton.attention.fixed_part import attend_to, first_token, fold, part_of
-from octavo.kernels.triton.attention.latent_tile import attend_to_latents
+from octavo.kernels.triton.attention.latent_tile import attend_to_latents, load_pieces
 from octavo.kernels.triton.attention.memory import LayerPool, padded_dim
 from octavo.kernels.triton.attention.scores import LOG2_E, sum_with_sink
 from octavo.kernels.triton.attention.tiles import FixedTiling, tile_of_step
@@ -77,7 +77,8 @@ def fixed_attention(
         q, out, pool.data, table, *where, partial.values, partial.max_sum, pool.scales, pool.sinks,
         layer.scale * LOG2_E, layer.softcap or 0.0,
         q.stride(0), out.stride(0), table.stride(0), pool.block_stride, pool.value_offset, part_rows, shares,
-        ROTARY=rotary_dim, ROTARY_PAD=padded_dim(max(1, rotary_dim)), BLOCK_SIZE=pool.block_size, KEYS=tiling.keys,
+        PIECES=tiling.pieces, ROTARY=rotary_dim, ROTARY_PAD=padded_dim(max(1, rotary_dim)),
+        BLOCK_SIZE=pool.block_size, KEYS=tiling.keys,
         ROWS=tiling.rows, SOFTCAP=layer.softcap is not None, **pool.codes, **shape, num_warps=tiling.num_warps,
         num_stages=tiling.num_stages,
     )  # fmt: skip
@@ -95,11 +96,11 @@ def _attend_kernel(
     scales, sinks, scale_log2, softcap, q_stride, out_stride, table_stride, block_stride, value_offset, part_rows,
     shares,
     GROUP: tl.constexpr, QUERIES: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, WINDOW: tl.constexpr,
-    ROTARY: tl.constexpr, ROTARY_PAD: tl.constexpr, IS_PLAIN: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    KEYS: tl.constexpr, ROWS: tl.constexpr, SOFTCAP: tl.constexpr, HAS_CODES: tl.constexpr, IS_FLOAT: tl.constexpr,
-    HAS_SINKS: tl.constexpr, CHAINED: tl.constexpr,
+    PIECES: tl.constexpr, ROTARY: tl.constexpr, ROTARY_PAD: tl.constexpr, IS_PLAIN: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, KEYS: tl.constexpr, ROWS: tl.constexpr, SOFTCAP: tl.constexpr, HAS_CODES: tl.constexpr,
+    IS_FLOAT: tl.constexpr, HAS_SINKS: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
-    """ROTARY: of latents, whose heads have no kv heads: these are then tiles of heads."""
+    """ROTARY: of latents, whose heads have no kv heads: these are then tiles of heads. PIECES: of a latent; else 1."""
     kv_head = tl.program_id(0)
     share = tl.program_id(2)
     wait_for_previous(CHAINED)
@@ -117,14 +118,13 @@ def _attend_kernel(
         return
 
     r = tl.arange(0, ROWS)
-    d = tl.arange(0, D_PAD)
     position = first_position + r // GROUP
     is_row = r < queries * GROUP
-    mask = is_row[:, None] & (d < D)[None, :]
     row = (token + r // GROUP).to(tl.int64)[:, None]
     head = (kv_head * GROUP + r % GROUP)[:, None]
     q_row = q_ptr + row * q_stride + head * (D + ROTARY)
-    q = tl.load(q_row + d[None, :], mask=mask, other=0.0)
+    WIDTH: tl.constexpr = D_PAD // PIECES
+    q = load_pieces(q_row, is_row, D, WIDTH, PIECES)
     table = block_table + tl.load(rows + s).to(tl.int64) * table_stride
     if ROTARY:
         p = tl.arange(0, ROTARY_PAD)[None, :]
@@ -135,7 +135,9 @@ def _attend_kernel(
         value_unit = unit(scales, tl.num_programs(0) + kv_head, HAS_CODES, IS_FLOAT)
     m = tl.full([ROWS], -float("inf"), tl.float32)
     l = tl.zeros([ROWS], tl.float32)
-    acc = tl.zeros([ROWS, D_PAD], tl.float32)
+    acc = ()  # type: tuple[tl.tensor, ...]
+    for _piece in tl.static_range(PIECES):
+        acc += (tl.zeros([ROWS, WIDTH], tl.float32),)
     first_part += tl.where(is_cut, share, 0)
     for part in range(first_part, first_part + tl.where(is_cut, 1, parts)):
         start = tl.maximum(first_token(part), begin // KEYS * KEYS)
@@ -143,26 +145,36 @@ def _attend_kernel(
         if ROTARY:
             part_m, part_l, part_acc = attend_to_latents(
                 q, q_turned, start, stop, position, table, pool, block_stride, scales, scale_log2,
-                D, D_PAD, ROTARY, ROTARY_PAD, BLOCK_SIZE, KEYS, ROWS, HAS_CODES, IS_FLOAT,
+                D, WIDTH, PIECES, ROTARY, ROTARY_PAD, BLOCK_SIZE, KEYS, ROWS, HAS_CODES, IS_FLOAT,
             )  # fmt: skip
         else:
-            part_m, part_l, part_acc = attend_to(
-                q, start, stop, end, position, table, head_pool, block_stride, value_offset, scale_log2, softcap,
+            part_m, part_l, gathered = attend_to(
+                q[0], start, stop, end, position, table, head_pool, block_stride, value_offset, scale_log2, softcap,
                 D, D_PAD, BLOCK_SIZE, KEYS, ROWS, WINDOW, SOFTCAP,
             )  # fmt: skip
             if HAS_CODES:  # before the fold, as parts of other programs are
-                part_acc *= value_unit
-        m, l, acc = fold(m, l, acc, part_m, part_l, part_acc)
+                gathered *= value_unit
+            part_acc = (gathered,)
+        folded = ()  # type: tuple[tl.tensor, ...]
+        for i in tl.static_range(PIECES):
+            new_m, new_l, piece = fold(m, l, acc[i], part_m, part_l, part_acc[i])
+            folded += (piece,)
+        m, l, acc = new_m, new_l, folded
 
+    at = ((tl.program_id(1) * shares + share) * tl.num_programs(0) + kv_head).to(tl.int64) * part_rows + r
     if is_cut:
-        at = ((tl.program_id(1) * shares + share) * tl.num_programs(0) + kv_head).to(tl.int64) * part_rows + r
-        tl.store(part_values + at[:, None] * D + d[None, :], acc, mask=mask)
         tl.store(part_max_sum + at * 2, m, mask=is_row)
         tl.store(part_max_sum + at * 2 + 1, l, mask=is_row)
     else:
         l = sum_with_sink(l, m, sinks, kv_head * GROUP + r % GROUP, is_row, HAS_SINKS)
-        to = out_ptr + row * out_stride + head * D + d[None, :]
-        tl.store(to, (acc / l[:, None]).to(out_ptr.dtype.element_ty), mask=mask)
+    for n in tl.static_range(PIECES):
+        d = n * WIDTH + tl.arange(0, WIDTH)
+        mask = is_row[:, None] & (d < D)[None, :]
+        if is_cut:
+            tl.store(part_values + at[:, None] * D + d[None, :], acc[n], mask=mask)
+        else:
+            to = out_ptr + row * out_stride + head * D + d[None, :]
+            tl.store(to, (acc[n] / l[:, None]).to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["num_seqs", "part_rows", "shares"])

@@ -22,14 +22,15 @@ from octavo.kernels.cuda.attention_sizes import LATENT_SHARES, latent_programs, 
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda.step import AttentionLaunch, DeviceStep
 from octavo.kernels.kv_layout import KV_ELEMENTS, KVDType, KVLayout
-from octavo.kernels.triton.attention.latent_tile import attend_to_latents
+from octavo.kernels.triton.attention.latent_tile import attend_to_latents, load_pieces, piece_width
 from octavo.kernels.triton.attention.memory import AttentionMemory, LayerPool, padded_dim
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform
-from octavo.kernels.triton.attention.scores import LOG2_E, finite
+from octavo.kernels.triton.attention.scores import LOG2_E
 from octavo.kernels.triton.attention.tiles import LatentTiling, tile_of_step, warps_for
 from octavo.kernels.triton.chain import wait_for_previous
 
 _LEAST_SHARE = tl.constexpr(128)  # tokens
+_SHARES, _AT_ONCE = tl.constexpr(LATENT_SHARES), tl.constexpr(8)  # at most, and of those that are read together
 
 
 class LatentAttention:
@@ -106,10 +107,11 @@ def latent_attention(
     queries, head_tiles = rows // own_heads if not is_plain else 1, triton.cdiv(heads, own_heads)
     num_tiles = num_seqs if is_plain else len(step.positions) // queries + num_seqs
     shares = max(1, min(programs // (num_tiles * head_tiles), LATENT_SHARES))
-    table = step.block_tables[layer.group]
+    width = piece_width(padded_dim(rank))
+    table, pieces = step.block_tables[layer.group], padded_dim(rank) // width
     where = (step.query_start_loc, step.seq_lens, num_seqs)
     shape = {
-        "HEADS": heads, "OWN_HEADS": own_heads, "QUERIES": queries, "RANK": rank, "RANK_PAD": padded_dim(rank),
+        "HEADS": heads, "OWN_HEADS": own_heads, "QUERIES": queries, "RANK": rank, "WIDTH": width, "PIECES": pieces,
         "IS_PLAIN": is_plain, "ROWS": rows, "CHAINED": chained, "launch_pdl": chained,
     }  # fmt: skip
     _attend_kernel[(num_tiles, head_tiles, shares)](
@@ -119,15 +121,15 @@ def latent_attention(
         KEYS=tiling.keys, **pool.codes, **shape, num_warps=warps_for(rows), num_stages=tiling.num_stages,
     )  # fmt: skip
     if shares > 1:
-        _join_kernel[(num_tiles, head_tiles, rows)](out, *where, *parts, out.stride(0), shares, **shape, num_warps=1)
+        _join_kernel[(num_tiles, head_tiles, rows)](out, *where, *parts, out.stride(0), shares, **shape, num_warps=4)
 
 
 @triton.jit(do_not_specialize=["num_seqs", "table_stride", "shares"])
 def _attend_kernel(
     q_ptr, out_ptr, pool, block_table, table_rows, query_start_loc, seq_lens, num_seqs, part_values, part_max_sum,
     scales, scale_log2, q_stride, out_stride, table_stride, block_stride, shares,
-    HEADS: tl.constexpr, OWN_HEADS: tl.constexpr, QUERIES: tl.constexpr, RANK: tl.constexpr, RANK_PAD: tl.constexpr,
-    IS_PLAIN: tl.constexpr, ROWS: tl.constexpr, ROTARY: tl.constexpr, ROTARY_PAD: tl.constexpr,
+    HEADS: tl.constexpr, OWN_HEADS: tl.constexpr, QUERIES: tl.constexpr, RANK: tl.constexpr, WIDTH: tl.constexpr,
+    PIECES: tl.constexpr, IS_PLAIN: tl.constexpr, ROWS: tl.constexpr, ROTARY: tl.constexpr, ROTARY_PAD: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, KEYS: tl.constexpr, HAS_CODES: tl.constexpr, IS_FLOAT: tl.constexpr,
     CHAINED: tl.constexpr,
 ):  # fmt: skip
@@ -144,28 +146,30 @@ def _attend_kernel(
         return
 
     r = tl.arange(0, ROWS)
-    d = tl.arange(0, RANK_PAD)
     p = tl.arange(0, ROTARY_PAD)
     head = tl.program_id(1) * OWN_HEADS + r % OWN_HEADS
     is_row = (r < queries * OWN_HEADS) & (head < HEADS)
     position = first_position + r // OWN_HEADS
     row = (token + r // OWN_HEADS).to(tl.int64)
     q_row = (q_ptr + row * q_stride + head * (RANK + ROTARY))[:, None]
-    q = tl.load(q_row + d[None, :], mask=is_row[:, None] & (d < RANK)[None, :], other=0.0)
+    q = load_pieces(q_row, is_row, RANK, WIDTH, PIECES)
     q_turned = tl.load(q_row + RANK + p[None, :], mask=is_row[:, None] & (p < ROTARY)[None, :], other=0.0)
     table = block_table + tl.load(table_rows + s).to(tl.int64) * table_stride
 
     m, l, acc = attend_to_latents(
-        q, q_turned, begin, stop, position, table, pool, block_stride, scales, scale_log2, RANK, RANK_PAD, ROTARY,
+        q, q_turned, begin, stop, position, table, pool, block_stride, scales, scale_log2, RANK, WIDTH, PIECES, ROTARY,
         ROTARY_PAD, BLOCK_SIZE, KEYS, ROWS, HAS_CODES, IS_FLOAT,
     )  # fmt: skip
-    mask = is_row[:, None] & (d < RANK)[None, :]
-    if num_shares == 1:
-        to = out_ptr + row[:, None] * out_stride + head[:, None] * RANK + d[None, :]
-        tl.store(to, (acc / l[:, None]).to(out_ptr.dtype.element_ty), mask=mask)
-    else:
-        at = _part_row(share, shares, ROWS) + r
-        tl.store(part_values + at[:, None] * RANK + d[None, :], acc, mask=mask)
+    at = _part_row(share, shares, ROWS) + r
+    for i in tl.static_range(PIECES):
+        d = i * WIDTH + tl.arange(0, WIDTH)
+        mask = is_row[:, None] & (d < RANK)[None, :]
+        if num_shares == 1:
+            to = out_ptr + row[:, None] * out_stride + head[:, None] * RANK + d[None, :]
+            tl.store(to, (acc[i] / l[:, None]).to(out_ptr.dtype.element_ty), mask=mask)
+        else:
+            tl.store(part_values + at[:, None] * RANK + d[None, :], acc[i], mask=mask)
+    if num_shares > 1:
         tl.store(part_max_sum + at * 2, m, mask=is_row)
         tl.store(part_max_sum + at * 2 + 1, l, mask=is_row)
 
@@ -173,8 +177,8 @@ def _attend_kernel(
 @triton.jit(do_not_specialize=["num_seqs", "shares"])
 def _join_kernel(
     out_ptr, query_start_loc, seq_lens, num_seqs, part_values, part_max_sum, out_stride, shares,
-    HEADS: tl.constexpr, OWN_HEADS: tl.constexpr, QUERIES: tl.constexpr, RANK: tl.constexpr, RANK_PAD: tl.constexpr,
-    IS_PLAIN: tl.constexpr, ROWS: tl.constexpr, CHAINED: tl.constexpr,
+    HEADS: tl.constexpr, OWN_HEADS: tl.constexpr, QUERIES: tl.constexpr, RANK: tl.constexpr, WIDTH: tl.constexpr,
+    PIECES: tl.constexpr, IS_PLAIN: tl.constexpr, ROWS: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """One program per row of a tile that was cut."""
     r = tl.program_id(2)
@@ -188,19 +192,20 @@ def _join_kernel(
     _begin, _stop, num_shares = _share_of(first_position + queries, 0, shares)
     if num_shares == 1:
         return
-    d = tl.arange(0, RANK_PAD)
-    m = tl.full([], -float("inf"), tl.float32)
-    l = tl.full([], 0.0, tl.float32)
-    acc = tl.zeros([RANK_PAD], tl.float32)
-    for share in range(num_shares):
-        at = _part_row(share, shares, ROWS) + r
-        part_m = tl.load(part_max_sum + at * 2)
-        m_new = tl.maximum(m, part_m)
-        alpha = tl.exp2(m - finite(m_new))
-        weight = tl.exp2(part_m - finite(m_new))
-        acc = acc * alpha + tl.load(part_values + at * RANK + d, mask=d < RANK, other=0.0) * weight
-        l = l * alpha + tl.load(part_max_sum + at * 2 + 1) * weight
-        m = m_new
+    shares_of_row = tl.arange(0, _SHARES)
+    at = (_part_row(shares_of_row, shares, ROWS) + r) * 2
+    m = tl.load(part_max_sum + at, mask=shares_of_row < num_shares, other=-float("inf"))
+    top = tl.max(m, 0)
+    l = tl.sum(tl.load(part_max_sum + at + 1, mask=shares_of_row < num_shares, other=0.0) * tl.exp2(m - top), 0)
+    d = tl.arange(0, WIDTH * PIECES)
+    acc = tl.zeros([WIDTH * PIECES], tl.float32)
+    for first in range(0, num_shares, _AT_ONCE):
+        share = first + tl.arange(0, _AT_ONCE)
+        part = _part_row(share, shares, ROWS) + r
+        weights = tl.exp2(tl.load(part_max_sum + part * 2, mask=share < num_shares, other=-float("inf")) - top)
+        mask = (share < num_shares)[:, None] & (d < RANK)[None, :]
+        values = tl.load(part_values + part[:, None] * RANK + d[None, :], mask=mask, other=0.0)
+        acc += tl.sum(values * weights[:, None], 0)
     to = out_ptr + (token + r // OWN_HEADS).to(tl.int64) * out_stride + head * RANK + d
     tl.store(to, (acc / l).to(out_ptr.dtype.element_ty), mask=d < RANK)
 

@@ -10,6 +10,7 @@ import triton.language as tl
 from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.cuda.attention_sizes import LATENT_ROWS
 from octavo.kernels.kv_layout import KV_ELEMENTS, KVDType
+from octavo.kernels.triton.attention.latent_tile import piece_width
 from octavo.kernels.triton.attention.memory import padded_dim
 
 ROWS = 64  # of keys and values in a deterministic engine
@@ -42,13 +43,14 @@ def warps_for(rows: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class FixedTiling:
-    """How a layer is cut, whatever the step. group: heads of a tile. keys: at a time."""
+    """How a layer is cut, whatever the step. group: heads of a tile. keys: at a time. pieces: of a latent."""
 
     rows: int
     group: int
     keys: int
     num_warps: int
     num_stages: int
+    pieces: int = 1
 
     @classmethod
     def of(cls, layer: AttentionLayer, dtype: KVDType, capability: tuple[int, int]) -> FixedTiling:
@@ -59,7 +61,8 @@ class FixedTiling:
             return cls(ROWS, layer.num_heads // layer.num_kv_heads, keys, num_warps=4, num_stages=2)
         tile = LatentTiling.of(size, capability)
         group = next(heads for heads in range(tile.rows, 0, -1) if layer.num_heads % heads == 0)
-        return cls(tile.rows, group, tile.keys, tile.num_warps, tile.num_stages)
+        width = padded_dim(layer.value_dim)
+        return cls(tile.rows, group, tile.keys, tile.num_warps, tile.num_stages, width // piece_width(width))
 
 
 @triton.jit
