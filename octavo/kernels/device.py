@@ -5,8 +5,7 @@
     device.free_bytes(...)   ->  bytes left for KV blocks: before `load` on a host, after it on a GPU
     loaded.bind(num_blocks)  ->  CompiledModel   steps can run
 
-`registry.py` lists the devices, and the engine uses each through this interface. Devices that compute in the host's
-memory share default sizes, types and the KV pool, at the end of this file.
+`registry.py` lists the devices, and the engine uses each through this interface.
 """
 
 from __future__ import annotations
@@ -14,22 +13,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from math import prod
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from octavo.config import DTypeOption, KVCacheDType
-from octavo.errors import OutOfMemoryError
 from octavo.kernels.adapters import AdapterSource
 from octavo.kernels.arrays import FloatArray, IntArray
 from octavo.kernels.block_mover import BlockMover
 from octavo.kernels.kv_layout import KVDType, KVLayout
-from octavo.kernels.ledger import Entry, Ledger, Measured
+from octavo.kernels.ledger import Ledger, Measured
 from octavo.kernels.model import Model
 from octavo.kernels.program.model_recording import ModelRecording
-from octavo.observe.machine import memory
 from octavo.sampling.columns import SamplingBatch
 
 if TYPE_CHECKING:
@@ -237,38 +230,6 @@ class Device(Protocol):
         OutOfMemoryError, ConfigError and UnsupportedModelError."""
 
 
-#: at 512 tokens per step prefill runs at full speed, and decodes wait well under a second
-HOST_SIZES = StepSizes(max_num_batched_tokens=512, max_num_seqs=256)
-#: KV blocks have the type of dense weights, and float16 for block-quantised ones
-_KV_DTYPE_OF_FILE: dict[str, KVDType] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-_MOST_KV_BYTES = 4 << 30
-_KV_SHARE = 0.25  # of the memory that is free before the weights are loaded
-_ALIGNMENT = 64  # a cache line, and the widest vector
-
-
-def host_dtypes(asked: DTypeOption, kv_asked: KVCacheDType, stored: str) -> DTypes:
-    """Activations are float32. KV blocks take the requested type, else that of the weights."""
-    if kv_asked != "auto":
-        return DTypes("float32", kv_asked)
-    return DTypes("float32", asked if asked != "auto" else _KV_DTYPE_OF_FILE.get(stored, "float16"))
-
-
-def host_free_bytes(ledger: Ledger, utilization: float) -> int:
-    """Default size of the KV pool; it leaves memory for the weights and for other programs."""
-    return host_planned_bytes(ledger, utilization, None)
-
-
-def host_planned_bytes(ledger: Ledger, utilization: float, available: int | None) -> int:
-    return min(_MOST_KV_BYTES, int((available or memory()[1]) * _KV_SHARE))
-
-
-def host_rows(kv: KVLayout, limits: StepLimits) -> Entry:
-    """The rows of `worker/rows.py`. The system hands out their pages as sequences fill them."""
-    shapes = row_shapes(limits.max_num_seqs, limits.max_model_len, kv.block_size, len(kv.groups))
-    num_bytes = 4 * sum(map(prod, shapes.values()))
-    return Entry("rows", num_bytes, f"tokens and block tables of {limits.max_num_seqs:,} sequences", is_late=True)
-
-
 def row_shapes(max_num_seqs: int, max_model_len: int, block_size: int, num_groups: int) -> dict[str, tuple[int, ...]]:
     """Of a worker's permanent rows, in 32-bit integers."""
     num_blocks = -(-max_model_len // block_size) + 1
@@ -276,17 +237,3 @@ def row_shapes(max_num_seqs: int, max_model_len: int, block_size: int, num_group
         "token_ids": (max_num_seqs, max_model_len + 1),
         "block_tables": (num_groups, max_num_seqs, num_blocks),
     }
-
-
-def allocate_pool(layout: KVLayout) -> NDArray[np.uint8]:
-    """[num_blocks * block_bytes] uint8, aligned. The system hands out pages on first write."""
-    num_bytes = layout.num_blocks * layout.block_bytes
-    try:
-        raw = np.empty(num_bytes + _ALIGNMENT, np.uint8)
-    except MemoryError:
-        raise OutOfMemoryError(
-            f"the KV cache of {layout.num_blocks} blocks needs {num_bytes:,} bytes, which this machine refused; "
-            f"set kv_cache_memory_bytes lower"
-        ) from None
-    offset = -raw.ctypes.data % _ALIGNMENT
-    return raw[offset : offset + num_bytes]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from octavo.models.config_file import ConfigFile
-from octavo.models.llama_json import MOST_LAYERS, windows
+from octavo.models.llama_json import sizes, windows
 from octavo.models.pooling import Pooling
 from octavo.models.rope_json import rope_config
 
@@ -15,7 +15,7 @@ def bert(config: ConfigFile) -> dict[str, Any]:
     config.refuse("is_decoder", False)
     length = config.size("max_position_embeddings", 512)
     return {
-        **_sizes(config),
+        **sizes(config),
         "max_position_embeddings": length,
         "num_position_embeddings": length,
         "rope": None,
@@ -46,7 +46,7 @@ def modernbert(config: ConfigFile) -> dict[str, Any]:
     theta = config.number("global_rope_theta", 160_000.0, above=1)
     local_theta = config.optional_number("local_rope_theta", 10_000.0, above=1) or theta
     return {
-        **_sizes(config),
+        **sizes(config),
         "max_position_embeddings": config.size("max_position_embeddings", 8192),
         "rope": rope_config(config, theta, "full_attention"),
         "local_rope": rope_config(config, local_theta, "sliding_attention"),
@@ -84,16 +84,3 @@ def roberta(config: ConfigFile) -> dict[str, Any]:
         raise config.wrong("max_position_embeddings", f"more than {offset}, the rows before the first position's")
     lens = dict.fromkeys(("max_position_embeddings", "num_position_embeddings"), stated - offset)
     return {**found, **lens, "extra": {**found["extra"], "position_offset": offset}}
-
-
-def _sizes(config: ConfigFile) -> dict[str, Any]:
-    hidden_size, num_heads = config.size("hidden_size"), config.size("num_attention_heads")
-    return {
-        "vocab_size": config.size("vocab_size"),
-        "hidden_size": hidden_size,
-        "num_layers": config.size("num_hidden_layers", largest=MOST_LAYERS),
-        "num_heads": num_heads,
-        "num_kv_heads": num_heads,
-        "head_dim": max(1, hidden_size // num_heads),
-        "intermediate_size": config.size("intermediate_size"),
-    }

@@ -13,17 +13,27 @@ MOST_LAYERS = 1 << 12
 FACTORS = {"least": 1e-6, "most": 1e6}
 
 
-def llama_like(config: ConfigFile, *, ties_by_default: bool = False, default_eps: float = 1e-6) -> dict[str, Any]:
-    """The keys that Llama and its descendants share."""
+def sizes(config: ConfigFile) -> dict[str, Any]:
+    """Of any transformer, in which each head has a share of the hidden size, and keys of its own."""
     hidden_size, num_heads = config.size("hidden_size"), config.size("num_attention_heads")
     return {
         "vocab_size": config.size("vocab_size"),
         "hidden_size": hidden_size,
         "num_layers": config.size("num_hidden_layers", largest=MOST_LAYERS),
         "num_heads": num_heads,
-        "num_kv_heads": config.size("num_key_value_heads", num_heads),
-        "head_dim": config.size("head_dim", max(1, hidden_size // num_heads)),
+        "num_kv_heads": num_heads,
+        "head_dim": max(1, hidden_size // num_heads),
         "intermediate_size": config.size("intermediate_size"),
+    }
+
+
+def llama_like(config: ConfigFile, *, ties_by_default: bool = False, default_eps: float = 1e-6) -> dict[str, Any]:
+    """The keys that Llama and its descendants share."""
+    found = sizes(config)
+    return {
+        **found,
+        "num_kv_heads": config.size("num_key_value_heads", found["num_heads"]),
+        "head_dim": config.size("head_dim", found["head_dim"]),
         "max_position_embeddings": config.size("max_position_embeddings"),
         "norm_eps": config.number("rms_norm_eps", default_eps, least=0),
         "tie_word_embeddings": config.flag("tie_word_embeddings", ties_by_default),

@@ -6,7 +6,7 @@ import pytest
 
 from octavo.config import CacheConfig
 from octavo.errors import ConfigError, OutOfMemoryError
-from octavo.kernels.device import host_free_bytes
+from octavo.kernels.host_device import HostDevice
 from octavo.kernels.kv_layout import KVGroup, KVLayout
 from octavo.kernels.ledger import Ledger
 from octavo.observe.machine import memory
@@ -18,7 +18,7 @@ BLOCK = LAYOUT.block_bytes
 
 def plan(config: CacheConfig, max_model_len: int = 160, is_len_asked: bool = True, num_groups: int = 1):
     layout = replace(LAYOUT, groups=LAYOUT.groups * num_groups)
-    return plan_kv_cache(config, layout, 4, max_model_len, is_len_asked, host_free_bytes(Ledger(()), 1.0))
+    return plan_kv_cache(config, layout, 4, max_model_len, is_len_asked, HostDevice().free_bytes(Ledger(()), 1.0))
 
 
 def test_block_bytes_count_keys_and_values_of_every_layer() -> None:

@@ -24,7 +24,8 @@ from octavo.kernels.cpu.all_reduce import AllReduce
 from octavo.kernels.cpu.library import ThreadPool, address, check, int32_address, processed_logits, sample
 from octavo.kernels.cpu.program import CpuProgram, slots
 from octavo.kernels.cpu.weights import CpuWeights, PackedRows
-from octavo.kernels.device import StepBatch, StepLimits, allocate_pool
+from octavo.kernels.device import StepBatch, StepLimits
+from octavo.kernels.host_device import allocate_pool
 from octavo.kernels.kv_layout import KVDType, KVLayout, calibrated_code
 from octavo.kernels.ledger import Contents, Measured
 from octavo.kernels.model import Model

@@ -11,7 +11,8 @@ from octavo.kernels.build import build
 from octavo.kernels.cpu import library
 from octavo.kernels.cpu.compiled import CpuModel
 from octavo.kernels.cpu.ledger import CpuLedger
-from octavo.kernels.device import HOST_SIZES, StepLimits, StepSizes, host_dtypes, host_free_bytes, host_planned_bytes
+from octavo.kernels.device import StepLimits
+from octavo.kernels.host_device import HostDevice
 from octavo.kernels.kv_layout import KVDType, KVLayout
 from octavo.kernels.ledger import Ledger
 from octavo.kernels.model import Model
@@ -23,18 +24,12 @@ if TYPE_CHECKING:
     from octavo.distributed.collectives import Collectives
 
 
-class CpuDevice:
+class CpuDevice(HostDevice):
     """Implements `octavo.kernels.device.Device`. num_threads None: every core this process may use, shared by the
     ranks. activation_dtype: the type that activations are rounded to in products with block-quantised weights, and with
     bfloat16 ones if it is that. traces_ops: see `kernels/program/recorder.py`."""
 
     name = "cpu"
-    is_asynchronous = draws_weights = sizes_cache_last = False
-    collective_device = None
-    kind = ""
-    dtypes = staticmethod(host_dtypes)
-    planned_bytes = staticmethod(host_planned_bytes)
-    free_bytes = staticmethod(host_free_bytes)
 
     def __init__(
         self,
@@ -52,24 +47,9 @@ class CpuDevice:
     def why_not(self) -> str | None:
         return build.why_not()
 
-    def default_sizes(self) -> StepSizes:
-        return HOST_SIZES
-
     @property
     def place(self) -> str:
         return f"the CPU ({self.num_threads} thread{'s' if self.num_threads > 1 else ''})"
-
-    def label(self, dtype: KVDType) -> None:
-        return None
-
-    def compile_ahead(self, settings: object) -> None:
-        return None
-
-    def used_bytes(self) -> None:
-        return None
-
-    def move_bytes(self, kv: KVLayout) -> int:
-        return 0
 
     def ledger(self, model: ModelRecording, kv: KVLayout, limits: StepLimits, dtype: KVDType) -> Ledger:
         return CpuLedger(library.load(), self._activation_bytes, self.num_threads).of(model, kv, limits)

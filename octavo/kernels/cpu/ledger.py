@@ -15,7 +15,8 @@ from octavo.kernels.cpu.blocks import held_dtype
 from octavo.kernels.cpu.latent import held_dtype as held_up
 from octavo.kernels.cpu.latent import matrix_shapes
 from octavo.kernels.cpu.mixture import mixture_spec
-from octavo.kernels.device import StepLimits, host_rows
+from octavo.kernels.device import StepLimits
+from octavo.kernels.host_device import host_rows
 from octavo.kernels.kv_layout import KVLayout
 from octavo.kernels.latent import Latent
 from octavo.kernels.ledger import Contents, Entry, Ledger, row_bytes

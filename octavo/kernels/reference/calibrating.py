@@ -16,7 +16,8 @@ import torch
 
 from octavo.kernels.arrays import FloatArray, IntArray
 from octavo.kernels.attention_layer import AttentionLayer
-from octavo.kernels.device import StepBatch, allocate_pool
+from octavo.kernels.device import StepBatch
+from octavo.kernels.host_device import allocate_pool
 from octavo.kernels.kv_layout import KVGroup, KVLayout
 from octavo.kernels.latent import Latent
 from octavo.kernels.ops import Ops, Tensor

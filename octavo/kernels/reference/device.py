@@ -13,16 +13,8 @@ from math import prod
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from octavo.kernels.device import (
-    HOST_SIZES,
-    StepLimits,
-    StepSizes,
-    allocate_pool,
-    host_dtypes,
-    host_free_bytes,
-    host_planned_bytes,
-    host_rows,
-)
+from octavo.kernels.device import StepLimits
+from octavo.kernels.host_device import HostDevice, allocate_pool, host_rows
 from octavo.kernels.kv_layout import KVDType, KVLayout
 from octavo.kernels.ledger import Contents, Entry, Ledger, Measured, row_bytes
 from octavo.kernels.mixture import Mixture
@@ -42,17 +34,11 @@ if TYPE_CHECKING:
     from octavo.kernels.reference.weights import ReferenceWeights
 
 
-class ReferenceDevice:
+class ReferenceDevice(HostDevice):
     """Implements `octavo.kernels.device.Device`."""
 
     name = "reference"
-    is_asynchronous = draws_weights = sizes_cache_last = False
-    collective_device = None
-    kind = ""
     place = "the CPU"
-    dtypes = staticmethod(host_dtypes)
-    planned_bytes = staticmethod(host_planned_bytes)
-    free_bytes = staticmethod(host_free_bytes)
 
     def __init__(self, num_ranks: int = 1, *, traces_ops: bool = False) -> None:
         self.num_sharing = num_ranks
@@ -62,21 +48,6 @@ class ReferenceDevice:
         if find_spec("torch") is None:
             return "the reference backend computes with torch, which is not installed: pip install 'octavo[reference]'"
         return None
-
-    def default_sizes(self) -> StepSizes:
-        return HOST_SIZES
-
-    def label(self, dtype: KVDType) -> None:
-        return None
-
-    def compile_ahead(self, settings: object) -> None:
-        return None
-
-    def used_bytes(self) -> None:
-        return None
-
-    def move_bytes(self, kv: KVLayout) -> int:
-        return 0
 
     def ledger(self, model: ModelRecording, kv: KVLayout, limits: StepLimits, dtype: KVDType) -> Ledger:
         """torch allocates activations op by op; what lives at once is what a program would keep in buffers."""
