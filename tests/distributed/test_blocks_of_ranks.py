@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from octavo import LLM
+from octavo import LLM, RequestOutput, SamplingParams
 from octavo.config import BackendConfig
 from octavo.engine import assemble
 from octavo.engine.assemble import engine_config
 from octavo.errors import ConfigError
+from octavo.processes.process_client import ProcessClient
 from octavo.processes.traffic_tasks import traffic_tasks
 from octavo.server_config import TransferConfig
 from tests.conftest import TinyFolder
@@ -24,6 +25,8 @@ from tests.processes.engines import GREEDY, OPTIONS, ThreadEngine, borrows, lend
 from tests.processes.mapped_pools import map_pools
 from tests.processes.test_block_traffic import PROMPTS, connected
 from tests.server.live import until
+
+TWO = {"tensor_parallel_size": 2}
 
 
 @pytest.fixture(autouse=True)
@@ -72,10 +75,32 @@ def test_blocks_of_all_ranks_travel(
         assert [(each.why, each.num_tokens) for each in decode.came] == [("", (len(p) - 1) // 16 * 16) for p in PROMPTS]
 
 
+def test_prompt_logprobs_are_one_ranks_and_computed_here(tmp_path: Path, tiny_folder: TinyFolder) -> None:
+    model, prompt = tiny_folder("llama"), {"prompt_token_ids": PROMPTS[3]}
+    params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True, detokenize=False, prompt_logprobs=3)
+    with LLM(str(model), **OPTIONS) as one:
+        expected = one.generate([prompt], params, use_tqdm=False)[0]
+
+    async def ask(client: ProcessClient) -> RequestOutput:
+        return [output async for output in client.generate(prompt, params)][-1]
+
+    with pair(tmp_path, model, TWO, TWO) as (_prefill, decode):
+        until(lambda: connected(decode))
+        found = decode.with_client(ask)
+        assert not decode.came, "whose log-probabilities it wants, it computes"
+    assert found.outputs[0].token_ids == expected.outputs[0].token_ids
+    assert len(found.prompt_logprobs) == len(PROMPTS[3])
+    for ours, theirs in zip(found.prompt_logprobs[1:], expected.prompt_logprobs[1:], strict=True):
+        assert {token: row.rank for token, row in ours.items()} == {token: row.rank for token, row in theirs.items()}
+        assert [row.logprob for row in ours.values()] == pytest.approx(
+            [row.logprob for row in theirs.values()], abs=1e-4
+        )
+
+
 def test_another_number_of_ranks_is_refused(
     tmp_path: Path, tiny_folder: TinyFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pair(tmp_path, tiny_folder("llama"), {"tensor_parallel_size": 2}, {}) as (_prefill, decode):
+    with pair(tmp_path, tiny_folder("llama"), TWO, {}) as (_prefill, decode):
         until(lambda: any("tensor_parallel_size is '2', and this engine's '1'" in each for each in caplog.messages))
         assert decode.answer(PROMPTS[:1])[0], "it computes by itself"
 
