@@ -83,9 +83,8 @@ def time_masks(compiler: GrammarCompiler, text: str, num_rows: int) -> float:
             longer = outputs[row][:0] if not len(allowed) else np.append(outputs[row], draw.choice(allowed))
             outputs[row] = longer.astype(np.int32)  # one that has ended begins anew
         begin = time.perf_counter()
-        for row, output in enumerate(outputs):
-            forced = [one for one in rows.following(row, output, 64) if one >= 0]
-            outputs[row] = np.append(output, np.array(forced, np.int32))
+        for row, found in enumerate(rows.following(range(num_rows), outputs, [64] * num_rows)):
+            outputs[row] = np.append(outputs[row], np.array([one for one in found if one >= 0], np.int32))
         seconds += time.perf_counter() - begin
     return seconds / NUM_STEPS * 1e3
 

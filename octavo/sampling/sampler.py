@@ -18,21 +18,18 @@ min_tokens bans the stop tokens until the output is long enough.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from octavo.messages import ForkRow, NewRow
-from octavo.sampling.columns import COLUMNS, FILTERS, NUMBERS, PARAMETERS, RAGGED, FloatArray, IntArray, SamplingBatch
+from octavo.sampling.columns import COLUMNS, FILTERS, NUMBERS, PARAMETERS, RAGGED, IntArray, SamplingBatch
 from octavo.sampling.logits_processors import ProcessedRows
-from octavo.sampling_params import LogitsProcessor
+from octavo.sampling.special_needs import SpecialNeeds, special_needs
 
 NO_LOGPROBS = -2  # -1 is the whole vocabulary
 _OF_A_STEP = ("logits_rows", "positions")  # the other numbers stay the same while a sequence is in its row
-
-_Runs = dict[str, NDArray[np.int32] | NDArray[np.float32]]  # a SamplingBatch's ragged column -> one entry's values
 
 
 class Grammars(Protocol):
@@ -77,7 +74,7 @@ class Sampler:
         self._num_logprobs[row] = (params.logprobs or 0) if params.reports_logprobs else NO_LOGPROBS
         self._scored_ids[row] = tuple(params.logprob_token_ids or ())
         self._has_grammar[row] = new.grammar is not None
-        self._set_special(row, _special_needs(new))
+        self._set_special(row, special_needs(new))
 
     def fork(self, fork: ForkRow) -> None:
         """A sequence enters a row with its parent's parameters and seed, but random numbers of its own."""
@@ -154,29 +151,24 @@ class Sampler:
             runs = {j: entry[name] for j, entry in special.items() if name in entry}
             ragged[name], ragged[offsets] = self._join(runs, COLUMNS[name], len(rows))
         if self._grammars is not None and not is_masked and self._has_grammar.take(rows).any():
-            ragged |= self._masks(self._grammars, rows, positions, token_ids)
+            ragged["mask"], ragged[RAGGED["mask"]] = self._masks(self._grammars, rows, positions, token_ids)
         return SamplingBatch(logits_rows=logits_rows, positions=positions, **self.columns(rows), **ragged)
 
-    def constrained(
-        self, rows: IntArray, positions: IntArray, token_ids: IntArray
-    ) -> tuple[NDArray[np.intp], list[int], list[IntArray]]:
-        """The entries whose rows have a grammar, these rows, and their outputs so far. For the arguments, see
-        `prepare`."""
+    def constrained(self, rows: IntArray, positions: IntArray) -> tuple[NDArray[np.intp], IntArray, IntArray, IntArray]:
+        """The entries whose rows have a grammar, these rows, and where their outputs so far begin and end."""
         entries = np.flatnonzero(self._has_grammar.take(rows))
         found = rows[entries]
-        given, ends, firsts = found.tolist(), positions[entries].tolist(), self._columns["prompt_lens"][found].tolist()
-        outputs = [token_ids[row, first:end] for row, first, end in zip(given, firsts, ends, strict=True)]
-        return entries, given, outputs
+        return entries, found, self._columns["prompt_lens"].take(found), positions[entries]
 
     def _masks(
         self, grammars: Grammars, rows: IntArray, positions: IntArray, token_ids: IntArray
-    ) -> dict[str, NDArray[Any]]:
-        """The masks of the entries whose rows have a grammar, as a ragged column."""
-        entries, constrained, outputs = self.constrained(rows, positions, token_ids)
-        masks = grammars.masks(constrained, outputs)
+    ) -> tuple[IntArray, IntArray]:
+        """The masks of the entries whose rows have a grammar, as a ragged column and its offsets."""
+        entries, *constrained = self.constrained(rows, positions)
+        masks = grammars.masks(constrained[0].tolist(), outputs_of(token_ids, *constrained))
         lens = np.zeros(len(rows) + 1, np.int32)
         lens[entries + 1] = masks.shape[1]
-        return {"mask": masks.reshape(-1), RAGGED["mask"]: np.cumsum(lens, dtype=np.int32)}
+        return masks.reshape(-1), np.cumsum(lens, dtype=np.int32)
 
     def _set_special(self, row: int, needs: SpecialNeeds | None) -> None:
         self._has_edits[row] = needs is not None
@@ -200,70 +192,7 @@ class Sampler:
         return np.concatenate(list(runs.values())), np.cumsum(lens, dtype=np.int32)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SpecialNeeds:
-    """The ragged part of one sequence's sampling parameters; its forks share it."""
-
-    has_penalties: bool
-    allowed: IntArray
-    bias_ids: IntArray
-    bias_values: FloatArray
-    always_banned: IntArray  # bad words of one token
-    bad_words: tuple[tuple[int, ...], ...]  # the longer ones
-    stop_token_ids: IntArray
-    min_tokens: int
-    num_prompt_tokens: int
-    has_edits: bool  # of those above
-    processors: tuple[LogitsProcessor, ...]
-
-    def runs(self, token_ids: IntArray) -> _Runs:
-        """This sequence's values for the ragged columns, before masks and functions. token_ids: all its tokens so
-        far."""
-        runs: _Runs = {}
-        if not self.has_edits:
-            return runs
-        if self.has_penalties:
-            runs["history"] = token_ids
-        if len(self.allowed):
-            runs["allowed"] = self.allowed
-        if len(self.bias_ids):
-            runs["bias_ids"], runs["bias_values"] = self.bias_ids, self.bias_values
-        banned = self._banned(token_ids[self.num_prompt_tokens :])
-        if len(banned):
-            runs["banned"] = banned
-        return runs
-
-    def _banned(self, output: IntArray) -> IntArray:
-        banned = self.always_banned
-        if len(output) < self.min_tokens:
-            banned = np.concatenate((banned, self.stop_token_ids))
-        completing = [word[-1] for word in self.bad_words if _ends_with(output, word[:-1])]
-        return np.concatenate((banned, np.array(completing, np.int32))) if completing else banned
-
-
-def _special_needs(new: NewRow) -> SpecialNeeds | None:
-    """None for a plain row: columns of numbers describe it in full."""
-    params = new.sampling_params
-    bias = params.logit_bias or {}
-    min_tokens = params.min_tokens if new.stop_token_ids else 0
-    edits = params.has_penalties or params.allowed_token_ids or bias or new.bad_word_ids or min_tokens
-    processors = tuple(params.logits_processors or ())
-    if not (edits or processors):
-        return None
-    return SpecialNeeds(
-        has_penalties=params.has_penalties,
-        allowed=np.array(params.allowed_token_ids or (), np.int32),
-        bias_ids=np.array(list(bias.keys()), np.int32),
-        bias_values=np.array(list(bias.values()), np.float32),
-        always_banned=np.array([word[0] for word in new.bad_word_ids if len(word) == 1], np.int32),
-        bad_words=tuple(word for word in new.bad_word_ids if len(word) > 1),
-        stop_token_ids=np.array(sorted(new.stop_token_ids), np.int32),
-        min_tokens=min_tokens,
-        num_prompt_tokens=new.num_prompt_tokens,
-        has_edits=bool(edits),
-        processors=processors,
-    )
-
-
-def _ends_with(output: IntArray, tail: tuple[int, ...]) -> bool:
-    return len(tail) <= len(output) and tuple(output[len(output) - len(tail) :].tolist()) == tail
+def outputs_of(token_ids: IntArray, rows: IntArray, starts: IntArray, ends: IntArray) -> list[IntArray]:
+    """Of each row, its tokens from start to end."""
+    places = zip(rows.tolist(), starts.tolist(), ends.tolist(), strict=True)
+    return [token_ids[row, start:end] for row, start, end in places]

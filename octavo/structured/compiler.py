@@ -6,20 +6,28 @@ then this grammar is refused, or its request fails. Nothing depends on the clock
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, wait
+from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any
 
 from octavo.errors import InvalidRequestError
+from octavo.observe.machine import num_cores
 from octavo.shown import cut
 from octavo.structured.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-#: compiled grammars that are kept, and the characters of all their texts
+#: compiled grammars that are kept, of which a text may have several, and the characters of their texts
 MAX_KEPT, MAX_KEPT_SIZE = 128, 2**22
+#: largest multipleOf of a schema, without its decimal point
+MAX_MULTIPLE = 10_000
+_MULTIPLE = re.compile(r'\\*"multipleOf\\*"\s*:\s*([-+.\dEe]+)')
+_ESCAPED = re.compile(r"\\+u([\dA-Fa-f]{4})")
 
 
 class GrammarCompiler:
@@ -31,8 +39,8 @@ class GrammarCompiler:
         self._vocabulary: Vocabulary | None = None
         self._tokenizer: LLTokenizer | None = None
         self._limits: LLParserLimits | None = None
-        self._kept: OrderedDict[str, LLMatcher] = OrderedDict()
-        self._kept_size = 0
+        self._kept: OrderedDict[str, dict[int, LLMatcher]] = OrderedDict()  # by lane
+        self._num_kept = self._kept_size = 0
         self._making, self._keeping = threading.Lock(), threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -55,20 +63,29 @@ class GrammarCompiler:
         """Whether the grammar is there, so that `matcher` takes no time."""
         return text in self._kept
 
-    def matcher(self, text: str) -> LLMatcher:
-        """A matcher of its own, at the beginning of an answer. Raises InvalidRequestError."""
+    def matcher(self, text: str, lane: int = 0) -> LLMatcher:
+        """A matcher of its own, at the beginning of an answer. Those of one lane share a compiled grammar, and wait for
+        each other. Raises InvalidRequestError."""
         with self._keeping:
-            found = self._kept.get(text)
+            found = self._kept.get(text, {}).get(lane)
             if found is not None:
                 self._kept.move_to_end(text)
         if found is None:
             found = self._compile(text)
-            self._keep(text, found)
+            self._keep(text, lane, found)
         return found.deep_copy()
+
+    def compile_all(self, wanted: Iterable[tuple[str, int]]) -> None:
+        """Compile what is missing of these texts for these lanes, at the same time. Faults come from `matcher`."""
+        missing = [(text, lane) for text, lane in wanted if lane not in self._kept.get(text, {})]
+        if len(missing) > 1:
+            with ThreadPoolExecutor(min(len(missing), num_cores())) as threads:
+                wait([threads.submit(self.matcher, text, lane) for text, lane in missing])
 
     def _compile(self, text: str) -> LLMatcher:
         from llguidance import LLMatcher
 
+        _check_multiples(text)
         made = LLMatcher(self._library_tokenizer(), text, limits=self._limits, log_level=0)
         made.compute_bitmask()  # finds the rest of what is wrong
         if made.is_error():
@@ -82,15 +99,19 @@ class GrammarCompiler:
                 self._tokenizer, self._limits = vocabulary.tokenizer(), _limits()
             return self._tokenizer
 
-    def _keep(self, text: str, made: LLMatcher) -> None:
+    def _keep(self, text: str, lane: int, made: LLMatcher) -> None:
         with self._keeping:
-            if text in self._kept:
+            lanes = self._kept.setdefault(text, {})
+            if lane in lanes:
                 return
-            self._kept[text] = made
+            lanes[lane] = made
+            self._kept.move_to_end(text)
+            self._num_kept += 1
             self._kept_size += len(text)
-            while len(self._kept) > MAX_KEPT or (self._kept_size > MAX_KEPT_SIZE and len(self._kept) > 1):
-                oldest, _ = self._kept.popitem(last=False)
-                self._kept_size -= len(oldest)
+            while self._num_kept > MAX_KEPT or (self._kept_size > MAX_KEPT_SIZE and len(self._kept) > 1):
+                oldest, dropped = self._kept.popitem(last=False)
+                self._num_kept -= len(dropped)
+                self._kept_size -= len(oldest) * len(dropped)
 
 
 class _Known:
@@ -101,6 +122,22 @@ class _Known:
 
     def __call__(self) -> Vocabulary:
         return self._vocabulary
+
+
+def _check_multiples(text: str) -> None:
+    """The library counts no work for remainders, of which some grammars make it visit each."""
+    plain = _ESCAPED.sub(lambda found: chr(int(found[1], 16)), text) if "\\u" in text else text
+    for number in _MULTIPLE.findall(plain):
+        try:
+            sign, digits, exponent = Decimal(number).as_tuple()
+        except InvalidOperation:
+            continue  # the library says what is wrong
+        whole = int("".join(map(str, digits))) * 10 ** min(max(int(exponent), 0), 9)
+        if sign or not 0 < whole <= MAX_MULTIPLE:
+            raise InvalidRequestError(
+                f"structured_outputs cannot be compiled: multipleOf is {number[:40]}, allowed are numbers above 0 "
+                f"whose digits make {MAX_MULTIPLE} at most, such as 0.01 or 250"
+            )
 
 
 def _limits() -> LLParserLimits:

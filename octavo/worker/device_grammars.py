@@ -16,6 +16,7 @@ from octavo.kernels.arrays import IntArray
 from octavo.kernels.cuda.model import TritonModel
 from octavo.kernels.triton.sampling.masked_rows import mask_rows
 from octavo.messages import StepResult
+from octavo.sampling.sampler import outputs_of
 from octavo.worker.cuda_graphs import DecodeSteps
 from octavo.worker.device_rows import DeviceRows
 from octavo.worker.forced_tokens import with_forced
@@ -87,12 +88,13 @@ class DeviceGrammars:
         if self._host is None:
             self._host = _HostMasks(self._model.token_masks, self._max_num_seqs)
         self._host.wait()
-        host, places = self._host, self._sampler.constrained(rows, positions, self._states.token_ids)
-        entries, constrained, outputs = places
-        num_masks = len(entries)
+        host, grammars = self._host, self._live.grammars
+        entries, found, starts, ends = self._sampler.constrained(rows, positions)
+        num_masks, numbers = len(entries), found.tolist()
         host.rows[:num_masks], host.rows[num_masks:size] = logits_rows[entries], -1
-        if num_masks:
-            self._live.grammars.fill(host.masks[:num_masks], constrained, outputs)
+        masks = host.masks[:num_masks]
+        if num_masks and not grammars.fill_again(masks, numbers, (ends - starts).tolist()):
+            grammars.fill(masks, numbers, outputs_of(self._states.token_ids, found, starts, ends))
         host.send(num_masks)
         return num_masks
 

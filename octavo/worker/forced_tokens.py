@@ -28,24 +28,27 @@ def with_forced(
 
     runs: number of a run, its row, and how many tokens the row had with it. jumped: is told the rows that got tokens.
     """
+    states, places = live.states, list(runs)
+    numbers, token_ids = [row for _, row, _ in places], states.token_ids
+    starts, most = states.num_prompt_tokens[numbers].tolist(), token_ids.shape[1] - 1
+    outputs = [token_ids[row, start:end] for (_, row, end), start in zip(places, starts, strict=True)]
+    found = live.grammars.following(numbers, outputs, [most - end for _, _, end in places])
+    if not any(found):
+        return result
     following: dict[int, list[int]] = {}
     num_forced: dict[int, int] = {}
     rows: list[int] = []
-    states = live.states
-    for run, row, num_tokens in runs:
-        output = states.token_ids[row, states.num_prompt_tokens[row] : num_tokens]
-        room = states.token_ids.shape[1] - 1 - num_tokens
-        if found := live.grammars.following(row, output, room):
-            following[run] = found
-            tokens = found[:-1] if found[-1] == END_OF_GRAMMAR else found
-            if tokens:
-                states.token_ids[row, num_tokens : num_tokens + len(tokens)] = tokens
-                states.num_tokens[row] = num_tokens + len(tokens)
-                num_forced[run] = len(tokens)
+    for (run, row, num_tokens), tokens in zip(places, found, strict=True):
+        if tokens:
+            following[run] = tokens
+            if forced := tokens[:-1] if tokens[-1] == END_OF_GRAMMAR else tokens:
+                states.token_ids[row, num_tokens : num_tokens + len(forced)] = forced
+                states.num_tokens[row] = num_tokens + len(forced)
+                num_forced[run] = len(forced)
                 rows.append(row)
     if jumped is not None and rows:
         jumped(rows)
-    return _extended(result, following, num_forced) if following else result
+    return _extended(result, following, num_forced)
 
 
 def _extended(result: StepResult, following: dict[int, list[int]], num_forced: dict[int, int]) -> StepResult:

@@ -86,6 +86,7 @@ class HostRunner:
         self._explain = explain
         self._model = model
         self._rows = rows
+        rows.grammars.is_ahead = True
         self._logprobs = LogprobReporter(model, rows, max_num_seqs, logprobs_mode)
 
     def submit(self, plan: StepPlan) -> PendingStep:

@@ -249,12 +249,12 @@ class SlowGate:
         self.go, self.fault = threading.Event(), None
         compile_ = GrammarCompiler.matcher
 
-        def matcher(compiler: GrammarCompiler, text: str) -> Any:
+        def matcher(compiler: GrammarCompiler, text: str, lane: int = 0) -> Any:
             if threading.current_thread().name.startswith("octavo-grammar"):
                 assert self.go.wait(20)
                 if self.fault is not None:
                     raise self.fault
-            return compile_(compiler, text)
+            return compile_(compiler, text, lane)
 
         monkeypatch.setattr(GrammarCompiler, "matcher", matcher)
 

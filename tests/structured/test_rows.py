@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import resource
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -94,19 +95,61 @@ def test_no_mask_is_left_of_a_guess_that_was_wrong(compiler: GrammarCompiler) ->
     assert compiler.vocabulary.encode("x")[0] not in np.flatnonzero(bits(mask, 300))
 
 
+@pytest.mark.parametrize("threads_pay_s", [0.0, 9.0])
+def test_many_rows_of_a_grammar_have_the_masks_of_each(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch, threads_pay_s: float
+) -> None:
+    """Made by several threads or here, also behind a token that did not fit and was taken back."""
+    monkeypatch.setattr("octavo.structured.crew.THREADS_PAY_S", threads_pay_s)
+    num, text, draw = 20, text_of({"regex": "([ab]{3}c|d){40}"}), np.random.default_rng(0)
+    rows = ConstrainedRows(num_threads=4)
+    rows.compiler = compiler
+    for row in range(num):
+        rows.enter(NewRow(row, [5], 1, SamplingParams(), seed=0, sample_index=0, grammar=text))
+    assert Counter(answer.lane for answer in rows.rows.values()) == dict.fromkeys(range(4), 5)
+    outputs, fresh = [np.zeros(0, np.int32)] * num, [compiler.matcher(text) for _ in range(num)]
+    for step in range(30):
+        expected = [np.frombuffer(matcher.compute_bitmask(), np.int32) for matcher in fresh]
+        if step == 9:
+            wrong = [np.append(outputs[3], END).astype(np.int32), *outputs[4:]]
+            assert not rows.masks(range(3, num), wrong)[0].any()
+        made = np.zeros((num, compiler.vocabulary.num_words), np.int32)
+        assert rows.fill_again(made, list(range(num)), [len(output) for output in outputs]) is (step not in (0, 9))
+        assert np.array_equal(rows.masks(range(num), outputs), expected)
+        assert not made.any() or np.array_equal(made, expected)
+        for row, mask in enumerate(expected):
+            token_id = draw.choice(np.flatnonzero(bits(mask, compiler.vocabulary.size)))
+            outputs[row] = np.append(outputs[row], token_id).astype(np.int32)
+            assert fresh[row].consume_token(token_id)
+        if step == 19:
+            broken = [*outputs[:3], np.append(outputs[3][:-1], END).astype(np.int32), *outputs[4:]]
+            rows.following(range(num), broken, [9] * num)
+        forced = [matcher.compute_ff_tokens() for matcher in fresh]
+        assert rows.following(range(num), outputs, [9] * num) == forced
+        for row, tokens in enumerate(forced):
+            outputs[row] = np.append(outputs[row], np.array(tokens, np.int32))
+            assert fresh[row].try_consume_tokens(tokens) == len(tokens)
+    rows.leave(range(num))
+    rows.enter(NewRow(0, [5], 1, SamplingParams(), seed=0, sample_index=0, grammar=text))
+    assert rows.rows[0].lane == 0
+
+
 def test_what_must_follow(compiler: GrammarCompiler) -> None:
     encode = compiler.vocabulary.encode
     rows = entered(compiler, [text_of({"regex": "name(x|ytrue)"})])
+
+    def following(output: Any, of: ConstrainedRows = rows) -> list[int]:
+        return of.following([0], [output], [9])[0]
+
     start = np.array(encode("name"), np.int32)
-    assert rows.following(0, start, room=9) == []
+    assert following(start) == []
     y = np.append(start, encode("y")).astype(np.int32)
-    assert rows.following(0, y, room=9) == [*encode("true"), END_OF_GRAMMAR]
+    assert following(y) == [*encode("true"), END_OF_GRAMMAR]
     x = np.append(start, encode("x")).astype(np.int32)
-    assert rows.following(0, x, room=9) == [END_OF_GRAMMAR]
-    assert rows.following(0, np.append(start, END).astype(np.int32), room=9) == []  # it does not fit
-    assert rows.following(7, start, room=9) == []
+    assert following(x) == [END_OF_GRAMMAR]
+    assert following(np.append(start, END).astype(np.int32)) == []  # it does not fit
     reporting = entered(compiler, [text_of({"regex": "name(x|ytrue)"})], logprobs=1)
-    assert reporting.following(0, y, room=9) == []
+    assert following(y, reporting) == []
 
 
 def test_an_ignored_end_is_drawn_only_where_nothing_else_may_be(compiler: GrammarCompiler) -> None:
@@ -182,6 +225,7 @@ def test_no_grammar_hangs_crashes_or_does_other_than_it_says(
     try:
         text = grammar_text(StructuredOutputsParams.of(form))
         rows = entered(compiler, [text])
+        rows.masks([0], [np.zeros(0, np.int32)])
     except InvalidRequestError:
         return
     finally:
@@ -193,10 +237,26 @@ def test_no_grammar_hangs_crashes_or_does_other_than_it_says(
         if not len(allowed) or (token_id := draw.choice(allowed)) == END:
             break
         output = np.append(output, token_id).astype(np.int32)
-        following = rows.following(0, output, room=20)
+        (following,) = rows.following([0], [output], [20])
         assert time.process_time() - begin < SLOWEST_S, form
         if following and following.pop() == END_OF_GRAMMAR:
             break
+
+
+@pytest.mark.parametrize("number", ["0", "-3", "0.0", "1000000000", "1e9", "10.001", "0.00012345"])
+def test_a_multiple_that_would_take_for_ever_is_refused(compiler: GrammarCompiler, number: str) -> None:
+    schema = f'{{"multipleOf": {number}, "maximum": 1000000000}}'
+    for name in ("multipleOf", "multiple\\u004ff"):
+        for form in (
+            {"json": schema.replace("multipleOf", name)},
+            {"grammar": f"start: %json {schema}".replace("multipleOf", name)},
+        ):
+            with pytest.raises(
+                InvalidRequestError, match=r"multipleOf is .*, allowed are numbers above 0 .* 10000 at most"
+            ):
+                compiler.matcher(text_of(form))
+    for allowed in ("0.01", "250", "10000", "1e2"):
+        compiler.matcher(text_of({"json": f'{{"type": "number", "multipleOf": {allowed}}}'}))
 
 
 def test_compiling_does_not_leak(tmp_path: Path) -> None:

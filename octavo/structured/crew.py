@@ -1,0 +1,52 @@
+"""Crew: threads that make the masks of many matchers at once, where these take long.
+
+    thread 1   row 0, row 1 ...    lane 0: a grammar, compiled
+    thread 2   row 4, row 5 ...    lane 1: the same one, compiled again
+
+Matchers of one compiled grammar wait for each other, so those of a lane stand side by side, and mostly get one thread.
+A mask takes a matcher from 1 to 500 us. It takes longer to wake threads than to make the quick ones here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from octavo.sampling.columns import IntArray
+
+if TYPE_CHECKING:
+    from llguidance import LLExecutor, LLMatcher
+
+MOST_THREADS = 16
+#: masks that tell how long the others will take, and from which time on threads pay
+FIRST, THREADS_PAY_S = 2, 0.001
+
+
+class Crew:
+    """Owner of the threads, which begin with the first work for them."""
+
+    def __init__(self, num_threads: int) -> None:
+        self.num_threads = min(MOST_THREADS, num_threads)
+        self._threads: LLExecutor | None = None
+
+    def fill(self, made: IntArray, matchers: Sequence[LLMatcher], places: Sequence[int]) -> None:
+        """Write each matcher's mask to its place."""
+        first, width = made.ctypes.data, made.shape[1] * made.itemsize
+        begin = time.perf_counter()
+        for matcher, place in zip(matchers[:FIRST], places, strict=False):
+            matcher.unsafe_compute_mask_ptr(first + place * width, width)
+        rest, places = matchers[FIRST:], places[FIRST:]
+        if (time.perf_counter() - begin) / FIRST * len(rest) > THREADS_PAY_S:
+            pairs = list(zip(rest, places, strict=True))
+            self._executor().unsafe_compute_mask_ptr(pairs, first, width, len(made))
+            return
+        for matcher, place in zip(rest, places, strict=True):
+            matcher.unsafe_compute_mask_ptr(first + place * width, width)
+
+    def _executor(self) -> LLExecutor:
+        if self._threads is None:
+            from llguidance import LLExecutor
+
+            self._threads = LLExecutor(num_threads=self.num_threads)
+        return self._threads
