@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from octavo.kernels.cuda.driver import GPU  # noqa: E402
-from octavo.kernels.cuda_cpp import experts, grouped_linear, int4_linear  # noqa: E402
+from octavo.kernels.cuda_cpp import experts, fp8_linear, grouped_linear, int4_linear  # noqa: E402
 from octavo.kernels.cuda_cpp.all_reduce import compile_all_reduce  # noqa: E402
 from octavo.kernels.cuda_cpp.attention_plan import compile_plan  # noqa: E402
 from octavo.kernels.cuda_cpp.compile import find_nvcc  # noqa: E402
@@ -33,11 +33,17 @@ def test_plan(gpu: GPU, num_seqs: int) -> None:
     assert compile_plan(num_seqs, gpu)[0].startswith(b"\x7fELF")
 
 
-@pytest.mark.parametrize("gpu", [AMPERE, HOPPER])
-@pytest.mark.parametrize(("layout", "kind"), [("fp8", "outputs"), ("fp8", "blocks"), ("int8", "groups")])
+@pytest.mark.parametrize(
+    ("gpu", "layout", "kind"),
+    [(AMPERE, "fp8", "outputs"), (AMPERE, "int8", "groups"), (HOPPER, "fp8", "blocks"), (HOPPER, "int8", "groups")],
+)
 def test_quantized_linear(gpu: GPU, layout: Layout, kind: Scales) -> None:
     dtype, is_gated = (torch.float16, True) if gpu is AMPERE else (torch.bfloat16, kind == "blocks")
     assert Variant(layout, kind, dtype, is_gated, 2, 16384).compile(gpu).startswith(b"\x7fELF")
+
+
+def test_fp8_linear() -> None:
+    assert fp8_linear.Variant(True, True, rows=2, warpgroups=4, entries=4).compile(HOPPER).startswith(b"\x7fELF")
 
 
 @pytest.mark.parametrize("gpu", [AMPERE, HOPPER])

@@ -6,81 +6,28 @@ the same of a GPU, for more shapes.
 
 from __future__ import annotations
 
-import ctypes
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 import tests.gpu.device  # noqa: E402, F401  # first: whether Triton interprets is decided when it is imported
-from octavo.errors import BackendUnavailableError  # noqa: E402
-from octavo.kernels.build.build import find_sources  # noqa: E402
-from octavo.kernels.build.toolchain import find_toolchain  # noqa: E402
-from octavo.kernels.cuda.driver import GPU  # noqa: E402
-from octavo.kernels.cuda.plain_codes import PlainCodes  # noqa: E402
 from octavo.kernels.cuda_cpp import int4_linear as kernel  # noqa: E402
-from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight  # noqa: E402
-from octavo.kernels.reference.scaled import dequantize_scaled  # noqa: E402
 from octavo.kernels.scaled import ScaledFormat  # noqa: E402
 from tests.gpu.device import TOLERANCE, relative_error  # noqa: E402
-from tests.gpu.quantized_matrix import random_matrix  # noqa: E402
+from tests.kernels.kernel_on_cpu import FEW_BLOCKS, operands, run_on_cpu  # noqa: E402
 
-HERE = Path(__file__).parent / "block_on_cpu"
-FEW_BLOCKS = GPU("a CPU", (9, 0), 1 << 34, 3)
-HOST = torch.device("cpu")
-FLAGS = ["-std=c++20", "-O1", "-fPIC", "-shared", "-w", "-fsanitize=alignment", "-fno-sanitize-recover=alignment"]
 SOURCES = ("int4_linear.cu", "int4_load.cuh", "int4_rows.cuh", "activate.cuh")
 
 
 @pytest.fixture(autouse=True)
 def _runs_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    try:
-        command = find_toolchain("generic", None).command
-    except BackendUnavailableError as error:
-        pytest.skip(str(error))
-    for path in [*HERE.iterdir(), *(find_sources() / "cuda" / name for name in SOURCES)]:
-        shutil.copy(path, tmp_path)
-
-    def compile_here(name: str, macros: dict[str, str | int], capability: tuple[int, int]) -> bytes:
-        library = tmp_path / f"{abs(hash(tuple(macros.values())))}.so"
-        defined = [f"-D{macro}={value}" for macro, value in macros.items()]
-        subprocess.run([*command, *FLAGS, *defined, str(tmp_path / f"run_{name}.cpp"), "-o", str(library)], check=True)
-        return str(library).encode()
-
-    class OnCpu:
-        def __init__(self, library: bytes, name: str) -> None:
-            self._run = getattr(ctypes.CDLL(library.decode()), f"{name}_on_cpu")
-            self._run.restype = ctypes.c_bool
-
-        def allow_shared(self, num_bytes: int) -> None: ...
-
-        def prefer_shared(self) -> None: ...
-
-        def launch(
-            self, grid: int, block: int, arguments: tuple[ctypes.Structure, ...], *, shared_bytes: int, **how: object
-        ) -> None:
-            assert shared_bytes <= 227 << 10
-            assert self._run(grid, block, ctypes.byref(arguments[0])), "its threads wait for each other for ever"
-
-    monkeypatch.setattr(kernel, "compile_kernel", compile_here)
-    monkeypatch.setattr(kernel, "Kernel", OnCpu)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0))
+    run_on_cpu(kernel, SOURCES, tmp_path, monkeypatch)
     kernel._kernel.cache_clear()
     yield
     kernel._kernel.cache_clear()
-
-
-def operands(form: ScaledFormat, shape: tuple[int, int], dtype: Any) -> tuple[QuantizedWeight, Any]:
-    """Two matrices of the shape, one below the other, and the numbers that they hold."""
-    parts = [random_matrix(form, shape, seed) for seed in (1, 2)]
-    dense = [torch.from_numpy(np.array(dequantize_scaled(part), np.float32).reshape(shape)) for part in parts]
-    return QuantizedWeight.of([PlainCodes.of(part, HOST) for part in parts], form, dtype), torch.cat(dense)
 
 
 def largest_error(x: Any, dense: Any) -> Any:

@@ -1,7 +1,8 @@
 """Products with matrices that stay quantised on the device.
 
 rows        fp8 in bf16 models                                  all others
-up to 16    csrc/cuda/quantized_linear.cu, for int4 int4_linear.cu, if shared memory holds the rows; with what is fused
+up to 16    csrc/cuda/quantized_linear.cu, for int4 int4_linear.cu, for up to 8 with fp8 on Hopper fp8_linear.cu, if
+            shared memory holds the rows; with what is fused
 more        rows become fp8, too; cuBLAS (`sizes.scaled_rows`)  made dense in the scratch; cuBLAS
 
 What that kernel does not take, or without nvcc: `coded_product.py`.

@@ -10,6 +10,7 @@ import torch
 
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda_cpp.compile import compile_kernel
+from octavo.kernels.cuda_cpp.fp8_linear import fp8_linear, takes
 from octavo.kernels.cuda_cpp.int4_linear import int4_linear
 from octavo.kernels.cuda_cpp.module import Kernel, TensorMap
 from octavo.kernels.cuda_cpp.quantized_format import (
@@ -90,14 +91,16 @@ def quantized_linear(
 ) -> None:
     """out [T, out] = x W^T + bias (+ residual), or with `gate` act(x Wg^T) * (x Wu^T) for W = [Wg; Wu]; up to MAX_ROWS
     rows. norm_weight: x is RMSNormed first. residual may be `out` itself; `out` must not be x. out [parts, T, out] in
-    float32: sums over so many parts of the inputs, without bias, norm, residual or gate. int4 has its own kernel."""
-    if weight.layout == "int4":
-        int4_linear(
-            x, weight, out, gpu=gpu, bias=bias, norm_weight=norm_weight, eps=eps, residual=residual, gate=gate
-        )  # fmt: skip
-        return
+    float32: sums over so many parts of the inputs, without bias, norm, residual or gate. int4 has its own kernel, and
+    fp8 on Hopper."""
     num_rows, depth = x.shape
     num_parts = weight.num_parts(x, out, bias, norm_weight, residual, gate)
+    own = int4_linear if weight.layout == "int4" else None
+    if takes(x, weight, gpu, is_gated=gate is not None, num_parts=num_parts):
+        own = fp8_linear
+    if own is not None:
+        own(x, weight, out, gpu=gpu, bias=bias, norm_weight=norm_weight, eps=eps, residual=residual, gate=gate)
+        return
     assert num_rows <= MAX_ROWS, f"{num_rows} rows; the kernel takes {MAX_ROWS}"
     layout, kind, is_gated, own_depth = weight.layout, weight.kind, gate is not None, part_depth(depth, num_parts)
     stage_bytes = stage_for(kind, num_rows, own_depth, gpu, is_gated=is_gated)

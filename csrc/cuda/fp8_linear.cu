@@ -1,0 +1,205 @@
+// A few rows times a weight of fp8 on Hopper, whose tensor cores multiply fp8: y = x W^T, at the speed of reading W.
+//
+// A persistent grid of one thread block per multiprocessor. A block has units of 16 outputs, or twice as many for a gate
+// and what it multiplies, one after another:
+//
+//   1 loader      weights, a piece of 512 inputs at a time ──> a ring in shared memory; it begins before the previous
+//                 kernel has ended
+//   warpgroups    the rows, once, if wanted times an RMSNorm's weight, each as two of fp8 ──> shared memory
+//                 pieces in turns; then one warp adds up all sums of a unit in a fixed order, while the others begin the
+//                 next unit: scale, 1 / rms, bias, gate, residual
+//
+// No thread touches a weight: wgmma reads weights and rows from shared memory. Its 64 x 8 x 32 product is wider than
+// 16 outputs and one row. So its 64 rows are 16 outputs of four spans of 128 inputs, its 8 columns the two numbers of a
+// row for each of four spans, and of the 4 x 4 blocks of sums those on the diagonal are read:
+//
+//                row, span 0  1  2  3
+//   outputs, span 0        #  .  .  .     warp 0 of the warpgroup, lanes with lane % 4 == 0
+//   outputs, span 1        .  #  .  .     warp 1, lanes with lane % 4 == 1
+//   outputs, span 2        .  .  #  .
+//   outputs, span 3        .  .  .  #
+//
+// Sums of fp8 products keep 13 bits behind the first one of their largest term. So they end after 128 inputs, where float32
+// takes over.
+//
+// Where the rows do not fit into shared memory, blocks share the inputs of a unit, too, and leave float32 sums that the
+// next kernel, a norm, adds up.
+
+#include "activate.cuh"
+#include "fp8_rows.cuh"
+
+namespace octavo {
+namespace {
+
+struct Product {
+  const Launch& launch;
+  Shared& shared;
+  const Share& share;
+  const uint8_t* const x;  // see Shared
+  const float* const span_scales;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  float sums[kTiles][kRows][2];  // of outputs lane / 4 and that + 8
+
+  __device__ void run() {
+    int count = 0, turn = 0;
+    for (int unit = share.first_unit; unit < share.num_units; unit += share.step, ++turn) {
+#pragma unroll
+      for (int i = 0; i < kTiles * kRows * 2; ++i) (&sums[0][0][0])[i] = 0;
+      const bool finishes = warp == turn % kWarps;
+      Ends first;
+      if (finishes && lane < 16 * launch.num_rows) first = ends_of(unit, lane);
+      for (int piece = 0; piece < share.num_pieces; ++piece, ++count) {
+        if (count % kGroups == warp / 4) multiply(count, piece);
+      }
+      float* all = shared.sums[turn % 2];
+      leave(all);
+      named_barrier(1, kComputers);
+      if (finishes) finish(unit, all, first);
+    }
+  }
+
+  __device__ __forceinline__ void multiply(int count, int piece) {
+    const int entry = count % ENTRIES, span = warp % 4;
+    float parts[kTiles * kRows][4], blocks[kTiles];
+    barrier_wait(shared_address(&shared.full[entry]), count / ENTRIES & 1);
+    const uint64_t b = matrix(shared_address(x + piece * kRows * kRowBytes));
+    products_begin();
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      const uint64_t a = matrix(shared_address(shared.ring[entry] + tile * kTileBytes));
+#pragma unroll
+      for (int j = 0; j < kSpan / 32; ++j) {  // addresses count 16 bytes
+        multiply_add_fp8<kRows>(reinterpret_cast<float(&)[kRows][4]>(parts[tile * kRows]), a + j * 2, b + j * 2, j > 0);
+      }
+    }
+    products_end(parts);
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) blocks[tile] = HAS_BLOCKS ? shared.block_scales[entry][tile][span] : 1;
+    __syncwarp();
+    if (lane == 0) barrier_arrive(shared_address(&shared.free[entry]));
+#pragma unroll
+    for (int row = 0; row < kRows; ++row) {
+      const float scale = span_scales[(piece * kRows + row) * 4 + span];
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+        const float (&part)[4] = parts[tile * kRows + row];
+        const float factor = scale * blocks[tile];
+        sums[tile][row][0] += factor * (part[0] + part[1]);
+        sums[tile][row][1] += factor * (part[2] + part[3]);
+      }
+    }
+  }
+
+  // Leaves the warp's sums at [warp][row][output]
+  __device__ __forceinline__ void leave(float* all) const {
+    if (lane % 4 != warp % 4) return;
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+      for (int row = 0; row < kRows; ++row) {
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          all[(warp * kRows + row) * kOutputs + tile * 16 + j * 8 + lane / 4] = sums[tile][row][j];
+        }
+      }
+    }
+  }
+
+  // What makes an output of its sum; loaded before the sum is there
+  struct Ends {
+    float scales[kTiles], biases[kTiles], residual;
+  };
+
+  // i: 16 outputs of the first row, and so on
+  __device__ Ends ends_of(int unit, int i) const {
+    const int row = i / 16, output = unit * 16 + i % 16;
+    Ends ends = {};
+    float factor = 1;
+    if (launch.norm != nullptr) {
+      float square = 0;
+#pragma unroll
+      for (int j = 0; j < kRowWarps; ++j) square += shared.squares[row * kRowWarps + j];
+      factor = rsqrtf(square / launch.depth + launch.eps);
+    }
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      const int own = output + tile * launch.columns;
+      ends.scales[tile] = HAS_BLOCKS ? factor : factor * launch.scales[own];
+      if (launch.bias != nullptr) ends.biases[tile] = to_float(launch.bias[own]);
+    }
+    if (launch.residual != nullptr) ends.residual = to_float(launch.residual[row * launch.residual_stride + output]);
+    return ends;
+  }
+
+  // By one warp: the unit's outputs of all rows
+  __device__ void finish(int unit, const float* all, const Ends& first) const {
+    for (int i = lane; i < 16 * launch.num_rows; i += 32) {
+      const int row = i / 16, output = unit * 16 + i % 16;
+      const Ends ends = i == lane ? first : ends_of(unit, i);
+      float y = result(all, ends, row, i % 16, 0);
+      if constexpr (IS_GATED) y = activate(y, launch.activation) * result(all, ends, row, i % 16, 1);
+      if (launch.num_parts > 1) {
+        const int64_t at = blockIdx.x % launch.num_parts * launch.part_stride + row * launch.out_stride + output;
+        static_cast<float*>(launch.out)[at] = y;
+      } else {
+        const Bf16 rounded{uint16_t(pack<Bf16>(y + ends.residual, 0))};
+        static_cast<Bf16*>(launch.out)[row * launch.out_stride + output] = rounded;
+      }
+    }
+  }
+
+  // The warps' sums of one output
+  __device__ __forceinline__ float result(const float* all, const Ends& ends, int row, int place, int tile) const {
+    float y = 0;
+#pragma unroll
+    for (int i = 0; i < kWarps; ++i) y += all[(i * kRows + row) * kOutputs + tile * 16 + place];
+    return y * ends.scales[tile] + ends.biases[tile];
+  }
+};
+
+// Scales come into the cache
+__device__ void prefetch_scales(const Launch& launch, const Share& share) {
+  for (int i = share.first_unit + threadIdx.x * share.step; i < share.num_units; i += kComputers * share.step) {
+    for (int tile = 0; tile < kTiles; ++tile) prefetch(launch.scales + i * 16 + tile * launch.columns);
+  }
+}
+
+// By one warp. It does not wait for the others, which prepare the rows
+__device__ void load(const Launch& launch, const TensorMap& map, Shared& shared, const Share& share) {
+  const int lane = threadIdx.x % 32;
+  if (lane == 0) prefetch_map(&map);
+  for (int i = lane; i < ENTRIES; i += 32) {
+    barrier_init(shared_address(&shared.full[i]), 1);
+    barrier_init(shared_address(&shared.free[i]), 4);
+  }
+  barrier_fence_init();
+  __syncwarp();
+  Loader loader{launch, map, shared, share};
+  if (lane == 0) loader.begin();
+  __syncthreads();
+  if (lane == 0) loader.go_on();
+}
+
+}  // namespace
+}  // namespace octavo
+
+// Registers for two blocks: attention's may be resident, too
+extern "C" __global__ void __launch_bounds__(octavo::kThreads, ROWS < 4 ? 2 : 1)
+    octavo_fp8_linear(const __grid_constant__ octavo::Launch launch, const __grid_constant__ octavo::TensorMap map) {
+  using namespace octavo;
+  extern __shared__ __align__(1024) uint8_t memory[];
+  Shared& shared = *reinterpret_cast<Shared*>(memory);
+  const Share share(launch);
+  if (threadIdx.x >= kComputers) return load(launch, map, shared, share);
+  if (!HAS_BLOCKS) prefetch_scales(launch, share);
+  RowPart part{launch, share, shared};
+  part.begin();
+#if IS_CHAINED
+  wait_for_previous();
+  allow_next();
+#endif
+  part.split();
+  async_fence();
+  __syncthreads();
+  Product{launch, shared, share, part.x, part.scales}.run();
+}

@@ -1,0 +1,132 @@
+"""Launches csrc/cuda/fp8_linear.cu: a few bfloat16 rows times a weight of fp8 (`quantized_weight.py`), on Hopper."""
+
+from __future__ import annotations
+
+from ctypes import Structure, c_float, c_int, c_int64, c_void_p
+from dataclasses import dataclass
+from functools import cache, lru_cache
+
+import torch
+
+from octavo.kernels.cuda.driver import GPU
+from octavo.kernels.cuda_cpp.compile import compile_kernel
+from octavo.kernels.cuda_cpp.module import Kernel, TensorMap
+from octavo.kernels.cuda_cpp.quantized_format import ACTIVATIONS, most_shared, part_depth
+from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight, address
+from octavo.kernels.ops import Activation
+
+_TILE, _PIECE, _SPAN = 16, 512, 128  # outputs; inputs of a product's tile, and with one scale
+_RING_BYTES = 64 << 10  # more only delay the rows, which come through the same memory
+#: Of so much memory a multiprocessor has one thread block, beside one of attention. With two, another would have none.
+_ALONE_BYTES = 115 << 10
+
+
+class _Launch(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("x", "scales", "bias", "residual", "out", "norm")),
+        *((name, c_int64) for name in ("x_stride", "residual_stride", "out_stride", "part_stride")),
+        *((name, c_int) for name in ("num_rows", "columns", "depth", "block_scales", "activation", "num_parts")),
+        ("part_depth", c_int),
+        ("eps", c_float),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """How the kernel cuts its work. rows: for which it is compiled; warpgroups: that multiply; entries: pieces in the
+    ring, of all tiles."""
+
+    rows: int
+    warpgroups: int
+    entries: int
+    shared_bytes: int
+
+    @classmethod
+    def of(cls, depth: int, num_rows: int, gpu: GPU, *, is_gated: bool, num_parts: int = 1) -> Tiling | None:
+        """num_parts: in which the inputs are cut. None: there are too many rows, or they do not fit into memory."""
+        rows, tiles = 1 << (num_rows - 1).bit_length(), 2 if is_gated else 1
+        if rows > 8:
+            return None
+        warpgroups = 2 if rows * tiles == 16 else 4  # as many sums as threads have registers for
+        pieces, warps = -(-part_depth(depth, num_parts) // _PIECE), warpgroups * 4
+        entries = _RING_BYTES // (tiles * _TILE * _PIECE)
+        sums = 2 * warps * rows * tiles * _TILE * 4
+        fixed = _RING_BYTES + entries * (tiles * 16 + 16) + sums + warps * 4 + 1024  # aligned
+        shared_bytes = fixed + pieces * rows * (8 * _SPAN + 16)
+        fits = shared_bytes <= most_shared(gpu)
+        return cls(rows, warpgroups, entries, max(shared_bytes, _ALONE_BYTES)) if fits else None
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """What the kernel is compiled for. rows, warpgroups, entries: see `Tiling`."""
+
+    has_blocks: bool
+    is_gated: bool
+    rows: int
+    warpgroups: int
+    entries: int
+
+    def compile(self, gpu: GPU) -> bytes:
+        macros: dict[str, str | int] = {
+            "HAS_BLOCKS": int(self.has_blocks),
+            "IS_GATED": int(self.is_gated),
+            "ROWS": self.rows,
+            "WARPGROUPS": self.warpgroups,
+            "ENTRIES": self.entries,
+            "IS_CHAINED": int(gpu.chains),
+        }
+        return compile_kernel("fp8_linear", macros, gpu.capability)
+
+
+@cache
+def _kernel(variant: Variant, gpu: GPU) -> Kernel:
+    kernel = Kernel(variant.compile(gpu), "octavo_fp8_linear")
+    kernel.allow_shared(most_shared(gpu))
+    kernel.prefer_shared()
+    return kernel
+
+
+def takes(x: torch.Tensor, weight: QuantizedWeight, gpu: GPU, *, is_gated: bool, num_parts: int) -> bool:
+    if weight.layout != "fp8" or x.dtype != torch.bfloat16 or gpu.capability != (9, 0):
+        return False
+    return Tiling.of(x.shape[1], len(x), gpu, is_gated=is_gated, num_parts=num_parts) is not None
+
+
+def fp8_linear(
+    x: torch.Tensor,
+    weight: QuantizedWeight,
+    out: torch.Tensor,
+    *,
+    gpu: GPU,
+    bias: torch.Tensor | None = None,
+    norm_weight: torch.Tensor | None = None,
+    eps: float = 1e-6,
+    residual: torch.Tensor | None = None,
+    gate: Activation | None = None,
+) -> None:
+    """As `quantized_linear`, of what it `takes`."""
+    num_rows, depth = x.shape
+    num_parts, is_gated = weight.num_parts(x, out, bias, norm_weight, residual, gate), gate is not None
+    tiling = Tiling.of(depth, num_rows, gpu, is_gated=is_gated, num_parts=num_parts)
+    assert tiling is not None, f"{num_rows} rows of {depth} inputs do not fit into shared memory"
+    variant = Variant(weight.kind == "blocks", is_gated, tiling.rows, tiling.warpgroups, tiling.entries)
+    columns = weight.columns // (2 if is_gated else 1)
+    launch = _Launch(
+        x.data_ptr(), weight.scales.data_ptr(), address(bias), address(residual), out.data_ptr(), address(norm_weight),
+        x.stride(0), 0 if residual is None else residual.stride(0), out.stride(-2), out.stride(0),
+        num_rows, columns, depth, weight.scales.shape[-1], ACTIVATIONS[gate], num_parts, part_depth(depth, num_parts),
+        eps,
+    )  # fmt: skip
+    blocks = min(columns // _TILE, max(1, gpu.num_multiprocessors // num_parts)) * num_parts
+    tensor_map = _map_of(weight.data.data_ptr(), 2 if is_gated else 1, columns, depth)
+    _kernel(variant, gpu).launch(
+        blocks, tiling.warpgroups * 128 + 32, (launch, tensor_map), shared_bytes=tiling.shared_bytes,
+        stream=torch.cuda.current_stream().cuda_stream, chained=gpu.chains,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=4096)
+def _map_of(address: int, halves: int, columns: int, depth: int) -> TensorMap:
+    shape = halves, columns, depth
+    return TensorMap.of_stack(address, shape, box_rows=_TILE, box_spans=_PIECE // _SPAN, box_matrices=halves)

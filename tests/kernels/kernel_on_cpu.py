@@ -1,0 +1,91 @@
+"""A GPU's kernel on the CPU, for its launcher: `block_on_cpu/ptx.cuh` has its threads take turns."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from ctypes import c_char, c_int64, c_void_p
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+from octavo.errors import BackendUnavailableError  # noqa: E402
+from octavo.kernels.build.build import find_sources  # noqa: E402
+from octavo.kernels.build.toolchain import find_toolchain  # noqa: E402
+from octavo.kernels.cuda.driver import GPU  # noqa: E402
+from octavo.kernels.cuda.plain_codes import PlainCodes  # noqa: E402
+from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight  # noqa: E402
+from octavo.kernels.reference.scaled import dequantize_scaled  # noqa: E402
+from octavo.kernels.scaled import ScaledFormat  # noqa: E402
+from tests.gpu.quantized_matrix import random_matrix  # noqa: E402
+
+HERE = Path(__file__).parent / "block_on_cpu"
+FEW_BLOCKS = GPU("a CPU", (9, 0), 1 << 34, 3)
+FLAGS = ["-std=c++20", "-O1", "-fPIC", "-shared", "-w", "-fsanitize=alignment", "-fno-sanitize-recover=alignment"]
+
+
+class Boxes(ctypes.Structure):
+    """What a driver's TensorMap tells the copy engine, as `block_on_cpu/fp8_products.cuh` reads it."""
+
+    _fields_ = (
+        ("data", c_void_p),
+        *((name, c_int64 * 4) for name in ("dims", "strides", "box")),
+        ("rest", c_char * 24),
+    )
+
+    @classmethod
+    def of_stack(
+        cls, address: int, shape: tuple[int, int, int], *, box_rows: int, box_spans: int, box_matrices: int
+    ) -> Boxes:
+        matrices, num_rows, dim = shape
+        box = (128, box_rows, box_spans, box_matrices)
+        return cls(address, (128, num_rows, -(-dim // 128), matrices), (1, dim, 128, dim * num_rows), box)
+
+
+def run_on_cpu(kernel: ModuleType, sources: tuple[str, ...], folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Have the launcher in `kernel` launch on the CPU. sources: of csrc/cuda, all that it needs but ptx.cuh."""
+    try:
+        command = find_toolchain("generic", None).command
+    except BackendUnavailableError as error:
+        pytest.skip(str(error))
+    for path in [*(find_sources() / "cuda" / name for name in sources), *HERE.iterdir()]:
+        shutil.copy(path, folder)
+
+    def compile_here(name: str, macros: dict[str, str | int], capability: tuple[int, int]) -> bytes:
+        library = folder / f"{abs(hash(tuple(macros.values())))}.so"
+        defined = [f"-D{macro}={value}" for macro, value in macros.items()]
+        subprocess.run([*command, *FLAGS, *defined, str(folder / f"run_{name}.cpp"), "-o", str(library)], check=True)
+        return str(library).encode()
+
+    class OnCpu:
+        def __init__(self, library: bytes, name: str) -> None:
+            self._run = getattr(ctypes.CDLL(library.decode()), f"{name}_on_cpu")
+            self._run.restype = ctypes.c_bool
+
+        def allow_shared(self, num_bytes: int) -> None: ...
+
+        def prefer_shared(self) -> None: ...
+
+        def launch(
+            self, grid: int, block: int, arguments: tuple[ctypes.Structure, ...], *, shared_bytes: int, **how: object
+        ) -> None:
+            assert shared_bytes <= 227 << 10
+            assert self._run(grid, block, *map(ctypes.byref, arguments)), "its threads wait for each other for ever"
+
+    patch.setattr(kernel, "compile_kernel", compile_here)
+    patch.setattr(kernel, "Kernel", OnCpu)
+    patch.setattr(kernel, "TensorMap", Boxes, raising=False)
+    patch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0))
+
+
+def operands(form: ScaledFormat, shape: tuple[int, int], dtype: Any) -> tuple[QuantizedWeight, Any]:
+    """Two matrices of the shape, one below the other, and the numbers that they hold."""
+    parts = [random_matrix(form, shape, seed) for seed in (1, 2)]
+    dense = [torch.from_numpy(np.array(dequantize_scaled(part), np.float32).reshape(shape)) for part in parts]
+    plain = [PlainCodes.of(part, torch.device("cpu")) for part in parts]
+    return QuantizedWeight.of(plain, form, dtype), torch.cat(dense)
