@@ -1,7 +1,7 @@
 """A process that outlives its engine for a moment: it kills what a killed engine's own Ray cluster would leave behind.
 
-    engine ── raylet ── agents         killed: the raylet ends at once, but its agents tell the dead cluster about it
-       └───── guard                    for a minute; the guard reads the end of its input, and kills them
+    engine ── driver ── raylet ── agents    killed: the raylet ends at once, but its agents tell the dead cluster about
+                 └───── guard               it for a minute; the guard reads the end of its input, and kills them
 
 It runs as a script, so that it imports next to nothing. Arguments: pid:start of each process, as /proc tells it, since
 another may have the number by then. Linux only.
@@ -50,7 +50,7 @@ def _name(pid: int) -> str:
 
 
 def main() -> None:
-    sys.stdin.buffer.read()  # until the engine has ended
+    sys.stdin.buffer.read()  # until the driver has ended
     left = _processes()
     for word in sys.argv[1:]:
         pid, _, start = word.partition(":")

@@ -145,18 +145,17 @@ class RayLink:
 
     def cut_when_lost(self, connections: Sequence[Connection]) -> None:
         """Ranks do not outlive the driver, so that the engine learns of it at once."""
-        lines = [socket.socket(fileno=os.dup(connection.fileno())) for connection in connections]
-        threading.Thread(target=self._cut, args=(lines,), name="octavo-ray", daemon=True).start()
+        threading.Thread(target=self._cut, args=(connections,), name="octavo-ray", daemon=True).start()
 
     def close(self) -> None:
         self._lost = "closed"
         self._connection.close()
         self._child.reap(PATIENCE_S)
 
-    def _cut(self, lines: Sequence[socket.socket]) -> None:
+    def _cut(self, connections: Sequence[Connection]) -> None:
         self._child.process.wait()
-        for line in lines:
-            with suppress(OSError), line:
+        for connection in connections:
+            with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as line:  # if it is not closed
                 line.shutdown(socket.SHUT_RDWR)
 
     def _ask(self, question: Any, limit: float) -> Any:
@@ -176,16 +175,18 @@ class RayLink:
     def _hear(self, limit: float, doing: str) -> Any:
         """What the driver says next. Raises it if it is an exception."""
         try:
-            if self._connection.poll(limit):
-                said = self._connection.recv()
-                if isinstance(said, BaseException):
-                    raise said
-                return said
-            self._child.kill()
-            self._lost = f"{self._cluster} took more than {limit:g} s {doing}; `ray status` may say why"
+            has_said = self._connection.poll(limit)
+            said = self._connection.recv() if has_said else None
         except (EOFError, OSError):
             self._has_ended()
-        raise EngineDeadError(self._lost)
+            raise EngineDeadError(self._lost) from None
+        if not has_said:
+            self._child.kill()
+            self._lost = f"{self._cluster} took more than {limit:g} s {doing}; `ray status` may say why"
+            raise EngineDeadError(self._lost)
+        if isinstance(said, BaseException):
+            raise said
+        return said
 
     def _has_ended(self) -> None:
         how, words = self._child.reap(PATIENCE_S), self._words.last()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from contextlib import suppress
 from dataclasses import replace
 
@@ -18,6 +19,8 @@ from octavo.executor.door import knock
 from octavo.executor.rank_process import run_rank
 from octavo.executor.ray_link import WORDS, Errand, Spot
 from octavo.observe.machine import installed_version
+
+_LINGER_S = 5.0  # after which it ends by itself: a cluster whose head hangs does not end it
 
 
 class RayRank:
@@ -36,8 +39,7 @@ class RayRank:
         return port
 
     def serve(self, errand: Errand) -> None:
-        """Until the engine closes its end, or is gone. Then the process ends: Ray would end it later, and not at all
-        while the cluster's head hangs."""
+        """Until the engine closes its end, or is gone."""
         task = errand.task
         name = str(task.world.rank)
         words = knock(errand.address, WORDS + name)
@@ -51,4 +53,6 @@ class RayRank:
         if task.meeting is not None and self._listener is not None:
             task = replace(task, meeting=replace(task.meeting, listener=self._listener.detach()))
         run_rank(task, connection)
-        os._exit(0)
+        end = threading.Timer(_LINGER_S, os._exit, (0,))
+        end.daemon = True
+        end.start()

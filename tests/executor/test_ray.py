@@ -26,6 +26,7 @@ from octavo.distributed.world import LocalRanks
 from octavo.errors import BackendUnavailableError, ConfigError, EngineDeadError, ModelLoadError
 from octavo.executor.ray import _on_its_node
 from octavo.executor.ray_link import Spot
+from octavo.executor.remote import PATIENCE_S
 from octavo.worker.task import WorkerTask
 from tests.conftest import TinyFolder
 from tests.engine.test_overlap import PROMPTS, answers, engine
@@ -99,6 +100,8 @@ def test_ranks_on_two_nodes_give_one_ranks_answers(tiny_folder: TinyFolder) -> N
         assert llm.memory()["weights"] > 0
         pids = actors()
         assert len(pids) == 2
+        begin = time.monotonic()
+    assert time.monotonic() - begin < PATIENCE_S, "nobody is waited for in vain"
     until(lambda: not any(map(is_running, pids)))
 
 
