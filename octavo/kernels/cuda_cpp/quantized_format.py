@@ -1,6 +1,6 @@
 """Which matrices csrc/cuda/quantized_linear.cu, for int4 int4_linear.cu, takes as they are, and what these take there.
 
-On Hopper few rows of bfloat16 times fp8 have a third kernel (`fp8_linear.py`), where it is faster.
+On Hopper up to 8 rows of bfloat16 times fp8 have a third kernel, if they fit into its memory (`fp8_linear.py`).
 
     layout   codes        scales
     fp8      F8_E4M3      of outputs, or of blocks of 128 x 128
