@@ -18,9 +18,10 @@ from octavo.kernels.ops import Activation
 _WARPS, _TILE, _MOST_ENTRIES = 8, 16, 16
 _ROW_GAP = 64  # bytes after a row's high bytes, and after its low ones
 _SUM_BYTES = 4096  # of sums that are added up at once, if those of one unit are not more
-#: inputs of a piece, of which number all inputs are a multiple, how much of the shared memory a thread block takes, and
-#: the fewest entries for which it does
-_CHOICES = ((512, 512 * _WARPS, 0.52, 2), (256, 256, 0.52, 3), (256, 256, 1.0, 3), (128, 128, 1.0, 2))
+#: inputs of a piece, how much of the shared memory a thread block takes, and the fewest entries for which it does
+_CHOICES = ((256, 0.52, 3), (256, 1.0, 3), (128, 1.0, 2))
+#: The same for one row, if all warps have as many pieces
+_LONG_PIECES = (512, 0.52, 2)
 #: Of more than half of the memory a multiprocessor has one thread block. With two, another would have none, and wait.
 _ALONE = 0.51
 
@@ -63,11 +64,12 @@ class Tiling:
         padded, unit = _row_tiles(num_rows) * 4, _WARPS * num_rows * (2 if is_gated else 1) * _TILE * 4
         together = max(1, _SUM_BYTES // unit)
         rest = 2 * together * unit + num_rows * pitch * 2 + -(-pitch // span) * padded * 12 + 16
-        for piece, multiple, share, fewest in _CHOICES:
+        is_long = num_rows == 1 and depth % (_LONG_PIECES[0] * _WARPS) == 0
+        for piece, share, fewest in (_LONG_PIECES, *_CHOICES) if is_long else _CHOICES:
             by_groups = piece // span * _TILE * (6 if has_zeros else 4) if group else 0
             entry = _WARPS * (piece * _TILE // 2 + by_groups)
             entries = min((int(most_shared(gpu) * share) - rest) // entry, _MOST_ENTRIES)
-            if entries >= fewest and depth % multiple == 0:
+            if entries >= fewest and depth % piece == 0:
                 return cls(piece, span, entries, together, max(rest + entries * entry, int(most_shared(gpu) * _ALONE)))
         return None
 
