@@ -87,15 +87,23 @@ def test_the_smallest_power_of_two_is_kept() -> None:
     assert np.array_equal(out.cpu().numpy(), dequantize_scaled(tensor))
 
 
-@pytest.mark.parametrize("code", ["E2M1", "NF4"])
-def test_the_device_quantises_as_the_host_does(code: str) -> None:
-    form = ScaledFormat("E2M1" if code == "E2M1" else "NF4", (1, 64))
+@pytest.mark.parametrize(
+    "form",
+    [
+        *(ScaledFormat("E2M1", (1, 64)), ScaledFormat("NF4", (1, 64)), ScaledFormat("U4", (1, 64))),
+        *(ScaledFormat("U4", (1, 64), has_zeros=True), ScaledFormat("I8", (1, 32), has_zeros=True)),
+    ],
+    ids=lambda form: form.label,
+)
+def test_the_device_quantises_as_the_host_does(form: ScaledFormat) -> None:
     numbers = np.random.default_rng(0).standard_normal((32, 128)).astype(np.float32)
-    numbers[3] = 0
+    numbers[3], numbers[4] = 0, np.abs(numbers[4])
     host = PlainCodes.of(quantised(numbers, form), DEVICE)
     own = PlainCodes.quantise(torch.from_numpy(numbers).to(DEVICE), form)
     assert torch.equal(own.scales, host.scales)
     assert torch.equal(own.codes, host.codes)
+    assert (own.zeros is None) == (host.zeros is None)
+    assert own.zeros is None or torch.equal(own.zeros, host.zeros.float())
 
 
 @pytest.mark.parametrize("dtype", sorted(BLOCK_DTYPES))

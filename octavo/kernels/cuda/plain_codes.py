@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from octavo.errors import UnsupportedModelError
 from octavo.kernels.cuda_cpp.quantized_format import scales_of
-from octavo.kernels.scaled import Code, ScaledFormat, ScaledTensor, numbers_of
+from octavo.kernels.scaled import IMPLIED_ZERO, Code, ScaledFormat, ScaledTensor, numbers_of
 
 _LARGEST: dict[Code, float] = {"F8_E4M3": 448.0, "I8": 127.0, "E2M1": 6.0, "NF4": 1.0, "IQ4_NL": 127.0}
 
@@ -50,10 +50,14 @@ class PlainCodes:
         down, across = form.blocks_of(tuple(matrix.shape))
         padded = torch.nn.functional.pad(matrix.float(), (0, across * per[1] - cols, 0, down * per[0] - rows))
         blocks = padded.view(down, per[0], across, per[1])
-        scales = _scales(form.code, blocks.amax((1, 3)), blocks.amin((1, 3)))
-        steps = blocks / torch.where(scales == 0, 1, scales)[:, None, :, None]
+        smallest = blocks.amin((1, 3))
+        scales = _scales(form, blocks.amax((1, 3)), smallest)
+        divisors = torch.where(scales == 0, 1, scales)
+        steps, zeros = blocks / divisors[:, None, :, None], None
+        if form.has_zeros:
+            zeros = _zeros(form, smallest / divisors)
+            steps += (zeros - IMPLIED_ZERO.get(form.code, 0))[:, None, :, None]
         codes = _nearest(form.code, steps.view(padded.shape)[:rows, :cols].contiguous())
-        zeros = torch.full_like(scales, 8 if form.code == "U4" else 0) if form.has_zeros else None
         if scales_of(form) == "outputs":
             scales = scales.reshape(-1).expand(rows)
         order = torch.arange(cols, dtype=torch.int32, device=matrix.device) if form.is_sorted else None
@@ -70,12 +74,21 @@ def _sorted(groups: NDArray[np.int32], size: int) -> NDArray[np.int64]:
     return order
 
 
-def _scales(code: Code, largest: torch.Tensor, smallest: torch.Tensor) -> torch.Tensor:
+def _scales(form: ScaledFormat, largest: torch.Tensor, smallest: torch.Tensor) -> torch.Tensor:
+    code = form.code
+    if code == "U4" and form.has_zeros:
+        ends = largest.clamp(min=0) - smallest.clamp(max=0)
+        return ends / torch.full_like(ends, 15)  # a scalar's reciprocal would be rounded
     if code == "U4":
         return torch.where(largest > -smallest, largest, smallest) / -8
     largest = torch.maximum(largest, -smallest)
-    scales = largest / torch.full_like(largest, _LARGEST[code])  # a scalar's reciprocal would be rounded
+    scales = largest / torch.full_like(largest, _LARGEST[code])
     return torch.exp2(torch.ceil(torch.log2(scales.clamp(min=1e-30)))) if code == "E2M1" else scales
+
+
+def _zeros(form: ScaledFormat, lowest: torch.Tensor) -> torch.Tensor:
+    """lowest: each block's smallest number in steps of its scale."""
+    return (-lowest.clamp(max=0)).round().clamp(0, 15) if form.code == "U4" else torch.zeros_like(lowest)
 
 
 def _nearest(code: Code, numbers: torch.Tensor) -> torch.Tensor:
