@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from octavo.messages import ForkRow, NewRow
 from octavo.sampling.columns import COLUMNS, FILTERS, NUMBERS, PARAMETERS, RAGGED, IntArray, SamplingBatch
 from octavo.sampling.logits_processors import ProcessedRows
-from octavo.sampling.special_needs import SpecialNeeds, special_needs
+from octavo.sampling.special_needs import SpecialNeeds
 
 NO_LOGPROBS = -2  # -1 is the whole vocabulary
 _OF_A_STEP = ("logits_rows", "positions")  # the other numbers stay the same while a sequence is in its row
@@ -74,7 +74,7 @@ class Sampler:
         self._num_logprobs[row] = (params.logprobs or 0) if params.reports_logprobs else NO_LOGPROBS
         self._scored_ids[row] = tuple(params.logprob_token_ids or ())
         self._has_grammar[row] = new.grammar is not None
-        self._set_special(row, special_needs(new))
+        self._set_special(row, _special_needs(new))
 
     def fork(self, fork: ForkRow) -> None:
         """A sequence enters a row with its parent's parameters and seed, but random numbers of its own."""
@@ -196,3 +196,27 @@ def outputs_of(token_ids: IntArray, rows: IntArray, starts: IntArray, ends: IntA
     """Of each row, its tokens from start to end."""
     places = zip(rows.tolist(), starts.tolist(), ends.tolist(), strict=True)
     return [token_ids[row, start:end] for row, start, end in places]
+
+
+def _special_needs(new: NewRow) -> SpecialNeeds | None:
+    """None for a plain row: columns of numbers describe it in full."""
+    params = new.sampling_params
+    bias = params.logit_bias or {}
+    min_tokens = params.min_tokens if new.stop_token_ids else 0
+    edits = params.has_penalties or params.allowed_token_ids or bias or new.bad_word_ids or min_tokens
+    processors = tuple(params.logits_processors or ())
+    if not (edits or processors):
+        return None
+    return SpecialNeeds(
+        has_penalties=params.has_penalties,
+        allowed=np.array(params.allowed_token_ids or (), np.int32),
+        bias_ids=np.array(list(bias.keys()), np.int32),
+        bias_values=np.array(list(bias.values()), np.float32),
+        always_banned=np.array([word[0] for word in new.bad_word_ids if len(word) == 1], np.int32),
+        bad_words=tuple(word for word in new.bad_word_ids if len(word) > 1),
+        stop_token_ids=np.array(sorted(new.stop_token_ids), np.int32),
+        min_tokens=min_tokens,
+        num_prompt_tokens=new.num_prompt_tokens,
+        has_edits=bool(edits),
+        processors=processors,
+    )

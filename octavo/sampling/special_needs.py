@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from octavo.messages import NewRow
 from octavo.sampling.columns import FloatArray, IntArray
 from octavo.sampling_params import LogitsProcessor
 
@@ -54,30 +53,6 @@ class SpecialNeeds:
             banned = np.concatenate((banned, self.stop_token_ids))
         completing = [word[-1] for word in self.bad_words if _ends_with(output, word[:-1])]
         return np.concatenate((banned, np.array(completing, np.int32))) if completing else banned
-
-
-def special_needs(new: NewRow) -> SpecialNeeds | None:
-    """None for a plain row: columns of numbers describe it in full."""
-    params = new.sampling_params
-    bias = params.logit_bias or {}
-    min_tokens = params.min_tokens if new.stop_token_ids else 0
-    edits = params.has_penalties or params.allowed_token_ids or bias or new.bad_word_ids or min_tokens
-    processors = tuple(params.logits_processors or ())
-    if not (edits or processors):
-        return None
-    return SpecialNeeds(
-        has_penalties=params.has_penalties,
-        allowed=np.array(params.allowed_token_ids or (), np.int32),
-        bias_ids=np.array(list(bias.keys()), np.int32),
-        bias_values=np.array(list(bias.values()), np.float32),
-        always_banned=np.array([word[0] for word in new.bad_word_ids if len(word) == 1], np.int32),
-        bad_words=tuple(word for word in new.bad_word_ids if len(word) > 1),
-        stop_token_ids=np.array(sorted(new.stop_token_ids), np.int32),
-        min_tokens=min_tokens,
-        num_prompt_tokens=new.num_prompt_tokens,
-        has_edits=bool(edits),
-        processors=processors,
-    )
 
 
 def _ends_with(output: IntArray, tail: tuple[int, ...]) -> bool:
