@@ -11,7 +11,6 @@ outputs, a launch makes the rows fp8, too.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypedDict
 
 import torch
 
@@ -122,19 +121,14 @@ def mixture(
         gate: Gate | None,
     ) -> None:  # fmt: skip
         rows, row_scales = room.as_codes(rows, weight, chained=chained) if is_many else (rows, None)
-        given: _Product = {"rows_of": rows_of, "row_scales": row_scales, "gate": gate}
         if wide is not None and wide.takes(weight, num_pairs, row_scales):
-            wide.run(rows, weight, bias, to, room, **given)
-        else:
-            tile = FIXED if is_fixed else None
-            grouped_linear(rows, weight, bias, to, room, num_pairs=num_pairs, tile=tile, chained=chained, **given)
+            wide.run(rows, weight, bias, to, room, rows_of=rows_of, row_scales=row_scales, gate=gate)
+            return
+        grouped_linear(
+            rows, weight, bias, to, room, num_pairs=num_pairs, rows_of=rows_of, row_scales=row_scales, gate=gate,
+            tile=FIXED if is_fixed else None, chained=chained,
+        )  # fmt: skip
 
     multiply(x, experts.gate_up, experts.gate_up_bias, gated, num_chosen, layer.gate)
     multiply(gated, experts.down, experts.down_bias, results, 1, None)
     combine(residual, out, room, num_chosen=num_chosen, first_expert=first, num_own=layer.num_own, chained=chained)
-
-
-class _Product(TypedDict):
-    rows_of: int
-    row_scales: torch.Tensor | None
-    gate: Gate | None
