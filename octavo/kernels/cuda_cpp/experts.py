@@ -21,6 +21,7 @@ from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda_cpp.compile import compile_kernel
 from octavo.kernels.cuda_cpp.expert_format import BITS, COMPUTERS, FORMATS, GATES, TILE_ROWS, Ring, tile_rows
 from octavo.kernels.cuda_cpp.module import Kernel, TensorMap
+from octavo.kernels.cuda_cpp.quantized_weight import address
 from octavo.kernels.scaled import Code
 from octavo.kernels.triton.experts.mixture import Experts
 from octavo.kernels.triton.experts.room import Room
@@ -142,6 +143,16 @@ def _kernel(variant: Variant, gpu: GPU) -> tuple[Kernel, int]:
     return kernel, num_bytes
 
 
+@cache
+def _prepare(router: RouterVariant, kinds: tuple[Variant, ...], gpu: GPU) -> None:
+    """Compile them all at once, for all layers alike, and load them; threads suffice, since each nvcc is a process."""
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda kind: kind.compile(gpu), (router, *kinds)))
+    _router(router, gpu)
+    for kind in kinds:
+        _kernel(kind, gpu)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class FewRowExperts:
     """A layer's kernels for up to `most_rows` rows."""
@@ -152,16 +163,8 @@ class FewRowExperts:
     dtype: torch.dtype
 
     def __post_init__(self) -> None:
-        """Compiles them, all at once; threads suffice, since each nvcc is a process."""
-        router = self._router_variant
-        kinds = [self._variant(rows, is_down=is_down) for rows, is_down in product(TILE_ROWS, (False, True))]
-        with ThreadPoolExecutor() as pool:
-            made = [pool.submit(router.compile, self.gpu), *(pool.submit(kind.compile, self.gpu) for kind in kinds)]
-        for one in made:
-            one.result()
-        _router(router, self.gpu)
-        for kind in kinds:
-            _kernel(kind, self.gpu)
+        kinds = (self._variant(rows, is_down=is_down) for rows, is_down in product(TILE_ROWS, (False, True)))
+        _prepare(self._router_variant, tuple(kinds), self.gpu)
 
     def run(
         self, x: torch.Tensor, residual: torch.Tensor | None, out: torch.Tensor,
@@ -186,7 +189,7 @@ class FewRowExperts:
     def _route(self, x: torch.Tensor, out: torch.Tensor | None, norm: torch.Tensor | None, eps: float) -> None:
         router, logits = self.experts.router, self.room.logits
         launch = _RouterLaunch(
-            x.data_ptr(), router.data_ptr(), _address(norm), logits.data_ptr(), _address(out), x.stride(0),
+            x.data_ptr(), router.data_ptr(), address(norm), logits.data_ptr(), address(out), x.stride(0),
             0 if out is None else out.stride(0), *x.shape[:1], *router.shape, logits.stride(0), eps,
         )  # fmt: skip
         _router(self._router_variant, self.gpu).launch(
@@ -203,8 +206,8 @@ class FewRowExperts:
         kernel, shared_bytes = _kernel(variant, self.gpu)
         own, outputs, depth = weight.shape
         launch = _Launch(
-            self._routing(num_rows), x.data_ptr(), _address(weight.scales), _address(weight.zeros), _address(bias),
-            _address(residual), out.data_ptr(), x.stride(0), 0 if residual is None else residual.stride(0),
+            self._routing(num_rows), x.data_ptr(), address(weight.scales), address(weight.zeros), address(bias),
+            address(residual), out.data_ptr(), x.stride(0), 0 if residual is None else residual.stride(0),
             out.stride(0), outputs // halves, depth, GATES[gate.kind], weight.group or depth,
             1 if weight.scales is None else weight.scales.shape[1], weight.row_block, gate.alpha, gate.limit,
         )  # fmt: skip
@@ -219,7 +222,7 @@ class FewRowExperts:
         layer, room = self.experts.layer, self.room
         routing = layer.routing
         return _Routing(
-            room.logits.data_ptr(), _address(self.experts.router_bias), _address(self.experts.bias),
+            room.logits.data_ptr(), address(self.experts.router_bias), address(self.experts.bias),
             room.ids.data_ptr(), room.weights.data_ptr(), room.logits.stride(0), num_rows, routing.num_experts,
             routing.num_chosen, layer.first_expert, layer.num_own, routing.scoring == "sigmoid", routing.renormalises,
             routing.num_groups, routing.top_groups, routing.group_score == "sum_of_two", routing.scale,
@@ -228,10 +231,6 @@ class FewRowExperts:
 
 def _stream() -> int:
     return int(torch.cuda.current_stream().cuda_stream)
-
-
-def _address(tensor: torch.Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
 
 
 @lru_cache(maxsize=4096)

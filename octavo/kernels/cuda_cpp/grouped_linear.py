@@ -17,6 +17,7 @@ from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda_cpp.compile import compile_kernel
 from octavo.kernels.cuda_cpp.expert_format import FORMATS, GATES
 from octavo.kernels.cuda_cpp.module import Kernel, TensorMap
+from octavo.kernels.cuda_cpp.quantized_weight import address
 from octavo.kernels.mixture import Gate, GateKind
 from octavo.kernels.scaled import Code
 from octavo.kernels.triton.coded.weight_stack import WeightStack
@@ -75,6 +76,15 @@ def _kernel(variant: Variant, gpu: GPU) -> tuple[Kernel, int]:
     return kernel, num_bytes
 
 
+@cache
+def _prepare(kinds: frozenset[Variant], gpu: GPU) -> None:
+    """All at once; threads suffice, since each nvcc is a process."""
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda kind: kind.compile(gpu), kinds))
+    for kind in kinds:
+        _kernel(kind, gpu)
+
+
 @dataclass(frozen=True, slots=True)
 class WideProducts:
     """A layer's products, where an expert has enough rows to fill a tile."""
@@ -83,17 +93,14 @@ class WideProducts:
     dtype: torch.dtype
 
     def prepare(self, gate_up: WeightStack, down: WeightStack, gate: Gate) -> None:
-        """Compile and load the kernels, all at once; threads suffice, since each nvcc is a process."""
-        kinds = {
+        """Compile and load the kernels, unless another layer's are the same."""
+        kinds = frozenset(
             Variant.of(self.dtype, weight, own, is_fp8=is_fp8)
             for weight, own in ((gate_up, gate), (down, None))
             for is_fp8 in ((False, True) if weight.code == "F8_E4M3" and weight.scales_outputs else (False,))
             if self.dtype == torch.bfloat16 or is_fp8 or weight.code is None
-        }
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda kind: kind.compile(self.gpu), kinds))
-        for kind in kinds:
-            _kernel(kind, self.gpu)
+        )
+        _prepare(kinds, self.gpu)
 
     def takes(self, weight: WeightStack, num_pairs: int, row_scales: torch.Tensor | None) -> bool:
         """Whether to call `run` for a product that `grouped_linear` can also do."""
@@ -110,8 +117,8 @@ class WideProducts:
         is_fp8, num_rows = row_scales is not None, num_experts * outputs
         kernel, shared_bytes = _kernel(Variant.of(self.dtype, weight, gate, is_fp8=is_fp8), self.gpu)
         launch = _Launch(
-            room.counts.data_ptr(), room.order.data_ptr(), x.data_ptr(), _address(row_scales), _address(weight.scales),
-            weight.data.data_ptr(), _address(weight.zeros), _address(bias), out.data_ptr(), x.stride(0), out.stride(0),
+            room.counts.data_ptr(), room.order.data_ptr(), x.data_ptr(), address(row_scales), address(weight.scales),
+            weight.data.data_ptr(), address(weight.zeros), address(bias), out.data_ptr(), x.stride(0), out.stride(0),
             room.max_rows, num_experts, rows_of, outputs if gate is None else outputs // 2, depth,
             weight.group or depth, weight.row_block, num_rows,
             0.0 if gate is None else gate.alpha, 0.0 if gate is None else gate.limit,
@@ -125,10 +132,6 @@ class WideProducts:
         )  # fmt: skip
 
 
-def _address(tensor: torch.Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
 @lru_cache(maxsize=4096)
-def _map_of(address: int, num_rows: int, row_bytes: int) -> TensorMap:
-    return TensorMap.of_dealt(address, num_rows, row_bytes)
+def _map_of(start: int, num_rows: int, row_bytes: int) -> TensorMap:
+    return TensorMap.of_dealt(start, num_rows, row_bytes)
