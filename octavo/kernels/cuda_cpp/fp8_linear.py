@@ -11,7 +11,7 @@ import torch
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda_cpp.compile import compile_kernel
 from octavo.kernels.cuda_cpp.module import Kernel, TensorMap
-from octavo.kernels.cuda_cpp.quantized_format import ACTIVATIONS, most_shared, part_depth
+from octavo.kernels.cuda_cpp.quantized_format import ACTIVATIONS, most_shared, num_blocks, part_depth
 from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight, address
 from octavo.kernels.ops import Activation
 
@@ -118,7 +118,7 @@ def fp8_linear(
         num_rows, columns, depth, weight.scales.shape[-1], ACTIVATIONS[gate], num_parts, part_depth(depth, num_parts),
         eps,
     )  # fmt: skip
-    blocks = min(columns // _TILE, max(1, gpu.num_multiprocessors // num_parts)) * num_parts
+    blocks = num_blocks(columns, num_parts, gpu)
     tensor_map = _map_of(weight.data.data_ptr(), 2 if is_gated else 1, columns, depth)
     _kernel(variant, gpu).launch(
         blocks, tiling.warpgroups * 128 + 32, (launch, tensor_map), shared_bytes=tiling.shared_bytes,

@@ -11,7 +11,7 @@ import torch
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda_cpp.compile import compile_kernel
 from octavo.kernels.cuda_cpp.module import Kernel
-from octavo.kernels.cuda_cpp.quantized_format import ACTIVATIONS, MAX_ROWS, most_shared, part_depth
+from octavo.kernels.cuda_cpp.quantized_format import ACTIVATIONS, MAX_ROWS, most_shared, num_blocks, part_depth
 from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight, address
 from octavo.kernels.ops import Activation
 
@@ -141,7 +141,7 @@ def int4_linear(
         num_rows, columns, depth, max(0, weight.group.bit_length() - 1), ACTIVATIONS[gate], num_parts,
         part_depth(depth, num_parts), tiling.units_together, eps,
     )  # fmt: skip
-    blocks = min(columns // _TILE, max(1, gpu.num_multiprocessors // num_parts)) * num_parts
+    blocks = num_blocks(columns, num_parts, gpu)
     _kernel(variant, gpu).launch(
         blocks, _WARPS * 32, (launch,), shared_bytes=tiling.shared_bytes,
         stream=torch.cuda.current_stream().cuda_stream, chained=gpu.chains,

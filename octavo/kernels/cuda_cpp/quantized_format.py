@@ -87,6 +87,12 @@ def part_depth(depth: int, num_parts: int) -> int:
     return depth if num_parts == 1 else -(-depth // (num_parts * _LARGEST_STAGE)) * _LARGEST_STAGE
 
 
+def num_blocks(columns: int, num_parts: int, gpu: GPU) -> int:
+    """Thread blocks of a persistent grid: one a multiprocessor, but no more than there are tiles of 16 outputs, in
+    each of so many parts of the inputs."""
+    return min(columns // 16, max(1, gpu.num_multiprocessors // num_parts)) * num_parts
+
+
 def fits(kind: Scales, num_rows: int, depth: int, gpu: GPU, *, is_gated: bool = False) -> bool:
     """Whether the kernel for int8 and fp8 takes so many rows of so many inputs at once."""
     return num_rows <= MAX_ROWS and _shared_bytes(_STAGE_BYTES, kind, num_rows, depth, is_gated) <= most_shared(gpu)

@@ -22,6 +22,7 @@ from octavo.kernels.cuda_cpp.quantized_format import (
     Layout,
     Scales,
     most_shared,
+    num_blocks,
     part_depth,
     row_tiles,
     stage_for,
@@ -114,7 +115,7 @@ def quantized_linear(
         num_rows, columns, depth, max(0, weight.group.bit_length() - 1), weight.scales.shape[-1], ACTIVATIONS[gate],
         num_parts, own_depth, eps,
     )  # fmt: skip
-    blocks = min(columns // 16, max(1, gpu.num_multiprocessors // num_parts)) * num_parts
+    blocks = num_blocks(columns, num_parts, gpu)
     tensor_map = _map_of(weight.data.data_ptr(), 2 if gate else 1, columns, depth)
     shared_bytes += num_rows * (own_depth + ROW_GAP) * 2
     stream = torch.cuda.current_stream().cuda_stream
