@@ -21,7 +21,7 @@ from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda_cpp.compile import compile_kernel
 from octavo.kernels.cuda_cpp.expert_format import BITS, COMPUTERS, FORMATS, GATES, TILE_ROWS, Ring, tile_rows
 from octavo.kernels.cuda_cpp.module import Kernel, TensorMap
-from octavo.kernels.cuda_cpp.quantized_weight import address
+from octavo.kernels.cuda_cpp.quantized_weight import address, element
 from octavo.kernels.scaled import Code
 from octavo.kernels.triton.experts.mixture import Experts
 from octavo.kernels.triton.experts.room import Room
@@ -67,7 +67,7 @@ class RouterVariant:
 
     def compile(self, gpu: GPU) -> bytes:
         macros: dict[str, str | int] = {
-            "ELEMENT": _element(self.dtype),
+            "ELEMENT": element(self.dtype),
             "BITS": BITS[self.code],
             "IS_RAISED": int(self.code in ("E2M1", "F8_E4M3") and self.dtype == torch.bfloat16),
             "SPANS": self.spans,
@@ -104,7 +104,7 @@ class Variant:
 
     def compile(self, gpu: GPU) -> bytes:
         macros: dict[str, str | int] = {
-            "ELEMENT": _element(self.dtype),
+            "ELEMENT": element(self.dtype),
             "FORMAT": FORMATS[self.code],
             "GROUP": self.group,
             "HAS_ZEROS": int(self.has_zeros),
@@ -119,10 +119,6 @@ class Variant:
             "IS_CHAINED": int(gpu.chains),
         }
         return compile_kernel("experts", macros, gpu.capability)
-
-
-def _element(dtype: torch.dtype) -> str:
-    return "Fp16" if dtype == torch.float16 else "Bf16"
 
 
 @cache

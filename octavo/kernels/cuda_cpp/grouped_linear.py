@@ -17,7 +17,7 @@ from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda_cpp.compile import compile_kernel
 from octavo.kernels.cuda_cpp.expert_format import FORMATS, GATES
 from octavo.kernels.cuda_cpp.module import Kernel, TensorMap
-from octavo.kernels.cuda_cpp.quantized_weight import address
+from octavo.kernels.cuda_cpp.quantized_weight import address, element
 from octavo.kernels.mixture import Gate, GateKind
 from octavo.kernels.scaled import Code
 from octavo.kernels.triton.coded.weight_stack import WeightStack
@@ -55,10 +55,10 @@ class Variant:
         return cls(dtype, None if is_fp8 else weight.code, is_fp8, None if gate is None else gate.kind)
 
     def compile(self, gpu: GPU) -> bytes:
-        element = "Fp16" if self.dtype == torch.float16 else "Bf16"
+        name = element(self.dtype)
         macros: dict[str, str | int] = {
-            "ELEMENT": element,
-            "FACTOR": "Fp8" if self.is_fp8 else element,
+            "ELEMENT": name,
+            "FACTOR": "Fp8" if self.is_fp8 else name,
             "FORMAT": FORMATS[self.code],
             "GATE": -1 if self.gate is None else GATES[self.gate],
             "IS_CHAINED": int(gpu.chains),

@@ -12,7 +12,7 @@ from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda_cpp.compile import compile_kernel
 from octavo.kernels.cuda_cpp.module import Kernel
 from octavo.kernels.cuda_cpp.quantized_format import ACTIVATIONS, MAX_ROWS, most_shared, num_blocks, part_depth
-from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight, address
+from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight, address, element
 from octavo.kernels.ops import Activation
 
 _WARPS, _TILE, _MOST_ENTRIES = 8, 16, 16
@@ -89,7 +89,7 @@ class Variant:
 
     def compile(self, gpu: GPU) -> bytes:
         macros: dict[str, str | int] = {
-            "ELEMENT": "Fp16" if self.dtype == torch.float16 else "Bf16",
+            "ELEMENT": element(self.dtype),
             "HAS_GROUPS": int(self.has_groups),
             "HAS_ZEROS": int(self.has_zeros),
             "IS_GATED": int(self.is_gated),

@@ -27,7 +27,7 @@ from octavo.kernels.cuda_cpp.quantized_format import (
     row_tiles,
     stage_for,
 )
-from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight, address
+from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight, address, element
 from octavo.kernels.ops import Activation
 
 _LAYOUTS = {"int8": "kInt8", "fp8": "kFp8"}
@@ -56,8 +56,8 @@ class Variant:
     stage_bytes: int
 
     def compile(self, gpu: GPU) -> bytes:
-        macros = {
-            "ELEMENT": "Fp16" if self.dtype == torch.float16 else "Bf16",
+        macros: dict[str, str | int] = {
+            "ELEMENT": element(self.dtype),
             "FORMAT": _LAYOUTS[self.layout],
             "SCALES": _SCALES[self.kind],
             "IS_GATED": int(self.is_gated),

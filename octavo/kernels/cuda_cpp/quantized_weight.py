@@ -88,3 +88,8 @@ def pack_by_groups(x: torch.Tensor) -> torch.Tensor:
 
 def address(tensor: torch.Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
+
+
+def element(dtype: torch.dtype) -> str:
+    """The name of a 16-bit type in csrc/cuda/ptx.cuh."""
+    return "Fp16" if dtype == torch.float16 else "Bf16"
