@@ -1,6 +1,6 @@
 """The cost of the event log: microseconds of the engine's thread per decode step, without it, in memory, and in a file.
 
-python benchmarks/recorder.py            256 sequences that decode; the model's work takes no time
+python -m benchmarks.recorder      256 sequences that decode; the model's work takes no time
 
 A snapshot of the engine, with which the ring begins each of its halves, is far rarer than a step and in no median. It
 is timed alone, and told as a share of the steps between two.
@@ -24,8 +24,8 @@ from octavo.observe.event_log import EventLog
 from octavo.observe.events import EngineStarted
 from octavo.observe.recorder import FlightRecorder
 from octavo.scheduler.scheduler import Scheduler
-from octavo.testing.simulate import make_request
 from octavo.worker.runner import DoneStep
+from tests.simulate import make_request
 
 BLOCK_SIZE, CONTEXT = 16, 8192
 

@@ -1,6 +1,6 @@
 """The host's time for a decode step: schedule() and update(), without a model.
 
-    python benchmarks/scheduler.py [--num-seqs 256 1024] [--steps 400] [--no-events]
+    python -m benchmarks.scheduler [--num-seqs 256 1024] [--steps 400] [--no-events]
 
 Every sequence decodes one token per step and allocates blocks as usual; nothing else happens.
 The engine's target is under 1 ms for both together at 256 running sequences.
@@ -18,7 +18,7 @@ from octavo.config import SchedulerConfig
 from octavo.messages import StepPlan, StepResult
 from octavo.observe.event_log import EventLog
 from octavo.scheduler.scheduler import Scheduler
-from octavo.testing.simulate import make_request
+from tests.simulate import make_request
 
 PROMPT_LEN = 100
 BLOCK_SIZE = 16

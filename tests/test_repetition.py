@@ -6,8 +6,8 @@ import pytest
 
 from octavo import RepetitionDetectionParams, SamplingParams
 from octavo.repetition import RepeatCounts
-from octavo.testing import fake_executor
-from octavo.testing.simulate import Simulator, make_request
+from tests import fake_executor
+from tests.simulate import Simulator, make_request
 
 
 def repeats(output, largest, smallest, count):

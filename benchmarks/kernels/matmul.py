@@ -1,6 +1,6 @@
 """Products with packed matrices: those of one model step, for each dtype, number of tokens and instruction set.
 
-    python benchmarks/kernels/matmul.py [--isa native avx2] [--dtype Q4_1 F32] [--tokens 1 8 16 64 512] [--threads 2]
+    python -m benchmarks.kernels.matmul [--isa native avx2] [--dtype Q4_1 F32] [--tokens 1 8 16 64 512] [--threads 2]
 
 The shapes are SmolLM2-135M's: 30 layers, hidden 576, feed-forward 1536, 3 key and value heads of 9, vocabulary 49152,
 whose quantised files keep the embedding in Q8_0. Each layer has its own weights, so that a step reads them from
@@ -20,7 +20,7 @@ import numpy as np
 
 from octavo.kernels.build import build
 from octavo.kernels.tensor import BLOCK_FORMATS, DENSE_DTYPES, DTYPES, FILE_DTYPES, DType, HostTensor, num_bytes
-from octavo.testing.packed_matrix import KernelThreads, PackedMatrix
+from tests.kernels.packed_matrix import KernelThreads, PackedMatrix
 
 NUM_LAYERS = 30
 LINEARS = {"qkv": (960, 576), "o": (576, 576), "gate_up": (3072, 576), "down": (576, 1536)}

@@ -12,7 +12,7 @@ from octavo.cache.invariants import check
 from octavo.cache.kv_cache import KVCache
 from octavo.observe.event_log import EventLog
 from octavo.request import Sequence, SequenceId
-from octavo.testing.simulate import make_request
+from tests.simulate import make_request
 
 PROMPT = list(range(100, 180))
 

@@ -9,7 +9,7 @@ from octavo.messages import BlockWrite
 from octavo.observe.event_log import EventLog
 from octavo.observe.events import BlockCopied, BlockEvicted, BlocksFreed, PrefixHit
 from octavo.request import Sequence
-from octavo.testing.simulate import make_request
+from tests.simulate import make_request
 
 BLOCK_SIZE = 16
 

@@ -8,7 +8,7 @@ import pytest
 from octavo.cache import memory_now as module
 from octavo.cache.memory_now import MemoryNow, memory_now
 from octavo.config import SchedulerConfig
-from octavo.testing.simulate import Simulator, make_request
+from tests.simulate import Simulator, make_request
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from octavo.cache.sharing import Sharing, sharing_of
-from octavo.testing.simulate import Simulator, make_request
+from tests.simulate import Simulator, make_request
 
 
 def now(simulator: Simulator) -> Sharing:

@@ -14,8 +14,8 @@ from octavo.observe.events import StepDone
 from octavo.request import Request
 from octavo.sampling_params import SamplingParams
 from octavo.scheduler.scheduler import Scheduler
-from octavo.testing.fake_executor import FakeExecutor
-from octavo.testing.fake_tokens import generate_alone
+from tests.fake_executor import FakeExecutor
+from tests.fake_tokens import generate_alone
 
 NUM_BLOCKS, BLOCK_SIZE = 40, 8
 POISON = 666

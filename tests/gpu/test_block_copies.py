@@ -8,8 +8,8 @@ import torch
 
 from octavo.cache.kv_cache import KVCache
 from octavo.request import Sequence
-from octavo.testing.simulate import make_request
 from tests.gpu.device import DEVICE, ON_GPU, needs_gpu
+from tests.simulate import make_request
 
 from octavo.cache.blocks import make_groups  # isort: skip
 from octavo.kernels.cuda.step import Staging  # isort: skip

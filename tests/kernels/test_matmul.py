@@ -27,7 +27,7 @@ from octavo.kernels.build import build
 from octavo.kernels.build.toolchain import find_toolchain
 from octavo.kernels.reference.dequantize import dequantize
 from octavo.kernels.tensor import BLOCK_FORMATS, DENSE_DTYPES, DTYPES, DType, HostTensor
-from octavo.testing.packed_matrix import KernelThreads, PackedMatrix, dequantize_row
+from tests.kernels.packed_matrix import KernelThreads, PackedMatrix, dequantize_row
 
 CSRC = Path(__file__).parents[2] / "csrc"
 QUANTIZED_DTYPES = [dtype for dtype in DTYPES if dtype not in DENSE_DTYPES]

@@ -15,8 +15,8 @@ from octavo.observe.explain import MAX_STORIES, is_asked, requests_in, stories
 from octavo.observe.flight_log import LogHeader, LogWriter
 from octavo.observe.snapshot import Snapshot
 from octavo.observe.story import Story, span
-from octavo.testing.simulate import Arrival, Simulator, make_request
 from tests.observe.test_flight_log import event_of, kinds
+from tests.simulate import Arrival, Simulator, make_request
 
 PROMPT = list(range(64))
 

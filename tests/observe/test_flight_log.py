@@ -30,7 +30,7 @@ from octavo.observe.events import (
     StepDone,
 )
 from octavo.observe.flight_log import FORMAT, LogHeader, LogWriter, read_log, read_open_log
-from octavo.testing.simulate import Arrival, Simulator, make_request
+from tests.simulate import Arrival, Simulator, make_request
 
 STARTED = EngineStarted(time=1.0, num_blocks=40, block_size=16, block_bytes=64, num_groups=1, max_model_len=1024)
 HEADER = LogHeader(version="9.8", written_at=1e9, clock=1.0, started=STARTED, config={"cache": {"block_size": 16}})

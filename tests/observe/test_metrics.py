@@ -37,7 +37,7 @@ from octavo.observe.events import (
 from octavo.observe.exposition import joined
 from octavo.observe.metrics import EngineMetrics
 from octavo.scheduler.step import NO_TOKEN
-from octavo.testing.simulate import Simulator, make_request
+from tests.simulate import Simulator, make_request
 
 STARTED = EngineStarted(time=0.0, num_blocks=100, block_size=4, block_bytes=2**20, num_groups=1, max_model_len=40)
 

@@ -27,7 +27,7 @@ from octavo.processes.transport import (
     fingerprint_of,
 )
 from octavo.request import RequestLimits
-from octavo.testing.simulate import make_request
+from tests.simulate import make_request
 
 LIMITS = RequestLimits(max_model_len=64, max_num_seqs=4, max_logprobs=5, vocab_size=99, eos_token_ids=())
 WELCOME = Welcome(LIMITS, 1000, {}, [])

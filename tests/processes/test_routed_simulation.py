@@ -14,7 +14,7 @@ from octavo.processes.router import Router, Ticket, prompt_pieces
 from octavo.request import Request
 from octavo.simulator.engine import FIRST_PROMPT_TOKEN, SimulatedEngine, SimulatedSizes
 from octavo.simulator.step_cost import described_cost
-from octavo.testing.simulate import make_request
+from tests.simulate import make_request
 
 NUM_ENGINES, NUM_TALKS, NUM_TURNS = 4, 24, 4
 SIZES = SimulatedSizes(

@@ -16,7 +16,7 @@ from octavo.processes.load_report import INTERVAL_S, LoadReport
 from octavo.processes.router import DECODE_COST, FIRST_OUTPUT_LEN, Router, Ticket, prompt_pieces
 from octavo.processes.transport import AddRequest, Load, decode_down, encode, pack_request
 from octavo.request import Request
-from octavo.testing.simulate import make_request
+from tests.simulate import make_request
 
 CACHE = 100_000
 

@@ -1,7 +1,7 @@
 """The scheduler's tests share these: simulators that check invariants, prompts, and filters of events."""
 
 from octavo.config import SchedulerConfig
-from octavo.testing.simulate import Simulator
+from tests.simulate import Simulator
 
 
 def simulator_of(**options):

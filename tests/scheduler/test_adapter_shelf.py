@@ -6,7 +6,7 @@ from octavo.config import SchedulerConfig
 from octavo.lora_request import LoadedAdapter, LoRARequest
 from octavo.observe.events import Waits
 from octavo.scheduler.adapter_shelf import AdapterShelf
-from octavo.testing.simulate import Simulator, make_request
+from tests.simulate import Simulator, make_request
 
 FIRST, SECOND, THIRD = ((place,) for place in range(3))
 

@@ -15,8 +15,8 @@ from octavo.observe.events import Finished, Forked, Preempted, Unforked
 from octavo.observe.lives import RequestLives
 from octavo.request import Request, Sequence
 from octavo.scheduler.step import NO_TOKEN_ENDING
-from octavo.testing.fake_tokens import EMPTY_PREFIX, best_tokens, extend_prefix, generate_alone
-from octavo.testing.simulate import Arrival, Simulator, make_request
+from tests.fake_tokens import EMPTY_PREFIX, best_tokens, extend_prefix, generate_alone
+from tests.simulate import Arrival, Simulator, make_request
 
 WIDTH, MAX_TOKENS = 3, 12
 STOPS = [3, 4, 11, 20]

@@ -9,7 +9,7 @@ import pytest
 from octavo.config import SchedulerConfig
 from octavo.observe.events import Preempted
 from octavo.request import Request
-from octavo.testing.simulate import Simulator, make_request
+from tests.simulate import Simulator, make_request
 
 
 def requests(seed: int) -> list[Request]:

@@ -5,9 +5,9 @@ import random
 import pytest
 
 from octavo.observe.events import Arrived, FirstToken, Preempted, Started, Waits
-from octavo.testing.fake_tokens import generate_alone
-from octavo.testing.simulate import Arrival, make_request
+from tests.fake_tokens import generate_alone
 from tests.scheduler.simulators import prompt_of, seen, simulator_of
+from tests.simulate import Arrival, make_request
 
 
 def engine(**options):

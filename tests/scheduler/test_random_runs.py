@@ -21,8 +21,8 @@ from octavo.config import SchedulerConfig
 from octavo.errors import InvalidRequestError
 from octavo.observe.events import Preempted, Scheduled, Started
 from octavo.request import Request, Sequence, SequenceState
-from octavo.testing.fake_tokens import VOCAB_SIZE, extend_prefix, generate_alone, prefix_of_adapter
-from octavo.testing.simulate import Simulator, make_request
+from tests.fake_tokens import VOCAB_SIZE, extend_prefix, generate_alone, prefix_of_adapter
+from tests.simulate import Simulator, make_request
 
 MAX_MODEL_LEN = 300
 COMMON_PREFIX = [(i * 37) % VOCAB_SIZE for i in range(80)]

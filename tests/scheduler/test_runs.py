@@ -5,9 +5,9 @@ import pytest
 from octavo.messages import StepResult
 from octavo.observe.events import Finished, Sampled
 from octavo.scheduler.step import num_right, runs_of
-from octavo.testing.fake_tokens import VOCAB_SIZE, generate_alone
-from octavo.testing.simulate import make_request
+from tests.fake_tokens import VOCAB_SIZE, generate_alone
 from tests.scheduler.simulators import prompt_of, seen, simulator_of
+from tests.simulate import make_request
 
 
 def alone(request, index=0):

@@ -6,7 +6,7 @@ import pytest
 
 from octavo.messages import StepPlan
 from octavo.observe.events import Finished, FirstToken, Scheduled
-from octavo.testing.simulate import Simulator, make_request
+from tests.simulate import Simulator, make_request
 from tests.viz.runs import RandomRun
 
 

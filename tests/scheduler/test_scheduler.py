@@ -5,10 +5,10 @@ import pytest
 from octavo.messages import ForkRow, StepResult
 from octavo.observe.events import Event, FirstToken, Forked, Preempted, PrefixHit, Scheduled, Started
 from octavo.request import SequenceState
-from octavo.testing.fake_tokens import generate_alone
-from octavo.testing.simulate import Arrival, make_request
+from tests.fake_tokens import generate_alone
 from tests.scheduler import simulators
 from tests.scheduler.simulators import prompt_of, seen
+from tests.simulate import Arrival, make_request
 
 
 def simulator_of(**options):

@@ -5,8 +5,8 @@ import pytest
 from octavo.config import SchedulerConfig
 from octavo.errors import ConfigError, InvalidRequestError
 from octavo.observe.events import Preempted, Started, Waits
-from octavo.testing.simulate import Arrival, Simulator, make_request
 from tests.scheduler.simulators import prompt_of, seen, simulator_of
+from tests.simulate import Arrival, Simulator, make_request
 
 
 def start_steps(simulator):

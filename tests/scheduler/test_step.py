@@ -3,7 +3,7 @@
 import pytest
 
 from octavo.scheduler.step import find_ending
-from octavo.testing.simulate import Simulator, make_request
+from tests.simulate import Simulator, make_request
 
 END, STOP = 2, 50
 

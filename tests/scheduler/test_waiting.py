@@ -3,8 +3,8 @@
 import pytest
 
 from octavo.observe.events import Started, Waits
-from octavo.testing.simulate import make_request
 from tests.scheduler.simulators import prompt_of, simulator_of
+from tests.simulate import make_request
 
 
 def start_order(simulator):

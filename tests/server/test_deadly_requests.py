@@ -21,10 +21,10 @@ from octavo.processes.probation import (
 from octavo.processes.step_record import StepRecord, who_was_computed
 from octavo.processes.transport import AddRequest, pack_request
 from octavo.request import Request, Sequence, SequenceId
-from octavo.testing.simulate import make_request
 from tests.conftest import EXECUTOR
 from tests.server.faults.sitecustomize import DEADLY
 from tests.server.live import FAULTS, LiveServer, Stream, live, read_answer, until
+from tests.simulate import make_request
 
 LONG = {"prompt": "Once", "params": {"temperature": 0, "max_tokens": 1500, "ignore_eos": True}}
 SHORT = {"prompt": "The capital of France is", "params": {"temperature": 0, "max_tokens": 4}}

@@ -39,10 +39,10 @@ from octavo.observe.flight_log import LogHeader, LogWriter, read_log, read_open_
 from octavo.observe.snapshot import Snapshot
 from octavo.scheduler.scheduler import Scheduler
 from octavo.simulator.replay import Replayed, replay
-from octavo.testing.fake_executor import FakeExecutor
-from octavo.testing.fake_tokens import VOCAB_SIZE
-from octavo.testing.simulate import make_request
+from tests.fake_executor import FakeExecutor
+from tests.fake_tokens import VOCAB_SIZE
 from tests.observe.test_flight_log import event_of, kinds, made
+from tests.simulate import make_request
 
 OPTIONS = {"scheduling_policy": "priority", "schedule_conservativeness": 0.3, "max_bypasses": 3}
 

@@ -5,8 +5,8 @@ import pytest
 from octavo.cache.blocks import make_groups
 from octavo.messages import BlockWrite, ForkRow, NewRow, StepPlan
 from octavo.sampling_params import SamplingParams
-from octavo.testing.fake_executor import FakeExecutor
-from octavo.testing.fake_tokens import generate_alone
+from tests.fake_executor import FakeExecutor
+from tests.fake_tokens import generate_alone
 
 PROMPT = [1, 2, 3, 4, 5, 6]
 

@@ -12,8 +12,8 @@ from octavo.errors import InvalidRequestError
 from octavo.observe import events
 from octavo.observe.events import EngineStarted, Event
 from octavo.request import SequenceState
-from octavo.testing.fake_tokens import VOCAB_SIZE
-from octavo.testing.simulate import Simulator, make_request
+from tests.fake_tokens import VOCAB_SIZE
+from tests.simulate import Simulator, make_request
 
 WINDOWS: list[tuple[int | None, ...]] = [(None,), (8,), (40, None), (5, 5, 33, 33, None, None)]
 COMMON_PREFIX = [(i * 37) % VOCAB_SIZE for i in range(80)]

@@ -17,8 +17,8 @@ from itertools import accumulate
 from octavo.cache.blocks import NULL_BLOCK, CacheGroup
 from octavo.messages import BlockWrite, Candidates, ForkRow, LogprobRow, NewRow, StepPlan, StepResult
 from octavo.scheduler.step import num_right
-from octavo.testing.fake_tokens import best_tokens, extend_prefix, next_token, prefix_of_adapter
 from octavo.worker.runner import DoneStep
+from tests.fake_tokens import best_tokens, extend_prefix, next_token, prefix_of_adapter
 
 
 @dataclass(slots=True, eq=False)

@@ -29,7 +29,7 @@ from octavo.sampling_params import SamplingParams
 from octavo.scheduler.awaited_adapters import AwaitedAdapters
 from octavo.scheduler.scheduler import Scheduler
 from octavo.scheduler.step import SequenceUpdate
-from octavo.testing.fake_executor import FakeExecutor
+from tests.fake_executor import FakeExecutor
 
 DEFAULT_BUDGET = 512
 DEFAULT_NUM_SEQS = 256
