@@ -286,10 +286,6 @@ __device__ void compute(const Launch& launch, Shared& shared, const Piece& piece
   }
 }
 
-struct alignas(64) TensorMap {
-  unsigned char bytes[128];
-};
-
 }  // namespace
 
 extern "C" __device__ int octavo_shared_bytes = sizeof(Shared);
@@ -313,7 +309,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS_PER_MULTIPROCESSOR
   __syncthreads();
   if (warp == kComputers) {
     if (IS_CHAINED && !IS_FUSED) wait_for_previous();  // which writes the newest keys
-    load(launch, map.bytes, shared);
+    load(launch, &map, shared);
   } else {
     if (IS_FUSED && HAS_NORM && threadIdx.x < 2 * kDim / 32) {
       prefetch((threadIdx.x % 2 ? launch.k_norm : launch.q_norm) + threadIdx.x / 2 * 32);

@@ -75,10 +75,6 @@ struct Launch {
   float alpha, limit;
 };
 
-struct alignas(64) TensorMap {
-  char content[128];
-};
-
 struct Shared {
   uint8_t ring[ENTRIES][kStageBytes];
   float sums[2][kComputers][IS_DOWN ? kMostRows : kRows][kHalves * 8];

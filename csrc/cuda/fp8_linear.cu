@@ -25,7 +25,6 @@
 // Where the rows do not fit into shared memory, blocks share the inputs of a unit, too, and leave float32 sums that the
 // next kernel, a norm, adds up.
 
-#include "activate.cuh"
 #include "fp8_rows.cuh"
 
 namespace octavo {
@@ -47,7 +46,7 @@ struct Product {
       for (int i = 0; i < kTiles * kRows * 2; ++i) (&sums[0][0][0])[i] = 0;
       const bool finishes = warp == turn % kWarps;
       Ends first;
-      if (finishes && lane < 16 * launch.num_rows) first = ends_of(unit, lane);
+      if (finishes && lane < kUnit * launch.num_rows) first = ends_at(unit, lane);
       for (int piece = 0; piece < share.num_pieces; ++piece, ++count) {
         if (count % kGroups == warp / 4) multiply(count, piece);
       }
@@ -59,9 +58,9 @@ struct Product {
   }
 
   __device__ __forceinline__ void multiply(int count, int piece) {
-    const int entry = count % ENTRIES, span = warp % 4;
+    const int entry = shared.barriers.entry(count), span = warp % 4;
     float parts[kTiles * kRows][4], blocks[kTiles];
-    barrier_wait(shared_address(&shared.full[entry]), count / ENTRIES & 1);
+    shared.barriers.wait_until_full(count);
     const uint64_t b = matrix(shared_address(x + piece * kRows * kRowBytes));
     products_begin();
 #pragma unroll
@@ -76,7 +75,7 @@ struct Product {
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) blocks[tile] = HAS_BLOCKS ? shared.block_scales[entry][tile][span] : 1;
     __syncwarp();
-    if (lane == 0) barrier_arrive(shared_address(&shared.free[entry]));
+    if (lane == 0) shared.barriers.release(count);
 #pragma unroll
     for (int row = 0; row < kRows; ++row) {
       const float scale = span_scales[(piece * kRows + row) * 4 + span];
@@ -105,15 +104,9 @@ struct Product {
     }
   }
 
-  // What makes an output of its sum; loaded before the sum is there
-  struct Ends {
-    float scales[kTiles], biases[kTiles], residual;
-  };
-
   // i: 16 outputs of the first row, and so on
-  __device__ Ends ends_of(int unit, int i) const {
-    const int row = i / 16, output = unit * 16 + i % 16;
-    Ends ends = {};
+  __device__ Ends ends_at(int unit, int i) const {
+    const int row = i / kUnit;
     float factor = 1;
     if (launch.norm != nullptr) {
       float square = 0;
@@ -121,46 +114,23 @@ struct Product {
       for (int j = 0; j < kRowWarps; ++j) square += shared.squares[row * kRowWarps + j];
       factor = rsqrtf(square / launch.depth + launch.eps);
     }
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      const int own = output + tile * launch.columns;
-      ends.scales[tile] = HAS_BLOCKS ? factor : factor * launch.scales[own];
-      if (launch.bias != nullptr) ends.biases[tile] = to_float(launch.bias[own]);
-    }
-    if (launch.residual != nullptr) ends.residual = to_float(launch.residual[row * launch.residual_stride + output]);
-    return ends;
+    return ends_of<!HAS_BLOCKS>(launch, row, unit * kUnit + i % kUnit, factor);
   }
 
-  // By one warp: the unit's outputs of all rows
+  // By one warp: the unit's outputs of all rows. first: the thread's first one's
   __device__ void finish(int unit, const float* all, const Ends& first) const {
-    for (int i = lane; i < 16 * launch.num_rows; i += 32) {
-      const int row = i / 16, output = unit * 16 + i % 16;
-      const Ends ends = i == lane ? first : ends_of(unit, i);
-      float y = result(all, ends, row, i % 16, 0);
-      if constexpr (IS_GATED) y = activate(y, launch.activation) * result(all, ends, row, i % 16, 1);
-      if (launch.num_parts > 1) {
-        const int64_t at = blockIdx.x % launch.num_parts * launch.part_stride + row * launch.out_stride + output;
-        static_cast<float*>(launch.out)[at] = y;
-      } else {
-        const Bf16 rounded{uint16_t(pack<Bf16>(y + ends.residual, 0))};
-        static_cast<Bf16*>(launch.out)[row * launch.out_stride + output] = rounded;
-      }
+    for (int i = lane; i < kUnit * launch.num_rows; i += 32) {
+      const Ends ends = i == lane ? first : ends_at(unit, i);
+      const int row = i / kUnit, place = i % kUnit;
+      store_output<kWarps>(launch, row, unit * kUnit + place, ends, all, kRows * kOutputs, place);
     }
-  }
-
-  // The warps' sums of one output
-  __device__ __forceinline__ float result(const float* all, const Ends& ends, int row, int place, int tile) const {
-    float y = 0;
-#pragma unroll
-    for (int i = 0; i < kWarps; ++i) y += all[(i * kRows + row) * kOutputs + tile * 16 + place];
-    return y * ends.scales[tile] + ends.biases[tile];
   }
 };
 
 // Scales come into the cache
 __device__ void prefetch_scales(const Launch& launch, const Share& share) {
   for (int i = share.first_unit + threadIdx.x * share.step; i < share.num_units; i += kComputers * share.step) {
-    for (int tile = 0; tile < kTiles; ++tile) prefetch(launch.scales + i * 16 + tile * launch.columns);
+    for (int tile = 0; tile < kTiles; ++tile) prefetch(launch.scales + i * kUnit + tile * launch.columns);
   }
 }
 
@@ -168,11 +138,7 @@ __device__ void prefetch_scales(const Launch& launch, const Share& share) {
 __device__ void load(const Launch& launch, const TensorMap& map, Shared& shared, const Share& share) {
   const int lane = threadIdx.x % 32;
   if (lane == 0) prefetch_map(&map);
-  for (int i = lane; i < ENTRIES; i += 32) {
-    barrier_init(shared_address(&shared.full[i]), 1);
-    barrier_init(shared_address(&shared.free[i]), 4);
-  }
-  barrier_fence_init();
+  shared.barriers.init(lane, 32, 1, 4);
   __syncwarp();
   Loader loader{launch, map, shared, share};
   if (lane == 0) loader.begin();
@@ -189,7 +155,7 @@ extern "C" __global__ void __launch_bounds__(octavo::kThreads, ROWS < 4 ? 2 : 1)
   using namespace octavo;
   extern __shared__ __align__(1024) uint8_t memory[];
   Shared& shared = *reinterpret_cast<Shared*>(memory);
-  const Share share(launch);
+  const Share share(launch, kPiece);
   if (threadIdx.x >= kComputers) return load(launch, map, shared, share);
   if (!HAS_BLOCKS) prefetch_scales(launch, share);
   RowPart part{launch, share, shared};

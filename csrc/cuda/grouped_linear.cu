@@ -69,10 +69,6 @@ struct Launch {
   float alpha, limit;
 };
 
-struct alignas(64) TensorMap {
-  char content[128];
-};
-
 struct Shared {
   uint8_t rows[kEntries][kRowBytes], weights[kEntries][kWeightBytes];
   uint64_t full[kEntries], free[kEntries];

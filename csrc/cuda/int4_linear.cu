@@ -21,7 +21,6 @@
 // A product's depth may be in any order, so a thread takes neighbouring inputs and needs no shuffling of weights: for each
 // of two outputs 8 of 32 inputs, from 8 t on, t = lane % 4. Weights are packed for this kernel (quantized_weight.py).
 
-#include "activate.cuh"
 #include "int4_rows.cuh"
 
 namespace octavo {
@@ -147,36 +146,12 @@ struct Product {
 
   // The outputs of some units, for all rows
   __device__ void finish(int first_unit, int count, const float* all) const {
-    for (int i = threadIdx.x; i < count * launch.num_rows * 16; i += kThreads) {
-      const int place = i % 16, row = i / 16 % launch.num_rows, turn = i / 16 / launch.num_rows;
-      const int output = (first_unit + turn * share.step) * 16 + place;
-      const float* own = all + turn * unit_sums + row * kOutputs + place;
-      if (launch.num_parts > 1) {
-        const int64_t at = blockIdx.x % launch.num_parts * launch.part_stride + row * launch.out_stride + output;
-        static_cast<float*>(launch.out)[at] = scaled(own, output);
-        continue;
-      }
-      const float factor = launch.norm == nullptr ? 1 : rows.norm_factor(row);
-      float y = with_bias(scaled(own, output) * factor, output);
-      if constexpr (IS_GATED) {
-        const int other = launch.columns + output;
-        y = activate(y, launch.activation) * with_bias(scaled(own + 16, other) * factor, other);
-      }
-      if (launch.residual != nullptr) y += to_float(launch.residual[row * launch.residual_stride + output]);
-      static_cast<ELEMENT*>(launch.out)[row * launch.out_stride + output] = ELEMENT{uint16_t(pack<ELEMENT>(y, 0))};
+    for (int i = threadIdx.x; i < count * launch.num_rows * kUnit; i += kThreads) {
+      const int place = i % kUnit, row = i / kUnit % launch.num_rows, turn = i / kUnit / launch.num_rows;
+      const int output = (first_unit + turn * share.step) * kUnit + place;
+      const Ends ends = ends_of<!HAS_GROUPS>(launch, row, output, launch.norm == nullptr ? 1 : rows.norm_factor(row));
+      store_output<kWarps>(launch, row, output, ends, all + turn * unit_sums, launch.num_rows * kOutputs, place);
     }
-  }
-
-  // The warps' sums of one output
-  __device__ __forceinline__ float scaled(const float* own, int output) const {
-    float y = 0;
-#pragma unroll
-    for (int i = 0; i < kWarps; ++i) y += own[i * launch.num_rows * kOutputs];
-    return HAS_GROUPS ? y : y * launch.scales[output];
-  }
-
-  __device__ __forceinline__ float with_bias(float y, int output) const {
-    return launch.bias == nullptr ? y : y + to_float(launch.bias[output]);
   }
 };
 
@@ -187,7 +162,7 @@ __device__ void prefetch_vectors(const Launch& launch, const Share& share) {
   }
   if constexpr (!HAS_GROUPS) {
     for (int i = share.first_unit + threadIdx.x * share.step; i < share.num_units; i += kThreads * share.step) {
-      for (int tile = 0; tile < kTiles; ++tile) prefetch(launch.scales + i * 16 + tile * launch.columns);
+      for (int tile = 0; tile < kTiles; ++tile) prefetch(launch.scales + i * kUnit + tile * launch.columns);
     }
   }
 }
@@ -200,7 +175,7 @@ extern "C" __global__ void __launch_bounds__(octavo::kThreads, ROW_TILES > 2 ? 1
   using namespace octavo;
   extern __shared__ __align__(128) uint8_t memory[];
   Shared& shared = *reinterpret_cast<Shared*>(memory);
-  const Share share(launch);
+  const Share share(launch, kPiece);
   Ring ring{launch, share, &shared.rings[threadIdx.x / 32][0][0]};
   ring.fill();
   prefetch_vectors(launch, share);

@@ -1,19 +1,13 @@
 // What csrc/cuda/int4_linear.cu is compiled for and given, and how its weights come into shared memory.
 #pragma once
 
-#include "ptx.cuh"
+#include "few_rows.cuh"
 
-#ifndef ELEMENT
-#define ELEMENT Bf16
-#endif
 #ifndef HAS_GROUPS
 #define HAS_GROUPS 1
 #endif
 #ifndef HAS_ZEROS
 #define HAS_ZEROS 0
-#endif
-#ifndef IS_GATED
-#define IS_GATED 0
 #endif
 #ifndef ROW_TILES
 #define ROW_TILES 1
@@ -30,15 +24,12 @@
 #ifndef SPAN
 #define SPAN 128
 #endif
-#ifndef IS_CHAINED
-#define IS_CHAINED 0
-#endif
 
 namespace octavo {
 namespace {
 
 constexpr int kWarps = WARPS, kThreads = kWarps * 32;
-constexpr int kTiles = IS_GATED ? 2 : 1, kRows = ROW_TILES * 4, kOutputs = kTiles * 16;
+constexpr int kRows = ROW_TILES * 4;
 constexpr int kPiece = PIECE;  // inputs that a warp multiplies at a time
 constexpr int kSpan = SPAN;    // inputs of a piece with one scale for each output
 // An entry of a ring: the weights of a piece, then its scales, then its zero points
@@ -46,40 +37,10 @@ constexpr int kWeightBytes = kPiece * 8;
 constexpr int kScaleBytes = HAS_GROUPS ? kPiece / kSpan * 64 : 0, kZeroBytes = HAS_ZEROS ? kPiece / kSpan * 32 : 0;
 constexpr int kEntryBytes = kWeightBytes + kScaleBytes + kZeroBytes;
 
-struct Launch {
-  const ELEMENT* x;
-  const uint8_t* weight;      // [tile][64 inputs][lane][16]
-  const float* scales;        // [out], or [tile][group][8][2]: outputs o and o + 8 of a tile side by side
-  const ELEMENT* zeros;       // as scales of groups: zero points; or null
-  const ELEMENT* bias;        // or null
-  const ELEMENT* residual;    // or null
-  void* out;                  // ELEMENT, or with several parts float
-  const float* norm;          // or null
-  int64_t x_stride, residual_stride, out_stride, part_stride;
-  int num_rows, columns, depth, group_bits, activation, num_parts, part_depth;
-  int units_together;         // whose sums are added up at once
-  float eps;
-};
-
 struct Shared {
   uint8_t rings[kWarps][ENTRIES][kEntryBytes];
   // Sums: 2 x [units_together][warp][row][output], then what int4_rows.cuh leaves of the rows
   __align__(16) float rest[4];
-};
-
-// A block's part of the work
-struct Share {
-  int begin, length, num_pieces;   // inputs
-  int first_unit, step, num_units;
-  __device__ explicit Share(const Launch& launch) {
-    const int part = blockIdx.x % launch.num_parts;
-    begin = part * launch.part_depth;
-    length = min(launch.part_depth, launch.depth - begin);
-    num_pieces = length / kPiece;
-    first_unit = blockIdx.x / launch.num_parts;
-    step = gridDim.x / launch.num_parts;
-    num_units = launch.columns / 16;
-  }
 };
 
 // A warp's pieces of all units on their way through its ring. Of a unit it has piece `warp` and each kWarps-th from there

@@ -125,7 +125,12 @@ __device__ __forceinline__ uint4 load_of_all(const uint4* from) {
 
 // Copies from global to shared memory
 
-// The description of a tensor, before the first copy needs it
+// The description of a tensor, which a launch brings. Only the driver and the copy engine understand it
+struct alignas(64) TensorMap {
+  char content[128];
+};
+
+// The description, before the first copy needs it
 __device__ __forceinline__ void prefetch_map(const void* map) {
 #if __CUDA_ARCH__ >= 900
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");

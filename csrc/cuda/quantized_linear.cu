@@ -21,17 +21,12 @@
 //
 // Weights that become fragments by masks, without a table or a conversion, are Marlin's idea (Frantar et al., 2024).
 
-#include "activate.cuh"
+#include "few_rows.cuh"
 #include "quantized_weights.cuh"
+#include "ring.cuh"
 
-#ifndef ELEMENT
-#define ELEMENT Bf16
-#endif
 #ifndef FORMAT
 #define FORMAT kFp8
-#endif
-#ifndef IS_GATED
-#define IS_GATED 0
 #endif
 #ifndef ROW_TILES
 #define ROW_TILES 1
@@ -48,9 +43,6 @@
 #ifndef SCALES
 #define SCALES kOfOutputs
 #endif
-#ifndef IS_CHAINED
-#define IS_CHAINED 0
-#endif
 
 namespace octavo {
 namespace {
@@ -59,7 +51,7 @@ namespace {
 enum Scales { kOfOutputs = 0, kOfGroups = 1, kOfBlocks = 2 };
 
 constexpr int kComputers = COMPUTERS, kThreads = kComputers * 32 + 32;  // warps
-constexpr int kTiles = IS_GATED ? 2 : 1, kRows = ROW_TILES * 8, kOutputs = kTiles * 16;
+constexpr int kRows = ROW_TILES * 8;
 constexpr int kPiece = 128;  // inputs that a warp multiplies at a time
 // A stage is 16 KiB of weights, or more, then scales. Its pieces go to as many computers; these take
 // turns
@@ -72,49 +64,17 @@ constexpr int kStageBytes = (kTiles * (kTileBytes + kScaleBytes) + 1023) / 1024 
 constexpr int kRowGap = 32;  // after a row of x: lanes of different rows use different banks
 constexpr int kSums = kComputers * kRows * kOutputs;
 
-struct Launch {
-  const ELEMENT* x;
-  const uint8_t* weight;
-  const float* scales;        // [out], or [tile][group][8][2], outputs o and o + 8 of a tile side by side, or
-                              // [out / 128][block_scales]
-  const ELEMENT* bias;        // or null
-  const ELEMENT* residual;    // or null
-  void* out;                  // ELEMENT, or with several parts float
-  const float* norm;          // or null
-  int64_t x_stride, residual_stride, out_stride, part_stride;
-  int num_rows, columns, depth, group_bits, block_scales, activation, num_parts, part_depth;
-  float eps;
-};
-
-struct alignas(64) TensorMap {
-  char content[128];
-};
-
 struct Shared {
   uint8_t ring[ENTRIES][kStageBytes];
   float sums[2][kSums];
   float squares[kRows * kComputers];
-  uint64_t full[ENTRIES], free[ENTRIES];
+  RingBarriers<ENTRIES> barriers;
   __align__(16) ELEMENT x[8];  // [rows][part_depth + kRowGap]
-};
-
-// A block's part of the work
-struct Share {
-  int begin, length;               // inputs
-  int first_unit, step, num_units;
-  __device__ explicit Share(const Launch& launch) {
-    const int part = blockIdx.x % launch.num_parts;
-    begin = part * launch.part_depth;
-    length = min(launch.part_depth, launch.depth - begin);
-    first_unit = blockIdx.x / launch.num_parts;
-    step = gridDim.x / launch.num_parts;
-    num_units = launch.columns / 16;
-  }
 };
 
 // With a gate, tile 1 has the outputs that tile 0's activation multiplies
 __device__ __forceinline__ int first_output(const Launch& launch, int unit, int tile) {
-  return unit * 16 + tile * launch.columns;
+  return unit * kUnit + tile * launch.columns;
 }
 
 struct Loader {
@@ -127,27 +87,28 @@ struct Loader {
     int count = 0;
     for (int unit = share.first_unit; unit < share.num_units; unit += share.step) {
       for (int at = 0; at < share.length; at += kStage, ++count) {
-        const int entry = count % ENTRIES;
-        barrier_wait(shared_address(&shared.free[entry]), (count / ENTRIES & 1) ^ 1);
-        fill(entry, unit, share.begin + at, min(kStage, share.length - at));
+        shared.barriers.wait_until_free(count);
+        fill(count, unit, share.begin + at, min(kStage, share.length - at));
       }
     }
   }
 
-  __device__ void fill(int entry, int unit, int begin, int count) {
-    const uint32_t full = shared_address(&shared.full[entry]), stage = shared_address(shared.ring[entry]);
-    const int num_groups = SCALES == kOfGroups ? (count + (1 << launch.group_bits) - 1) >> launch.group_bits : 0;
-    const int num_blocks = SCALES == kOfBlocks ? (count + 511) / 512 * 4 : 0;
-    const int weight_bytes = count * 16, scale_bytes = num_groups * 64 + num_blocks * 4;
+  // The count-th stage, with so many inputs
+  __device__ void fill(int count, int unit, int begin, int length) {
+    const uint32_t full = shared.barriers.filled(count);
+    const uint32_t stage = shared_address(shared.ring[shared.barriers.entry(count)]);
+    const int num_groups = SCALES == kOfGroups ? (length + (1 << launch.group_bits) - 1) >> launch.group_bits : 0;
+    const int num_blocks = SCALES == kOfBlocks ? (length + 511) / 512 * 4 : 0;
+    const int weight_bytes = length * 16, scale_bytes = num_groups * 64 + num_blocks * 4;
 #if __CUDA_ARCH__ >= 900
     if (lane == 0) barrier_arrive_expecting(full, kTiles * (weight_bytes + scale_bytes));
     __syncwarp();
 #endif
-    if (lane < (count + kPiece - 1) / kPiece) copy_tiles(stage + lane * kTiles * 2048, unit, begin + lane * kPiece, full);
+    if (lane < (length + kPiece - 1) / kPiece) copy_tiles(stage + lane * kTiles * 2048, unit, begin + lane * kPiece, full);
     for (int tile = 0; tile < kTiles; ++tile) {
       const int first = first_output(launch, unit, tile);
       if (SCALES == kOfGroups && lane == 16) {
-        const int64_t group = int64_t(first / 16) * (launch.depth >> launch.group_bits) + (begin >> launch.group_bits);
+        const int64_t group = int64_t(first / kUnit) * (launch.depth >> launch.group_bits) + (begin >> launch.group_bits);
         copy(stage + kTiles * kTileBytes + tile * kScaleBytes, launch.scales + group * 16, scale_bytes, full);
       }
       if (SCALES == kOfBlocks && lane == 16) {
@@ -163,7 +124,7 @@ struct Loader {
   // 128 inputs of all tiles: [tile][16 outputs][128], the chunks of 16 bytes swizzled by the output
   __device__ __forceinline__ void copy_tiles(uint32_t to, int unit, int begin, uint32_t barrier) {
 #if __CUDA_ARCH__ >= 900
-    copy_box(to, &map, begin, unit * 16, 0, barrier);
+    copy_box(to, &map, begin, unit * kUnit, 0, barrier);
 #else
     for (int tile = 0; tile < kTiles; ++tile) {
       const uint8_t* from = launch.weight + int64_t(first_output(launch, unit, tile)) * launch.depth + begin;
@@ -200,13 +161,12 @@ struct Computer {
 #pragma unroll
       for (int i = 0; i < kTiles * ROW_TILES * 4; ++i) (&sums[0][0][0])[i] = 0;
       for (int at = 0; at < share.length; at += kStage, ++count) {
-        const int entry = count % ENTRIES;
         if (count % kTurns != warp / kPieces) continue;
-        barrier_wait(shared_address(&shared.full[entry]), count / ENTRIES & 1);
+        shared.barriers.wait_until_full(count);
         const int inside = warp % kPieces * kPiece;
-        if (at + inside < share.length) multiply(shared.ring[entry], inside, at + inside);
+        if (at + inside < share.length) multiply(shared.ring[shared.barriers.entry(count)], inside, at + inside);
         __syncwarp();
-        if (lane == 0) barrier_arrive(shared_address(&shared.free[entry]));
+        if (lane == 0) shared.barriers.release(count);
       }
       float* all = shared.sums[turn % 2];
       leave(all);
@@ -345,40 +305,20 @@ struct Computer {
 
   // By one warp: the unit's outputs of all rows
   __device__ void finish(int unit, const float* all) const {
-    for (int i = lane; i < 16 * launch.num_rows; i += 32) {
-      const int row = i / 16, o = i % 16, output = unit * 16 + o;
-      if (launch.num_parts > 1) {
-        const int64_t at = blockIdx.x % launch.num_parts * launch.part_stride + row * launch.out_stride + output;
-        static_cast<float*>(launch.out)[at] = scaled(all, row, o, output);
-        continue;
-      }
-      float factor = 1;
-      if (launch.norm != nullptr) {
-        float square = 0;
-#pragma unroll
-        for (int j = 0; j < kComputers; ++j) square += shared.squares[row * kComputers + j];
-        factor = rsqrtf(square / launch.depth + launch.eps);
-      }
-      float y = with_bias(scaled(all, row, o, output) * factor, output);
-      if constexpr (IS_GATED) {
-        const int other = launch.columns + output;
-        y = activate(y, launch.activation) * with_bias(scaled(all, row, o + 16, other) * factor, other);
-      }
-      if (launch.residual != nullptr) y += to_float(launch.residual[row * launch.residual_stride + output]);
-      static_cast<ELEMENT*>(launch.out)[row * launch.out_stride + output] = ELEMENT{uint16_t(pack<ELEMENT>(y, 0))};
+    for (int i = lane; i < kUnit * launch.num_rows; i += 32) {
+      const int row = i / kUnit, place = i % kUnit, output = unit * kUnit + place;
+      const Ends ends = ends_of<SCALES == kOfOutputs>(launch, row, output, norm_factor(row));
+      store_output<kComputers>(launch, row, output, ends, all, kRows * kOutputs, place);
     }
   }
 
-  // The computers' sums of one output
-  __device__ __forceinline__ float scaled(const float* all, int row, int place, int output) const {
-    float y = 0;
+  // 1 / rms of a row, if it is to be normed
+  __device__ __forceinline__ float norm_factor(int row) const {
+    if (launch.norm == nullptr) return 1;
+    float square = 0;
 #pragma unroll
-    for (int i = 0; i < kComputers; ++i) y += all[(i * kRows + row) * kOutputs + place];
-    return SCALES == kOfOutputs ? y * launch.scales[output] : y;
-  }
-
-  __device__ __forceinline__ float with_bias(float y, int output) const {
-    return launch.bias == nullptr ? y : y + to_float(launch.bias[output]);
+    for (int j = 0; j < kComputers; ++j) square += shared.squares[row * kComputers + j];
+    return rsqrtf(square / launch.depth + launch.eps);
   }
 };
 
@@ -393,15 +333,9 @@ extern "C" __global__ void __launch_bounds__(octavo::kThreads)
   using namespace octavo;
   extern __shared__ __align__(1024) uint8_t memory[];
   Shared& shared = *reinterpret_cast<Shared*>(memory);
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < ENTRIES; ++i) {
-      barrier_init(shared_address(&shared.full[i]), __CUDA_ARCH__ >= 900 ? 1 : 32);
-      barrier_init(shared_address(&shared.free[i]), kPieces);
-    }
-    barrier_fence_init();
-  }
+  if (threadIdx.x == 0) shared.barriers.init(0, 1, __CUDA_ARCH__ >= 900 ? 1 : 32, kPieces);
   __syncthreads();
-  const Share share(launch);
+  const Share share(launch, kStage);
   if (threadIdx.x >= kComputers * 32) {
     Loader{launch, map, shared}.run(share);
     return;

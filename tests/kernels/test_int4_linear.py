@@ -19,7 +19,7 @@ from octavo.kernels.scaled import ScaledFormat  # noqa: E402
 from tests.gpu.device import TOLERANCE, relative_error  # noqa: E402
 from tests.kernels.kernel_on_cpu import FEW_BLOCKS, operands, run_on_cpu  # noqa: E402
 
-SOURCES = ("int4_linear.cu", "int4_load.cuh", "int4_rows.cuh", "activate.cuh")
+SOURCES = ("int4_linear.cu", "int4_load.cuh", "int4_rows.cuh", "few_rows.cuh", "activate.cuh")
 
 
 @pytest.fixture(autouse=True)

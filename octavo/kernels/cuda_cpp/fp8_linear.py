@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ctypes import Structure, c_float, c_int, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
@@ -10,25 +9,16 @@ import torch
 
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda_cpp.compile import compile_kernel
+from octavo.kernels.cuda_cpp.few_rows import Launch
 from octavo.kernels.cuda_cpp.module import Kernel, TensorMap
-from octavo.kernels.cuda_cpp.quantized_format import ACTIVATIONS, most_shared, num_blocks, part_depth
-from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight, address
+from octavo.kernels.cuda_cpp.quantized_format import most_shared, num_blocks, part_depth
+from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight
 from octavo.kernels.ops import Activation
 
 _TILE, _PIECE, _SPAN = 16, 512, 128  # outputs; inputs of a product's tile, and with one scale
 _RING_BYTES = 64 << 10  # more only delay the rows, which come through the same memory
 #: Of so much memory a multiprocessor has one thread block, beside one of attention. With two, another would have none.
 _ALONE_BYTES = 115 << 10
-
-
-class _Launch(Structure):
-    _fields_ = (
-        *((name, c_void_p) for name in ("x", "scales", "bias", "residual", "out", "norm")),
-        *((name, c_int64) for name in ("x_stride", "residual_stride", "out_stride", "part_stride")),
-        *((name, c_int) for name in ("num_rows", "columns", "depth", "block_scales", "activation", "num_parts")),
-        ("part_depth", c_int),
-        ("eps", c_float),
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,15 +101,11 @@ def fp8_linear(
     tiling = Tiling.of(depth, num_rows, gpu, is_gated=is_gated, num_parts=num_parts)
     assert tiling is not None, f"{num_rows} rows of {depth} inputs do not fit into shared memory"
     variant = Variant(weight.kind == "blocks", is_gated, tiling.rows, tiling.warpgroups, tiling.entries)
-    columns = weight.columns // (2 if is_gated else 1)
-    launch = _Launch(
-        x.data_ptr(), weight.scales.data_ptr(), address(bias), address(residual), out.data_ptr(), address(norm_weight),
-        x.stride(0), 0 if residual is None else residual.stride(0), out.stride(-2), out.stride(0),
-        num_rows, columns, depth, weight.scales.shape[-1], ACTIVATIONS[gate], num_parts, part_depth(depth, num_parts),
-        eps,
-    )  # fmt: skip
-    blocks = num_blocks(columns, num_parts, gpu)
-    tensor_map = _map_of(weight.data.data_ptr(), 2 if is_gated else 1, columns, depth)
+    launch = Launch.of(
+        x, weight, out, num_parts, bias=bias, norm_weight=norm_weight, eps=eps, residual=residual, gate=gate
+    )
+    blocks = num_blocks(launch.columns, num_parts, gpu)
+    tensor_map = _map_of(weight.data.data_ptr(), 2 if is_gated else 1, launch.columns, depth)
     _kernel(variant, gpu).launch(
         blocks, tiling.warpgroups * 128 + 32, (launch, tensor_map), shared_bytes=tiling.shared_bytes,
         stream=torch.cuda.current_stream().cuda_stream, chained=gpu.chains,

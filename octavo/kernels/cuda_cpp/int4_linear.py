@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ctypes import Structure, c_float, c_int, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache
 
@@ -10,9 +9,10 @@ import torch
 
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda_cpp.compile import compile_kernel
+from octavo.kernels.cuda_cpp.few_rows import Launch
 from octavo.kernels.cuda_cpp.module import Kernel
-from octavo.kernels.cuda_cpp.quantized_format import ACTIVATIONS, MAX_ROWS, most_shared, num_blocks, part_depth
-from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight, address, element
+from octavo.kernels.cuda_cpp.quantized_format import MAX_ROWS, most_shared, num_blocks, part_depth
+from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight, element
 from octavo.kernels.ops import Activation
 
 _WARPS, _TILE, _MOST_ENTRIES = 8, 16, 16
@@ -29,16 +29,6 @@ _ALONE = 0.51
 def _row_tiles(num_rows: int) -> int:
     """Tiles of 4 rows, a power of two: a row is two columns of a product, its high bytes and its low ones."""
     return 1 << (-(-num_rows // 4) - 1).bit_length()
-
-
-class _Launch(Structure):
-    _fields_ = (
-        *((name, c_void_p) for name in ("x", "weight", "scales", "zeros", "bias", "residual", "out", "norm")),
-        *((name, c_int64) for name in ("x_stride", "residual_stride", "out_stride", "part_stride")),
-        *((name, c_int) for name in ("num_rows", "columns", "depth", "group_bits", "activation", "num_parts")),
-        *((name, c_int) for name in ("part_depth", "units_together")),
-        ("eps", c_float),
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,15 +123,11 @@ def int4_linear(
     assert tiling is not None, f"{num_rows} rows of {depth} inputs do not fit into shared memory"
     cut = tiling.piece, tiling.span, tiling.entries
     variant = Variant(x.dtype, weight.group > 0, has_zeros, is_gated, _row_tiles(num_rows), *cut)
-    columns = weight.columns // (2 if is_gated else 1)
-    launch = _Launch(
-        x.data_ptr(), weight.data.data_ptr(), weight.scales.data_ptr(), address(weight.zeros), address(bias),
-        address(residual), out.data_ptr(), address(norm_weight),
-        x.stride(0), 0 if residual is None else residual.stride(0), out.stride(-2), out.stride(0),
-        num_rows, columns, depth, max(0, weight.group.bit_length() - 1), ACTIVATIONS[gate], num_parts,
-        part_depth(depth, num_parts), tiling.units_together, eps,
+    launch = Launch.of(
+        x, weight, out, num_parts, bias=bias, norm_weight=norm_weight, eps=eps, residual=residual, gate=gate,
+        units_together=tiling.units_together,
     )  # fmt: skip
-    blocks = num_blocks(columns, num_parts, gpu)
+    blocks = num_blocks(launch.columns, num_parts, gpu)
     _kernel(variant, gpu).launch(
         blocks, _WARPS * 32, (launch,), shared_bytes=tiling.shared_bytes,
         stream=torch.cuda.current_stream().cuda_stream, chained=gpu.chains,

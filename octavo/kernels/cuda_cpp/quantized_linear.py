@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ctypes import Structure, c_float, c_int, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
@@ -10,11 +9,11 @@ import torch
 
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda_cpp.compile import compile_kernel
+from octavo.kernels.cuda_cpp.few_rows import Launch
 from octavo.kernels.cuda_cpp.fp8_linear import fp8_linear, takes
 from octavo.kernels.cuda_cpp.int4_linear import int4_linear
 from octavo.kernels.cuda_cpp.module import Kernel, TensorMap
 from octavo.kernels.cuda_cpp.quantized_format import (
-    ACTIVATIONS,
     COMPUTERS,
     ENTRIES,
     MAX_ROWS,
@@ -27,21 +26,11 @@ from octavo.kernels.cuda_cpp.quantized_format import (
     row_tiles,
     stage_for,
 )
-from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight, address, element
+from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight, element
 from octavo.kernels.ops import Activation
 
 _LAYOUTS = {"int8": "kInt8", "fp8": "kFp8"}
 _SCALES = {"outputs": "kOfOutputs", "groups": "kOfGroups", "blocks": "kOfBlocks"}
-
-
-class _Launch(Structure):
-    _fields_ = (
-        *((name, c_void_p) for name in ("x", "weight", "scales", "bias", "residual", "out", "norm")),
-        *((name, c_int64) for name in ("x_stride", "residual_stride", "out_stride", "part_stride")),
-        *((name, c_int) for name in ("num_rows", "columns", "depth", "group_bits", "block_scales", "activation")),
-        *((name, c_int) for name in ("num_parts", "part_depth")),
-        ("eps", c_float),
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,16 +96,11 @@ def quantized_linear(
     stage_bytes = stage_for(kind, num_rows, own_depth, gpu, is_gated=is_gated)
     variant = Variant(layout, kind, x.dtype, is_gated, row_tiles(num_rows), stage_bytes)
     kernel, shared_bytes = _kernel(variant, gpu)
-    columns = weight.columns // (2 if gate else 1)
-    launch = _Launch(
-        x.data_ptr(), weight.data.data_ptr(), weight.scales.data_ptr(), address(bias), address(residual),
-        out.data_ptr(), address(norm_weight),
-        x.stride(0), 0 if residual is None else residual.stride(0), out.stride(-2), out.stride(0),
-        num_rows, columns, depth, max(0, weight.group.bit_length() - 1), weight.scales.shape[-1], ACTIVATIONS[gate],
-        num_parts, own_depth, eps,
-    )  # fmt: skip
-    blocks = num_blocks(columns, num_parts, gpu)
-    tensor_map = _map_of(weight.data.data_ptr(), 2 if gate else 1, columns, depth)
+    launch = Launch.of(
+        x, weight, out, num_parts, bias=bias, norm_weight=norm_weight, eps=eps, residual=residual, gate=gate
+    )
+    blocks = num_blocks(launch.columns, num_parts, gpu)
+    tensor_map = _map_of(weight.data.data_ptr(), 2 if is_gated else 1, launch.columns, depth)
     shared_bytes += num_rows * (own_depth + ROW_GAP) * 2
     stream = torch.cuda.current_stream().cuda_stream
     kernel.launch(

@@ -123,6 +123,10 @@ inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t places) {
 
 namespace octavo {
 
+struct alignas(64) TensorMap {  // see the struct Boxes
+  char content[128];
+};
+
 inline void wait_for_previous() {}
 inline void allow_next() {}
 inline void prefetch(const void*) {}
