@@ -15,13 +15,14 @@ from pathlib import Path
 
 from octavo.config import SchedulerConfig
 from octavo.observe.event_log import EventLog
+from octavo.pictures.picture import svg
 from octavo.request import Sequence
 from octavo.scheduler.roster import RANKS, Rank, first_come
 from octavo.simulator.drive import Driver
 from octavo.simulator.engine import SimulatedEngine, SimulatedSizes
 from octavo.simulator.fleet import Fleet
 from octavo.simulator.generate import TraceRecipe
-from octavo.simulator.plot import render
+from octavo.simulator.plot import draw
 from octavo.simulator.report import HEADINGS, Result, result_of
 from octavo.simulator.requests import RequestMaker, never_repeated
 from octavo.simulator.step_cost import described_cost
@@ -72,7 +73,7 @@ def main() -> None:
     for name, result in zip(POLICIES, results, strict=True):
         print(name, *result.cells(), sep=" | ")
     if args.svg:
-        args.svg.write_text(render(list(POLICIES), results, "Policies, simulated", False), encoding="utf-8")
+        args.svg.write_text(svg(draw(list(POLICIES), results, "Policies, simulated")), encoding="utf-8")
 
 
 if __name__ == "__main__":

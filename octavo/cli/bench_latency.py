@@ -18,9 +18,9 @@ from octavo.cli.flags import (
     check_not_read,
     engine_options,
     vocab_size,
-    write_json,
 )
 from octavo.cli.parser import CommandParser
+from octavo.cli.written_files import write_json
 from octavo.sampling_params import SamplingParams
 
 if TYPE_CHECKING:

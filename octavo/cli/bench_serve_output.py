@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from octavo.bench.online_report import NAMES, Outcome
-from octavo.bench.plot import Point, cells, render
-from octavo.bench.plot_png import check_png, render_png
+from octavo.bench.plot import NOTE, Point, cells, draw
 from octavo.cli.flags import add_flags, machine_facts
 from octavo.cli.terminal_text import beside_one_another
+from octavo.cli.written_files import check_folder, check_plot, write_file, write_plot
 from octavo.errors import ConfigError
 
-PICTURES = (".html", ".svg", ".png")
 _TOTALS = {
     "completed": ("Successful requests", ",d"),
     "failed": ("Failed requests", ",d"),
@@ -124,17 +123,12 @@ class Results:
             )
         if (args.result_filename or args.result_dir) and not self._is_saved:
             raise ConfigError("--result-filename and --result-dir need --save-result")
-        if args.plot and Path(args.plot).suffix not in PICTURES:
-            raise ConfigError(f"--plot {args.plot}: allowed are names that end in {', '.join(PICTURES)}")
-        if args.plot and args.plot.endswith(".png"):
-            check_png(args.plot)
+        check_plot(args.plot)
         if args.plot and args.ramp_up_strategy:
             raise ConfigError(
                 "--plot draws latency against steady rates, and --ramp-up-strategy has none: drop one of the two"
             )
-        for folder in (Path(args.result_dir or "."), Path(args.plot or ".").parent):
-            if not folder.is_dir():
-                raise ConfigError(f"{folder} is not a folder: results cannot be written there; create it first")
+        check_folder("the result", Path(args.result_dir or "."))
 
     def add(
         self, asked: Mapping[str, Any], result: Mapping[str, Any], more: Mapping[str, Any], outcome: Outcome
@@ -156,15 +150,9 @@ class Results:
         if len(self._points) > 1:
             print("", *beside_one_another(cells(self._points)), "latencies in ms", sep="\n", flush=True)
         if self._args.plot:
-            path = Path(self._args.plot)
-            _write(path, self._picture(path.suffix), "w")
-            say(f"drawn in {path}")
+            write_plot(self._args.plot, draw(self._points, self._title), cells(self._points), NOTE)
+            say(f"drawn in {self._args.plot}")
         return 1 if self._num_failed else 0
-
-    def _picture(self, kind: str) -> str | bytes:
-        if kind == ".png":
-            return render_png(self._points, self._title)
-        return render(self._points, self._title, is_page=kind == ".html")
 
     def _path(self, asked: Mapping[str, Any]) -> Path:
         args = self._args
@@ -178,10 +166,9 @@ class Results:
         return Path(args.result_dir or ".") / name
 
     def _write(self, path: Path, record: dict[str, Any]) -> None:
-        if self._args.append_result:
-            _write(path, json.dumps(record) + "\n", "a")
-        else:
-            _write(path, json.dumps(record, indent=None if self._args.save_detailed else 2) + "\n", "w")
+        indent = None if self._args.append_result or self._args.save_detailed else 2
+        text = json.dumps(record, indent=indent) + "\n"
+        write_file("the result", path, text, is_added=self._args.append_result)
         say(f"written to {path}")
 
 
@@ -190,11 +177,3 @@ def _pair(text: str) -> tuple[str, str]:
     if not equals or not key:
         raise ConfigError(f"--metadata {text} is not KEY=VALUE")
     return key, value
-
-
-def _write(path: Path, content: str | bytes, mode: str) -> None:
-    try:
-        with path.open(mode + "b") as file:
-            file.write(content if isinstance(content, bytes) else content.encode("utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error}") from None

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import random
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from octavo.cli.flags import (
@@ -23,10 +22,10 @@ from octavo.cli.flags import (
     engine_options,
     numbers_of,
     vocab_size,
-    write_json,
 )
 from octavo.cli.parser import CommandParser
 from octavo.cli.terminal_text import beside_one_another
+from octavo.cli.written_files import check_plot, write_json, write_plot
 from octavo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,7 +36,6 @@ COMMON = (
     *("--model", "--n", "--beam-width", "--num-prompts", "--seed", "--block-size", "--input-len", "--output-len"),
     *("--num-iters", "--output-json", "--plot", "--load-format", "--backend"),
 )
-PICTURES = (".html", ".svg")
 MOST_SAMPLES = 256
 # Here --seed is the workload's. Samples share what they forked from, with or without a prefix cache.
 _NOT_FLAGS = frozenset({"model", "seed", "enable_prefix_caching", "event_log_size"})
@@ -50,7 +48,7 @@ _FLAGS = {
     "output-len": ("N", 64, "new tokens per sequence, to time the model with"),
     "num-iters": ("N", 3, "timed calls of each kind, after one that warms up"),
     "output-json": ("FILE", None, "write the result as JSON"),
-    "plot": ("FILE", None, "draw the memory saved; .html or .svg"),
+    "plot": ("FILE", None, "draw the memory saved; .html, .svg, or .png, which needs the extra plot"),
 }
 
 
@@ -84,10 +82,7 @@ def _check(args: argparse.Namespace) -> tuple[list[int], list[int], int]:
     check_counts(args, "num_prompts", "input_len", "num_iters")
     check_counts(args, "output_len", least=4)  # a step's time is that between two that decode
     counts, widths = _whole_numbers("--n", args.n), _whole_numbers("--beam-width", args.beam_width)
-    if args.plot and Path(args.plot).suffix not in PICTURES:
-        raise ConfigError(f"--plot {args.plot}: allowed are names that end in {', '.join(PICTURES)}")
-    if not (folder := Path(args.plot or ".").parent).is_dir():
-        raise ConfigError(f"{folder} is not a folder: the plot cannot be written there; create it first")
+    check_plot(args.plot)
     return counts, widths, _block_size(args)
 
 
@@ -135,10 +130,7 @@ def _keep(args: argparse.Namespace, savings: list[Saving], timings: dict[int, li
         }
         write_json(args.output_json, result)
     if args.plot:
-        from octavo.bench.sharing_plot import render
+        from octavo.bench.sharing import table
+        from octavo.bench.sharing_plot import NOTE, draw
 
-        picture = render(savings, "Memory saved by sharing the prompt's blocks", args.plot.endswith(".html"))
-        try:
-            Path(args.plot).write_text(picture, encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"--plot {args.plot} cannot be written: {error}") from None
+        write_plot(args.plot, draw(savings, "Memory saved by sharing the prompt's blocks"), table(savings), NOTE)

@@ -20,8 +20,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from octavo.cli.flags import add_engine_flags, add_flags, check_counts, check_not_read, engine_options, write_json
+from octavo.cli.flags import add_engine_flags, add_flags, check_counts, check_not_read, engine_options
 from octavo.cli.parser import CommandParser
+from octavo.cli.written_files import write_json
 from octavo.errors import OctavoError
 
 COMMON = ("--model", "--num-iters-cold", "--num-iters-warm", "--output-json", "--load-format", "--backend")

@@ -156,15 +156,6 @@ def machine_facts() -> dict[str, Any]:
     return {"octavo": __version__, "python": python, **cpu}
 
 
-def write_json(path: str, result: dict[str, Any]) -> None:
-    """Write a benchmark's result, with the machine that it was measured on."""
-    try:
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump({"machine": machine_facts(), **result}, file, indent=2)
-    except OSError as error:
-        raise ConfigError(f"--output-json {path} cannot be written: {error}") from None
-
-
 def check_not_read(flag: str, path: str | None, read: Mapping[str, str | None]) -> None:
     """Raise ConfigError if `flag` names a file that the command reads, under any name or link. read: source name ->
     path, - for standard input; a folder stands for the files in it."""

@@ -15,10 +15,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from octavo.cli.flags import add_flags, check_not_read, write_json
+from octavo.cli.flags import add_flags, check_not_read
 from octavo.cli.parser import CommandParser
 from octavo.cli.simulate_scenarios import Asked, add_scenario_flags, asked_scenarios
 from octavo.cli.terminal_text import beside_one_another
+from octavo.cli.written_files import check_folder, check_plot, write_json, write_plot
 from octavo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,10 +31,9 @@ COMMON = (
     *("--block-size", "--num-gpu-blocks-override", "--max-num-seqs", "--max-num-batched-tokens"),
     *("--scheduling-policy", "--data-parallel-size"),
 )
-PICTURES = (".html", ".svg")
 _RESULTS = {
     "output-json": ("FILE", None, "write the results as JSON"),
-    "plot": ("FILE", None, "draw the latencies of all scenarios; .html or .svg"),
+    "plot": ("FILE", None, "draw the latencies of all scenarios; .html, .svg, or .png, which needs the extra plot"),
     "record": ("FILE", None, "write the event log of a single scenario, for octavo viz"),
     "jobs": ("N", None, "scenarios that run at the same time; default: one a core"),
 }
@@ -75,10 +75,8 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError(f"--jobs is {args.jobs}, allowed is 1 to 1024")
     for flag, path in (("--output-json", args.output_json), ("--plot", args.plot), ("--record", args.record)):
         check_not_read(flag, path, {"--cost": args.cost, "--trace": args.trace})
-        if not (folder := Path(path or ".").parent).is_dir():
-            raise ConfigError(f"{folder} is not a folder: {flag} cannot be written there; create it first")
-    if args.plot and Path(args.plot).suffix not in PICTURES:
-        raise ConfigError(f"--plot {args.plot}: allowed are names that end in {', '.join(PICTURES)}")
+        check_folder(flag, Path(path or ".").parent)
+    check_plot(args.plot)
 
 
 def _tell(results: list[Result], seconds: float) -> None:
@@ -98,11 +96,9 @@ def _keep(args: argparse.Namespace, asked: Asked, results: list[Result]) -> None
         records = [{**changed, **one.record()} for changed, one in zip(settings, results, strict=True)]
         write_json(args.output_json, {"date": time.strftime("%Y-%m-%d"), "cost": args.cost, "results": records})
     if args.plot:
-        from octavo.simulator.plot import render
+        from octavo.simulator.plot import NOTE, draw
+        from octavo.simulator.report import HEADINGS
 
         labels = [", ".join(f"{name} {value}" for name, value in changed.items()) or "as asked" for changed in settings]
-        picture = render(labels, results, f"Simulated with {Path(args.cost).name}", args.plot.endswith(".html"))
-        try:
-            Path(args.plot).write_text(picture, encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"--plot {args.plot} cannot be written: {error}") from None
+        rows = [["scenario", *HEADINGS], *([label, *one.cells()] for label, one in zip(labels, results, strict=True))]
+        write_plot(args.plot, draw(labels, results, f"Simulated with {Path(args.cost).name}"), rows, NOTE)

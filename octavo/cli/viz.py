@@ -19,14 +19,17 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
 from octavo.cli.flags import check_not_read, whole_number
 from octavo.cli.log_source import is_url, open_source
 from octavo.cli.parser import CommandParser
+from octavo.cli.written_files import write_file
 from octavo.errors import ConfigError, LogError
 from octavo.observe.events import Event, Scheduled
 from octavo.observe.flight_log import LogHeader
+from octavo.pictures.picture import Picture, svg
+from octavo.pictures.png import check_png, png
 from octavo.viz.block_tables import block_tables
 from octavo.viz.deltas import MAX_STEPS, Deltas, TooManyStepsError, deltas_of
 from octavo.viz.history import History, history_of
@@ -34,8 +37,6 @@ from octavo.viz.memory_map import memory_map
 from octavo.viz.numbers import numbers
 from octavo.viz.page import render
 from octavo.viz.perfetto import trace
-from octavo.viz.picture import Picture, svg
-from octavo.viz.picture_png import check_png, png
 from octavo.viz.prefix_tree import prefix_tree
 from octavo.viz.schedule import schedule
 from octavo.viz.terminal import text
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     for flag, path in {"--output": page, "--svg": args.svg, "--png": args.png, "--perfetto": args.perfetto}.items():
         check_not_read(flag, path, {"FILE": None if is_url(args.source) else args.source})
     if args.png:
-        check_png(args.png)
+        check_png("--png", args.png, "use --svg")
     header, log = open_source(args.source, args.api_key)
     events = [event for event in log if not (type(event) is Scheduled and last is not None and event.step > last)]
     steps = [event for event in events if type(event) is Scheduled and event.step >= first]
@@ -84,14 +85,14 @@ def _write_page(path: str, args: argparse.Namespace, header: LogHeader, events: 
         deltas = deltas_of(header.started, events, first)
     except TooManyStepsError as error:
         raise LogError(f"{args.source} has {error}: choose some with --steps FIRST:LAST") from None
-    write("--output", path, render(deltas, args.title or _title(args.source, header)))
+    write_file("--output", path, render(deltas, args.title or _title(args.source, header)))
     _say(f"{path} shows {_told(deltas)}: open it in a browser")
 
 
 def _draw(args: argparse.Namespace, header: LogHeader, events: list[Event], steps: list[Scheduled], first: int) -> None:
     """Everything but the page."""
     if args.perfetto:
-        write("--perfetto", args.perfetto, json.dumps(trace(history_of(header.started, events))))
+        write_file("--perfetto", args.perfetto, json.dumps(trace(history_of(header.started, events))))
         _say(f"{args.perfetto} is a trace: open it at https://ui.perfetto.dev")
     if not (args.svg or args.png or args.text):
         return
@@ -103,10 +104,10 @@ def _draw(args: argparse.Namespace, header: LogHeader, events: list[Event], step
         sys.stdout.write(text(history, group, shutil.get_terminal_size().columns))
     picture = _picture_of(args.view, history, group, first) if args.svg or args.png else None
     if args.svg and picture:
-        write("--svg", args.svg, svg(picture))
+        write_file("--svg", args.svg, svg(picture))
         _say(f"{args.svg} shows the {args.view} view")
     if args.png and picture:
-        write("--png", args.png, png(picture))
+        write_file("--png", args.png, png(picture))
         _say(f"{args.png} shows the {args.view} view")
 
 
@@ -135,13 +136,6 @@ def _group(asked: int | None, header: LogHeader) -> int:
     if asked is not None and not 0 <= asked < number:
         raise ConfigError(f"--group is {asked}, allowed is 0 to {number - 1}: the engine has {number} cache groups")
     return asked if asked is not None else max([0, *(at for at, window in enumerate(windows) if window is None)])
-
-
-def write(flag: str, path: str, content: str | bytes) -> None:
-    try:
-        Path(path).write_bytes(content if isinstance(content, bytes) else content.encode())
-    except (OSError, ValueError) as error:  # a name may hold what no file's can
-        raise ConfigError(f"{flag} {path} cannot be written: {error}") from None
 
 
 def _say(words: str) -> None:

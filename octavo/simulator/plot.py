@@ -1,4 +1,4 @@
-"""The latencies of several scenarios side by side, as one hand-written SVG.
+"""The latencies of several scenarios side by side, as a chart.
 
 TTFT            block_size 16  ▇▇▇▇▇▇────────────|            a bar to p50, a line on to p99
                 block_size 32  ▇▇▇▇▇────────|
@@ -8,61 +8,43 @@ TPOT            ...
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 
-from octavo.bench.plot import STYLE, WIDTH, Scale, page, scale_for
-from octavo.simulator.report import HEADINGS, Result
+from octavo.pictures.chart import FIRST, SECOND, Scale, scale_for
+from octavo.pictures.picture import HEAD, MARGIN, Box, Picture, Stroke, Words
+from octavo.simulator.report import Result
 
 TITLES = {"ttft": "Time to first token (ms)", "tpot": "Time per output token (ms)", "e2el": "End to end (ms)"}
 NOTE = "Simulated; latencies are milliseconds."
-_LEFT, _RIGHT, _ROW, _HEAD, _TOP = 250, 40, 22, 58, 44
+_WIDTH, _LEFT, _RIGHT, _ROW, _FRAME = 760, 250, 40, 22, 58
 _LONGEST_LABEL = 36
-_MORE_STYLE = """
-.octavo rect.p50 { fill: var(--a); stroke: none; }  .octavo line.p99 { stroke-width: 2; }
-"""
 
 
-def render(labels: Sequence[str], results: Sequence[Result], title: str, is_page: bool) -> str:
-    """The SVG, or an HTML page with the numbers below it."""
-    picture = _svg(labels, results, title)
-    rows = [["scenario", *HEADINGS], *([label, *one.cells()] for label, one in zip(labels, results, strict=True))]
-    return page(picture, rows, title, NOTE) if is_page else picture
+def draw(labels: Sequence[str], results: Sequence[Result], title: str) -> Picture:
+    panel = _FRAME + _ROW * len(results)
+    picture = Picture(title, "bar: p50, line: p99", _WIDTH, HEAD + panel * len(TITLES))
+    for index, metric in enumerate(TITLES):
+        _panel(picture, metric, labels, results, HEAD + index * panel)
+    return picture
 
 
-def _svg(labels: Sequence[str], results: Sequence[Result], title: str) -> str:
-    panel = _HEAD + _ROW * len(results)
-    height = _TOP + panel * len(TITLES)
-    parts = [_panel(metric, labels, results, _TOP + index * panel) for index, metric in enumerate(TITLES)]
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="octavo" role="img" width="{WIDTH}" height="{height}" '
-        f'viewBox="0 0 {WIDTH} {height}"><title>{escape(title)}</title>\n<style>{STYLE}{_MORE_STYLE}</style>\n'
-        f'<text x="16" y="28" class="title">{escape(title)}</text>\n'
-        f'<text x="{WIDTH - _RIGHT}" y="28" class="soft" text-anchor="end">bar: p50, line: p99</text>\n'
-        + "\n".join(parts)
-        + "\n</svg>"
-    )
-
-
-def _panel(metric: str, labels: Sequence[str], results: Sequence[Result], top: int) -> str:
+def _panel(picture: Picture, metric: str, labels: Sequence[str], results: Sequence[Result], top: float) -> None:
     ends = [(one.times_ms[metric, 50] or 0.0, one.times_ms[metric, 99] or 0.0) for one in results]
-    across = scale_for([end for pair in ends for end in pair], _LEFT, WIDTH - _RIGHT, may_be_log=False)
-    parts = [f'<text x="16" y="{top + 18}">{TITLES[metric]}</text>', *_axis(across, top + 28, _ROW * len(results))]
+    across = scale_for([end for pair in ends for end in pair], _LEFT, _WIDTH - _RIGHT, may_be_log=False)
+    picture.shapes.append(Words(MARGIN, top, TITLES[metric], 13))
+    _axis(picture, across, top + 14, _ROW * len(results))
     for index, (label, (middle, high)) in enumerate(zip(labels, ends, strict=True)):
-        y = top + 28 + _ROW * index + _ROW / 2
+        y = top + 14 + _ROW * index + _ROW / 2
         shown = label if len(label) <= _LONGEST_LABEL else label[: _LONGEST_LABEL - 1] + "…"
-        parts += [
-            f'<text class="soft" x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{escape(shown)}</text>',
-            f'<line class="p99" x1="{across.at(middle):.1f}" x2="{across.at(high):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>',
-            f'<rect class="p50" x="{_LEFT}" y="{y - 6:.1f}" width="{across.at(middle) - _LEFT:.1f}" height="12">'
-            f"<title>{escape(label)}: p50 {middle:,.1f}, p99 {high:,.1f}</title></rect>",
+        hint = f"{label}: p50 {middle:,.1f}, p99 {high:,.1f}"
+        picture.shapes += [
+            Words(_LEFT - 8, y, shown, 12, "quiet", "end"),
+            Stroke(((across.at(middle), y), (across.at(high), y)), SECOND, 2),
+            Box(_LEFT, y - 6, across.at(middle) - _LEFT, 12, FIRST, hint=hint),
         ]
-    return "\n".join(parts)
 
 
-def _axis(across: Scale, top: int, height: int) -> list[str]:
-    parts = []
+def _axis(picture: Picture, across: Scale, top: float, height: float) -> None:
     for tick in across.ticks():
         x = across.at(tick)
-        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{top + height}"/>')
-        parts.append(f'<text class="soft" x="{x:.1f}" y="{top + height + 15}" text-anchor="middle">{tick:,.6g}</text>')
-    return parts
+        number = Words(x, top + height + 11, f"{tick:,.6g}", 12, "quiet", "middle")
+        picture.shapes += [Stroke(((x, top), (x, top + height)), "edge"), number]

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from octavo.pictures.picture import HEAD, MARGIN, Box, Picture, Stroke, Words, colour_of, text_on
 from octavo.viz.frames import NULL_BLOCK, Frame
 from octavo.viz.history import History
-from octavo.viz.picture import HEAD, MARGIN, Box, Picture, Stroke, Words, colour_of, text_on
 
 _WIDTH, _HEIGHT = 900, 460
 _LARGEST, _SMALLEST, _LABELLED = 36, 4, 28

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from octavo.pictures.picture import HEAD, MARGIN, Box, Picture, Stroke, Words
 from octavo.viz.frames import Frame
 from octavo.viz.history import History, StepColumn
 from octavo.viz.memory_map import cells_of
-from octavo.viz.picture import HEAD, MARGIN, Box, Picture, Stroke, Words
 
 _WIDTH, _ROW, _CURVE = 900, 24, 70
 _MOST_POINTS = 850

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from octavo.pictures.picture import HEAD, MARGIN, Box, Picture, Stroke, Words, colour_of, text_on
 from octavo.viz.frames import Frame
 from octavo.viz.history import History
 from octavo.viz.memory_map import Cell, cells_of
-from octavo.viz.picture import HEAD, MARGIN, Box, Picture, Stroke, Words, colour_of, text_on
 
 _SIDE, _STEP, _ROW = 28, 38, 36
 _MOST_ROWS, _MOST_DEPTH = 150, 200

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from octavo.pictures.picture import HEAD, MARGIN, Box, Picture, Stroke, Words, colour_of, text_on
 from octavo.viz.history import History, Line, Span, StepColumn
-from octavo.viz.picture import HEAD, MARGIN, Box, Picture, Stroke, Words, colour_of, text_on
 
 _WIDTH, _LEFT, _BUDGET = 1000, 64, 110
 _MOST_LINES, _MOST_COLUMNS = 400, 1800

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 
 import pytest
 
@@ -14,11 +15,13 @@ from octavo.bench.sharing import (
     count_saving,
     table,
 )
-from octavo.bench.sharing_plot import render
+from octavo.bench.sharing_plot import NOTE, draw
 from octavo.bench.sharing_time import step_seconds
 from octavo.bench.workloads import Work
 from octavo.errors import ConfigError
 from octavo.observe.events import StepDone
+from octavo.pictures.chart import page
+from octavo.pictures.picture import svg
 
 
 def test_a_saving_that_can_be_counted_on_paper() -> None:
@@ -71,13 +74,13 @@ def test_a_picture_has_a_bar_for_each_run_and_the_papers_lines() -> None:
     workload = [Work(tuple(range(20)), 1, 8)]
     savings = [count_saving(dataset, workload, n, 16) for dataset in DATASETS for n in (1, 2, 6)]
     savings += [count_saving(dataset, workload, 2, 16, is_search=True) for dataset in DATASETS]
-    picture = render(savings, "a <title>", is_page=False)
-    assert picture.count("<rect") == 8
-    assert picture.count('class="paper"') == 6 + 1  # and the legend's
+    drawn = draw(savings, "a <title>")
+    picture = svg(drawn)
+    assert len(re.findall("<rect[^>]*><title>(Alpaca|ShareGPT), ", picture)) == 8
+    assert picture.count("<title>the paper: ") == 6
     assert [picture.count(f">{name}</text>") for name in ("1 sample", "2 samples", "2 beams")] == [1, 1, 1]
     assert "a &lt;title&gt;" in picture
-    page = render(savings, "a", is_page=True)
-    assert page.startswith("<!doctype html>")
+    assert page(drawn, table(savings), NOTE).startswith("<!doctype html>")
     assert [row[-2] for row in table(savings)[1:4]] == ["", "16.2 to 30.5 %", "16.2 to 30.5 %"]
 
 

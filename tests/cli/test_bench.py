@@ -87,7 +87,7 @@ def test_what_samples_save_is_counted_and_timed(tmp_path: Path, capsys: pytest.C
         (("--n", "0,2"), "--n is '0,2', allowed are whole numbers from 1 to 256"),
         (("--n", "1.5"), "--n is '1.5', allowed are whole numbers from 1 to 256"),
         (("--beam-width", "2,0"), "--beam-width is '2,0', allowed are whole numbers from 1 to 256"),
-        (("--plot", "a.png"), "--plot a.png: allowed are names that end in .html, .svg"),
+        (("--plot", "a.gif"), "--plot a.gif: allowed are names that end in .html, .svg, .png"),
         (("--plot", "nowhere/a.svg"), "nowhere is not a folder"),
         (("--output-len", "3"), "--output-len is 3, allowed is 4 or more"),
         (("--block-size", "7"), "block_size is 7, allowed are 8, 16"),

@@ -110,7 +110,7 @@ def test_a_sweep_is_drawn_as_a_png(tmp_path: Path) -> None:
 def test_a_png_without_matplotlib_is_refused_before_anything_is_sent(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("octavo.bench.plot_png.find_spec", lambda name: None)
+    monkeypatch.setattr("octavo.pictures.png.find_spec", lambda name: None)
     with FakeServer() as fake:
         assert bench(fake, *FEW, "--model", "m", "--plot", "x.png") == 2
         assert fake.seen == []

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from octavo.observe.events import Scheduled
+from octavo.pictures.picture import COLOURS, MARGIN, Box, Picture, Stroke, Words, svg
+from octavo.pictures.png import png
 from octavo.viz.block_tables import block_tables
 from octavo.viz.history import History, history_of
 from octavo.viz.memory_map import cells_of, memory_map
 from octavo.viz.numbers import numbers
 from octavo.viz.perfetto import trace
-from octavo.viz.picture import COLOURS, MARGIN, Box, Picture, Stroke, Words, svg
-from octavo.viz.picture_png import png
 from octavo.viz.prefix_tree import places_of, prefix_tree
 from octavo.viz.schedule import schedule
 from octavo.viz.terminal import text

@@ -1,6 +1,6 @@
-"""A picture as a list of shapes, and as SVG. A view makes the shapes once; picture_png.py draws the same as PNG.
+"""A picture as a list of shapes, and as SVG. A view or a chart makes the shapes once; png.py draws the same as PNG.
 
-Colours are names, so that an SVG follows its reader's light or dark mode. They are the page's (page.css).
+Colours are names, so that an SVG follows its reader's light or dark mode. They are those of the page of `octavo viz`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Align = Literal["start", "middle", "end"]
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A rectangle. fill, stroke: names of colours."""
+    """A rectangle. fill, stroke: names of colours. hint: said of it under the pointer."""
 
     x: float
     y: float
@@ -50,6 +50,18 @@ class Box:
     stroke: str | None = None
     stroke_width: float = 1.0
     opacity: float = 1.0
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Dot:
+    """A ring around paper, which marks a point of a line. x, y: its middle. hint: as a Box has it."""
+
+    x: float
+    y: float
+    colour: str
+    hint: str = ""
+    radius: float = 3.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +87,7 @@ class Words:
     is_bold: bool = False
 
 
-Shape = Box | Stroke | Words
+Shape = Box | Dot | Stroke | Words
 
 
 @dataclass(slots=True)
@@ -124,12 +136,15 @@ def svg(picture: Picture) -> str:
 
 def _element(shape: Shape) -> str:
     match shape:
-        case Box(x, y, width, height, fill, stroke, stroke_width, opacity):
+        case Box(x, y, width, height, fill, stroke, stroke_width, opacity, hint):
             edge = f' stroke="var(--{stroke})" stroke-width="{stroke_width:g}"' if stroke else ""
             paint = f"var(--{fill})" if fill else "none"
             pale = f' opacity="{opacity:g}"' if opacity < 1 else ""
             place = f'x="{x:.4g}" y="{y:.4g}" width="{width:.4g}" height="{height:.4g}"'
-            return f'<rect {place} fill="{paint}"{edge}{pale}/>'
+            return _hinted("rect", f'{place} fill="{paint}"{edge}{pale}', hint)
+        case Dot(x, y, colour, hint, radius):
+            look = f'r="{radius:g}" fill="var(--paper)" stroke="var(--{colour})" stroke-width="2"'
+            return _hinted("circle", f'cx="{x:.4g}" cy="{y:.4g}" {look}', hint)
         case Stroke(points, colour, width, is_dotted):
             path = " ".join(f"{x:.4g},{y:.4g}" for x, y in points)
             dots = ' stroke-dasharray="3 2"' if is_dotted else ""
@@ -138,3 +153,7 @@ def _element(shape: Shape) -> str:
             bold = ' font-weight="600"' if is_bold else ""
             look = f'font-size="{size:g}" fill="var(--{colour})" text-anchor="{align}"{bold}'
             return f'<text x="{x:.4g}" y="{y:.4g}" {look}>{escape(text)}</text>'
+
+
+def _hinted(tag: str, attributes: str, hint: str) -> str:
+    return f"<{tag} {attributes}><title>{escape(hint)}</title></{tag}>" if hint else f"<{tag} {attributes}/>"

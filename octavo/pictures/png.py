@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from octavo.errors import ConfigError
-from octavo.viz.picture import COLOURS, Box, Picture, Stroke, Words
+from octavo.pictures.picture import COLOURS, Box, Dot, Picture, Stroke, Words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,11 +18,11 @@ _MOST_PIXELS = 1 << 15  # on a side
 _ALIGN = {"start": "left", "middle": "center", "end": "right"}
 
 
-def check_png(path: str) -> None:
-    """Raise ConfigError if matplotlib is missing, before a log is read."""
+def check_png(flag: str, path: str, instead: str) -> None:
+    """Raise ConfigError if matplotlib is missing. instead: what needs none."""
     if find_spec("matplotlib") is None:
         raise ConfigError(
-            f"--png {path} needs matplotlib, which is not installed: pip install 'octavo[plot]', or use --svg"
+            f"{flag} {path}: a .png needs matplotlib, which is not installed: pip install 'octavo[plot]', or {instead}"
         )
 
 
@@ -42,6 +42,8 @@ def png(picture: Picture) -> bytes:
         match shape:
             case Box():
                 _box(axes, shape, order)
+            case Dot():
+                _dot(axes, shape, order)
             case Stroke():
                 _stroke(axes, shape, order)
             case Words():
@@ -60,6 +62,13 @@ def _box(axes: Axes, box: Box, order: int) -> None:
         "linewidth": box.stroke_width / _PIXELS_PER_POINT if box.stroke else 0,
     }
     axes.add_patch(Rectangle((box.x, box.y), box.width, box.height, zorder=order, alpha=box.opacity, **look))
+
+
+def _dot(axes: Axes, dot: Dot, order: int) -> None:
+    from matplotlib.patches import Circle
+
+    look: dict[str, Any] = {"facecolor": COLOURS["paper"][0], "edgecolor": COLOURS[dot.colour][0]}
+    axes.add_patch(Circle((dot.x, dot.y), dot.radius, linewidth=2 / _PIXELS_PER_POINT, zorder=order, **look))
 
 
 def _stroke(axes: Axes, stroke: Stroke, order: int) -> None:
