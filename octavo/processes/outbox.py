@@ -74,8 +74,8 @@ class Outbox:
         except zmq.Again:
             self._give_up(front_end, message)
         except zmq.ZMQError as error:
-            LOGGER.info("front end %s is gone (%s): its requests are aborted", front_end.decode(), error)
-            self._forget(front_end)
+            if keys := list(self._forget(front_end)):
+                LOGGER.info("front end %s is gone (%s): %d requests aborted", front_end.decode(), error, len(keys))
 
     def was_read(self, front_end: bytes, num_bytes: int) -> None:
         """A front end has read num_bytes more."""

@@ -73,7 +73,7 @@ class ProcessClient(EngineClient):
             RemoteEngine(number, name, (self._context, self.identity), self._numbers, self)
             for number, name in enumerate(names)
         ]
-        self._router = Router(num_engines, routing) if num_engines > 1 else None
+        self._router = Router(num_engines, routing, index % num_engines) if num_engines > 1 else None
         self._inputs: InputProcessor | None = None
         self._info: ModelInfo | None = None
         self._streams: dict[str, ClientStream] = {}  # by request id

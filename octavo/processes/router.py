@@ -16,8 +16,9 @@ with their distance from the start, so a prompt of any length has few, eight fro
 
     piece ends    16 32 48 ... 128 | 144 ... 256 | 288 ... 512 | 576 ...
 
-Front ends route, each by itself. An engine tells each of them what the others have sent it (`Load`, transport.py). The
-simulator routes with the same code.
+Front ends route, each by itself. An engine tells each of them what the others have sent it (`Load`, transport.py).
+Until it tells again, the others are taken to send as this one does, in proportion to their work so far: else all would
+run to the engine that last told of the least. The simulator routes with the same code.
 """
 
 from __future__ import annotations
@@ -85,13 +86,17 @@ class Ticket:
 class Router:
     """Owner of what is known of the engines. One caller, one thread."""
 
-    def __init__(self, num_engines: int, routing: DataParallelRouting = "prefix") -> None:
+    def __init__(self, num_engines: int, routing: DataParallelRouting = "prefix", first: int = 0) -> None:
+        """first: of equal engines; routers that differ in it spread what they choose at once."""
         self._routing = routing
         self._work = [0] * num_engines
-        self._others_work = [0] * num_engines  # the part of it that others have sent
-        self._turns = [0] * num_engines  # when each was last chosen
+        self._told_work = [0] * num_engines  # of others, as this router was told
+        self._all_told = 0  # their sum
+        self._others_work = [0] * num_engines  # the part of an engine's work that others have sent or may have sent
+        self._own_work = 0  # on all engines
+        self._turns = [(engine - first) % num_engines - num_engines for engine in range(num_engines)]  # last chosen
         self._num_chosen = 0
-        self._last_chosen = num_engines - 1
+        self._last_chosen = (first - 1) % num_engines
         self._holdings = [_Holding(0) for _ in range(num_engines)]
         self._holders: dict[bytes, list[int]] = {}
         self._is_up = [False] * num_engines
@@ -110,7 +115,8 @@ class Router:
         """An engine is gone, and with it what it holds. End its tickets first."""
         self._is_up[engine] = False
         self.forget(engine)
-        self._work[engine] = self._others_work[engine] = 0
+        self.others_work(engine, 0)
+        self._work[engine] = 0
 
     def forget(self, engine: int) -> None:
         """An engine has emptied its prefix cache."""
@@ -132,16 +138,21 @@ class Router:
         self._num_chosen += 1
         self._turns[engine], self._last_chosen = self._num_chosen, engine
         self.sees(engine, pieces)
-        self._change(engine, ticket.work)
+        self._own_work += ticket.work
+        likely = ticket.work * self._all_told // self._own_work
+        self._others_work[engine] += likely
+        self._change(engine, ticket.work + likely)
         return ticket
 
     def started(self, ticket: Ticket) -> None:
         """Its prompt is computed."""
+        self._own_work -= ticket.prompt_work
         self._change(ticket.engine, -ticket.prompt_work)
         ticket.prompt_work = 0
 
     def ended(self, ticket: Ticket, num_output_tokens: int | None = None) -> None:
         """num_output_tokens: of one sequence that ended by itself; None: of none."""
+        self._own_work -= ticket.work
         self._change(ticket.engine, -ticket.work)
         ticket.prompt_work = ticket.output_work = 0
         if num_output_tokens is not None:
@@ -157,9 +168,11 @@ class Router:
     def others_work(self, engine: int, work: int) -> None:
         """The work that others than this router's owner have sent to an engine."""
         self._change(engine, work - self._others_work[engine])
-        self._others_work[engine] = work
+        self._all_told += work - self._told_work[engine]
+        self._others_work[engine] = self._told_work[engine] = work
 
     def work(self, engine: int) -> int:
+        """Of an engine's unfinished requests, as far as this router knows or assumes."""
         return self._work[engine]
 
     def _candidates(self, pieces: Sequence[Piece]) -> dict[int, int]:

@@ -16,7 +16,7 @@ from octavo.kernels.kv_layout import KVDType  # isort: skip
 from octavo.kernels.triton.attention.latent_attention import LatentAttention  # isort: skip
 from octavo.kernels.triton.attention.memory import AttentionMemory  # isort: skip
 from octavo.kernels.triton.linear.head_linear import head_linear  # isort: skip
-from tests.gpu.paged_batch import PagedBatch, make_batch  # isort: skip
+from tests.gpu.paged_batch import KV_DTYPE, PagedBatch, make_batch  # isort: skip
 
 TYPES = [torch.bfloat16, torch.float16, torch.float32] if ON_GPU else [torch.float32]
 DECODES = [(290, 1), (0, 1), (130, 1), (31, 1)]
@@ -26,7 +26,8 @@ MIXED = [(140, 23), (270, 1), (0, 5)]
 def attend(batch: PagedBatch, multiprocessors: int, threshold: int = 1, *, chained: bool = False) -> torch.Tensor:
     num_tokens, num_seqs = len(batch.positions), len(batch.query_lens)
     gpu = GPU("here", torch.cuda.get_device_capability() if ON_GPU else (8, 0), 1, multiprocessors)
-    memory = AttentionMemory([batch.layer], batch.layout, StepLimits(num_tokens, num_seqs, 1 << 14, 1), gpu, DEVICE)
+    limits, dtype = StepLimits(num_tokens, num_seqs, 1 << 14, 1), KV_DTYPE[batch.qkv.dtype]
+    memory = AttentionMemory([batch.layer], batch.layout, limits, gpu, DEVICE, dtype)
     memory.bind(batch.raw_pool.view(torch.uint8))
     tables = batch.block_tables(batch.block_table)
     kind = StepKind.of(replace(batch.step(threshold), query_start_loc=batch.query_start_loc.cpu().numpy()))

@@ -32,7 +32,7 @@ ROWS = [1, 3, 8, 9, MAX_ROWS]
 
 def operands(form: ScaledFormat, shape: tuple[int, int], dtype: torch.dtype) -> tuple[QuantizedWeight, torch.Tensor]:
     """Two matrices of the shape, one below the other, and the numbers that they hold."""
-    parts = [random_matrix(form, shape, seed) for seed in (1, 2)]
+    parts = [random_matrix(form, shape, seed, size=shape[1] ** -0.5) for seed in (1, 2)]
     dense = [torch.from_numpy(np.array(dequantize_scaled(part), np.float32).reshape(shape)) for part in parts]
     plain = [PlainCodes.of(part, DEVICE) for part in parts]
     return QuantizedWeight.of(plain, form, dtype), torch.cat(dense).to(DEVICE)

@@ -74,6 +74,15 @@ def test_who_is_gone_is_not_told_for_ever() -> None:
     assert engine.outbox.seconds_left is None
 
 
+def test_who_is_gone_is_told_of_once_and_only_if_it_had_requests(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "octavo")
+    engine = Engine()
+    engine.socket.fault = zmq.ZMQError(zmq.EHOSTUNREACH)
+    for _ in range(3):
+        engine.outbox.send(b"x", Reply(6, b""))
+    assert [text.rpartition(": ")[2] for text in caplog.messages] == ["2 requests aborted"]
+
+
 def test_bytes_that_wait_are_bounded_as_messages_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox_module, "MAX_UNREAD_SIZE", 10_000)
     engine = Engine()

@@ -161,7 +161,7 @@ def test_work_is_what_unfinished_tickets_have_left(acts: list[tuple[str, int]]) 
     """Whatever happens, in any order; and only an engine that serves is ever chosen."""
     router, serving = up(3, 500), {0, 1, 2}
     tickets: list[Ticket] = []
-    others = [0, 0, 0]
+    told, others = [0, 0, 0], [0, 0, 0]
     for act, number in acts:
         engine = number % 3
         if act in ("send", "rank"):
@@ -172,6 +172,7 @@ def test_work_is_what_unfinished_tickets_have_left(acts: list[tuple[str, int]]) 
                 assert ticket.engine in serving
                 assert act == "send" or ticket.engine == engine
                 tickets.append(ticket)
+                others[ticket.engine] += ticket.work * sum(told) // sum(one.work for one in tickets)
         elif act == "start" and tickets:
             router.started(tickets[number % len(tickets)])
         elif act == "end" and tickets:
@@ -183,13 +184,13 @@ def test_work_is_what_unfinished_tickets_have_left(acts: list[tuple[str, int]]) 
             tickets = [one for one in tickets if one.engine != engine]
             router.goes_down(engine)
             serving.discard(engine)
-            others[engine] = 0
+            told[engine] = others[engine] = 0
         elif act == "up" and engine not in serving:
             router.goes_up(engine, 500)
             serving.add(engine)
         elif act == "others" and engine in serving:
             router.others_work(engine, number)
-            others[engine] = number
+            told[engine] = others[engine] = number
         for one in range(3):
             assert router.work(one) == others[one] + sum(ticket.work for ticket in tickets if ticket.engine == one)
     for ticket in tickets:
@@ -285,6 +286,42 @@ def test_a_router_follows_what_it_is_told_to_the_engine_that_holds_a_prompt() ->
     mine = up(2)
     mine.sees(theirs.engine, prompt_pieces(asked(prompt)))
     assert send(mine, asked([*prompt, 5])).engine == theirs.engine
+
+
+@pytest.mark.parametrize(("num_engines", "number", "seconds"), [(2, 1600, 1.5), (4, 1600, 1.5), (2, 24, 0.05)])
+def test_many_front_ends_do_not_all_run_to_the_engine_that_was_last_idlest(
+    num_engines: int, number: int, seconds: float
+) -> None:
+    routers = [Router(num_engines, first=index % num_engines) for index in range(12)]
+    for router in routers:
+        for engine in range(num_engines):
+            router.goes_up(engine, CACHE)
+    work, sent = [Counter[int]() for _ in routers], Counter[int]()
+    told_at, rng = [INTERVAL_S * (engine + 1) / num_engines for engine in range(num_engines)], random.Random(0)
+    for turn in range(number):
+        for engine, at in enumerate(told_at):
+            if turn * seconds / number >= at:
+                told_at[engine] += INTERVAL_S
+                total = sum(own[engine] for own in work)
+                for router, own in zip(routers, work, strict=True):
+                    router.others_work(engine, total - own[engine])
+        place = rng.randrange(12)
+        ticket = send(routers[place], asked([turn]))
+        work[place][ticket.engine] += ticket.work
+        sent[ticket.engine] += 1
+    assert max(sent.values()) - min(sent.values()) <= 6
+
+
+def test_what_others_may_have_sent_counts_until_the_next_report() -> None:
+    router = up(2)
+    router.others_work(0, 600)
+    router.others_work(1, 600)
+    first = send(router, asked([1]))
+    assert router.work(first.engine) == 600 + first.work + first.work * 1200 // first.work
+    router.others_work(first.engine, 700)
+    assert router.work(first.engine) == 700 + first.work
+    router.ended(first)
+    assert router.work(first.engine) == 700
 
 
 def test_a_report_is_bounded() -> None:
