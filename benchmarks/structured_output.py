@@ -26,12 +26,12 @@ from typing import Any
 import numpy as np
 
 from octavo import LLM, SamplingParams
+from octavo.engine.asked_grammars import grammar_vocabulary
 from octavo.messages import NewRow
 from octavo.structured.compiler import GrammarCompiler
 from octavo.structured.grammar import grammar_text
 from octavo.structured.rows import ConstrainedRows
 from octavo.structured_outputs import StructuredOutputsParams
-from octavo.text.grammar_vocabulary import grammar_vocabulary
 from octavo.text.tokenizer import named_tokenizer
 
 ANY = {"regex": "(?s:.*)"}

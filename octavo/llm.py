@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, nullcontext
 from os import PathLike, fspath
 from types import TracebackType
 from typing import Any
@@ -29,7 +28,6 @@ from octavo.engine.engine_args import EngineArgs
 from octavo.engine.input import Prompt
 from octavo.engine.llm_engine import LLMEngine
 from octavo.engine.pooling_calls import Adapters, PoolingCalls
-from octavo.engine.progress import Progress
 from octavo.engine.turns import EngineTurns, OutputStream
 from octavo.errors import ConfigError, TokenizerError
 from octavo.observe.event_log import EventLog
@@ -102,15 +100,7 @@ class LLM(PoolingCalls):
         if others:
             refuse_unknown(LLM.generate, others)
         requests = self._make(prompts, sampling_params, priority, RequestOutputKind.FINAL_ONLY, lora_request)
-        done: dict[str, RequestOutput] = {}
-        stream = OutputStream(self._turns, requests)
-        bar = None if use_tqdm is False else Progress(len(requests), self.stats, use_tqdm)
-        with closing(stream), bar or nullcontext():
-            for output in stream:
-                done[output.request_id] = output
-                if bar is not None:
-                    bar.update(output)
-        return [done[request.request_id] for request in requests]
+        return self._finished(requests, use_tqdm)
 
     def stream(
         self,

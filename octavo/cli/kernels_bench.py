@@ -32,7 +32,7 @@ def add_arguments(parser: CommandParser) -> None:
 def run(args: argparse.Namespace) -> int:
     op = args.op if args.op in BLOCK_MOVES else known_op(args.op)
     backend = _backend(op, args.backend)
-    from octavo.testing.op_bench import limits_of, machine_name, measure
+    from octavo.testing.op_bench import limits_of, machine_name, measure, measure_moves
     from octavo.testing.op_cases import SIZES
 
     sizes, limits = SIZES[backend], limits_of(backend)
@@ -40,12 +40,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"limits measured now: {limits.moved / 1e9:,.1f} GB/s, {limits.multiplied / 1e9:,.0f} GFLOP/s\n")
     peers = _peer_names() if op == "paged_attention" else []
     print(f"{'shape':<46} {'time':>11} {'rate':>15} {'of limit':>9}" + "".join(f"  {name:>13}" for name in peers))
-    if op in BLOCK_MOVES:
-        from octavo.testing.move_bench import measure_moves
-
-        rows = measure_moves(op, backend, limits.moved)
-    else:
-        rows = measure(op, backend, sizes, limits)
+    is_move = op in BLOCK_MOVES
+    rows = measure_moves(op, backend, limits.moved) if is_move else measure(op, backend, sizes, limits)
     for row in rows:
         times = "".join(f"  {_peer(name, row.case, sizes, backend):>13}" for name in peers)
         print(f"{row.case.label:<46} {row.seconds * 1e6:>8,.1f} us {row.rate:>15} {row.share:>9.0%}{times}", flush=True)

@@ -5,7 +5,11 @@ An engine alone has neither side, and all of this does nothing.
 
 from __future__ import annotations
 
+import socket
 import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from hashlib import blake2b
 from typing import cast
@@ -26,7 +30,6 @@ from octavo.processes.block_borrower import BlockBorrower
 from octavo.processes.block_lender import BlockLender
 from octavo.processes.block_messages import BlockCard
 from octavo.processes.household import TrafficTask
-from octavo.processes.mailbox import Mailbox
 from octavo.processes.own_blocks import OwnBlocks
 from octavo.request import Request, Sequence
 from octavo.worker.task import WorkerShape
@@ -90,6 +93,40 @@ class BlockTraffic:
             if side is not None:
                 side.close()
         self.mailbox.close()
+
+
+class Mailbox:
+    """Work that other threads leave for the engine's thread, which may be asleep on its sockets. fileno: readable when
+    there is work."""
+
+    def __init__(self) -> None:
+        self._work: deque[Callable[[], None]] = deque()
+        self._bell, self._ringer = socket.socketpair()
+        for end in (self._bell, self._ringer):
+            end.setblocking(False)
+
+    def fileno(self) -> int:
+        return self._bell.fileno()
+
+    def post(self, work: Callable[[], None]) -> None:
+        """From any thread."""
+        self._work.append(work)
+        with suppress(OSError):  # full: it is readable already; closed: nobody works any more
+            self._ringer.send(b"!")
+
+    def do_all(self) -> None:
+        """On the owner's thread: all work that is there."""
+        if not self._work:
+            return
+        with suppress(BlockingIOError):
+            while self._bell.recv(4096):
+                pass
+        while self._work:
+            self._work.popleft()()
+
+    def close(self) -> None:
+        self._bell.close()
+        self._ringer.close()
 
 
 def _warm_up(mover: BlockMover) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +13,6 @@ from octavo.kernels.scaled import Code
 from octavo.kernels.tensor import StoredTensor
 from octavo.quantization.scaled import ScaledScheme
 
-Bits = Literal[4, 8]
 #: the nibbles of AWQ's words hold columns 0, 2, 4, 6, 1, 3, 5, 7: where columns 0 to 7 are
 AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 

@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
+from typing import Any
 
+from octavo import __version__
 from octavo.config import CacheConfig, DataParallelRouting, SchedulerConfig
 from octavo.errors import ConfigError
 from octavo.observe.event_log import EventLog
+from octavo.observe.events import Event
+from octavo.observe.flight_log import LogHeader, LogWriter
 from octavo.observe.machine import num_cores
 from octavo.processes.router import Router
 from octavo.simulator.cost_table import EngineSizes, read_cost_table
@@ -24,7 +29,6 @@ from octavo.simulator.engine import SimulatedEngine, SimulatedSizes
 from octavo.simulator.fleet import Fleet
 from octavo.simulator.generate import TraceRecipe
 from octavo.simulator.measured_cost import MeasuredCost
-from octavo.simulator.recording import recording
 from octavo.simulator.report import Result, result_of
 from octavo.simulator.requests import RequestMaker, never_repeated
 from octavo.simulator.step_cost import StepCost, described_cost
@@ -33,6 +37,7 @@ from octavo.simulator.trace import read_trace
 _DEFAULT_SEQS, _DEFAULT_TOKENS = 256, 8192  # vLLM's for a server
 _NEW_OBJECTS = 200_000  # between two garbage collections
 _FEW_REQUESTS = 2_000  # so many in all start no processes
+_FULL = 4096  # events that are written at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +70,7 @@ class Scenario:
             return self._drive(engines)
         assert self.num_engines == 1, "an event log is one engine's"
         config = {"cache": asdict(self.cache), "scheduler": asdict(self.scheduler)}
-        with recording(record, engines[0].events, config):
+        with _recording(record, engines[0].events, config):
             return self._drive(engines)
 
     def _drive(self, engines: list[SimulatedEngine]) -> Result:
@@ -165,3 +170,28 @@ def _blocks(cache: CacheConfig, measured: EngineSizes | None) -> tuple[int, int]
     if cache.kv_cache_memory_bytes is not None:
         return max(2, cache.kv_cache_memory_bytes // block_bytes), block_bytes
     return max(2, (measured.num_blocks - 1) * measured.block_size // size + 1), block_bytes
+
+
+@contextmanager
+def _recording(path: str, events: EventLog, config: Mapping[str, dict[str, Any]]) -> Iterator[None]:
+    """Write all events of an engine that has not run yet, as a real run's are. config: option -> value, by section."""
+    assert events.started is not None, "a log begins with the engine's sizes"
+    header = LogHeader(
+        version=__version__, written_at=time.time(), clock=0.0, started=events.started, config=dict(config)
+    )
+    pending: list[Event] = [events.started]
+    try:
+        with open(path, "wb") as file:
+            writer = LogWriter(file, header)
+
+            def take(event: Event) -> None:
+                pending.append(event)
+                if len(pending) >= _FULL:
+                    writer.write(pending)
+                    pending.clear()
+
+            events.listen(take)
+            yield
+            writer.write(pending)
+    except OSError as error:
+        raise ConfigError(f"the event log {path} cannot be written: {error}") from None

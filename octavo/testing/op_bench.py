@@ -1,4 +1,4 @@
-"""Times one op at several shapes, beside the machine's measured limits: `octavo kernels bench`.
+"""Times one op at several shapes, or the moves of KV blocks, beside the machine's limits: `octavo kernels bench`.
 
 A model of LAYERS calls of the op runs a step. Their inputs are looked up, so each call finds them where a model would
 leave them, in the cache, but reads weights, keys and values of its own from memory. On a CPU the program times its ops;
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from octavo.config import BackendConfig
+from octavo.kernels.block_mover import HostMover
 from octavo.kernels.cpu.device import CpuDevice
 from octavo.kernels.device import Device, StepBatch, StepLimits
 from octavo.kernels.kv_layout import KVGroup, KVLayout
@@ -30,6 +31,8 @@ from octavo.testing.op_cases import LAYERS, TABLE_ROWS, Call, Case, Sizes, cases
 
 BLOCK_SIZE = 16
 _KV_BYTE = 0x3C  # repeated, a small number in every type
+#: bytes of a KV block, and how many move; small blocks are those of a small model
+_MOVES = {"triton": ((64 << 10, 256), (2 << 20, 16), (2 << 20, 256)), "cpu": ((64 << 10, 64), (2 << 20, 64))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +149,28 @@ def _gpu_seconds(op: str, case: Case, device: Device, sizes: Sizes) -> float:
         return (whole - step_time_us(model, batch)) / (LAYERS - 1) / 1e6
     model, batch = _load(device, case, sizes, _Layers(tables, case.beside))
     return (whole - step_time_us(model, batch)) / LAYERS / 1e6
+
+
+def measure_moves(move: str, backend: str, moved: float) -> Iterator[Row]:
+    """move: gather_blocks or scatter_blocks. moved: the limit, in bytes/s read and written."""
+    for size, count in _MOVES[backend]:
+        seconds = (_gpu_move_seconds if backend == "triton" else _host_move_seconds)(move, size, count)
+        case = Case(f"{count} blocks of {size >> 10:,} KiB", (1, 0, 1), (), lambda *_: None, 2 * size * count)
+        yield Row(case, seconds, case.num_bytes / moved / seconds, is_product=False)
+
+
+def _gpu_move_seconds(move: str, size: int, count: int) -> float:
+    from octavo.kernels.cuda.timing import move_time_us
+
+    return move_time_us(move, size, count) / 1e6
+
+
+def _host_move_seconds(move: str, size: int, count: int) -> float:
+    rng = np.random.default_rng(1)
+    mover = HostMover("cpu", np.zeros((2 * count, size), np.uint8))
+    packed, ids = np.zeros((count, size), np.uint8), rng.permutation(2 * count)[:count].tolist()
+    run = mover.read if move == "gather_blocks" else mover.write
+    return _fastest(lambda: run(None, ids, packed), repeats=6)
 
 
 @cache

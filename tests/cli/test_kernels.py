@@ -18,7 +18,7 @@ from octavo.kernels.cuda_cpp import compile as nvcc
 from octavo.kernels.ops import OPS
 from octavo.kernels.reference.ops import PLAIN
 from octavo.kernels.registry import BACKENDS
-from octavo.testing import move_bench, op_bench
+from octavo.testing import op_bench
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,7 +64,7 @@ def test_moves_of_blocks_are_listed_and_measured(
     capsys: pytest.CaptureFixture[str], move: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(op_bench, "limits_of", lambda backend: op_bench.Limits(1e10, 1e11))
-    monkeypatch.setitem(move_bench._SHAPES, "cpu", ((4096, 8),))
+    monkeypatch.setitem(op_bench._MOVES, "cpu", ((4096, 8),))
     assert move in shown(capsys, "list", move)
     assert "8 blocks of 4 KiB" in shown(capsys, "bench", move, "--backend", "cpu")
 

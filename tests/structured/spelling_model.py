@@ -8,10 +8,10 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from octavo.engine.asked_grammars import grammar_vocabulary
 from octavo.structured.compiler import GrammarCompiler
 from octavo.structured.vocabulary import Vocabulary
 from octavo.text.folder_tokenizer import tokenizer_from_folder
-from octavo.text.grammar_vocabulary import grammar_vocabulary
 from octavo.text.tokenizer import Tokenizer as OwnTokenizer
 from tests.conftest import TinyFolder
 

@@ -125,7 +125,7 @@ def pivot_in(key, mass, goal, limit):
 
 @triton.jit
 def _pivot_of_row(where, goal, high_limit, mass_limit, COUNT: tl.constexpr, TILE: tl.constexpr, EDITS: tl.constexpr):
-    """`_pivot_in` over the whole row. Reading it is the cost, so each turn tries three pivots."""
+    """`pivot_in` over the whole row. Reading it is the cost, so each turn tries three pivots."""
     low = tl.full([], 0, tl.int32)
     high = tl.zeros_like(low) + high_limit
     for _turn in range(17):
