@@ -7,14 +7,12 @@ octavo bench cost smollm2 -o table.json --max-num-seqs 64 --max-num-batched-toke
 from __future__ import annotations
 
 import argparse
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from octavo.cli.flags import add_engine_flags, add_flags, check_counts, check_not_read, engine_options, machine_facts
 from octavo.cli.parser import CommandParser
+from octavo.cli.progress_bar import progress_line
 from octavo.errors import ConfigError
 
 COMMON = (
@@ -53,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         shape = executor.shape
         timer = StepTimer(executor, Patience(args.num_iters, args.num_iters / 16))
-        with progress() as tell:
+        with progress_line("measuring") as tell:
             decode = measure_decodes(timer, shape.limits.max_num_seqs, tell)
             mixed = measure_mixed(timer, shape.limits.max_num_seqs, shape.limits.max_num_tokens, tell)
         if not decode or not mixed:
@@ -92,14 +90,3 @@ def _check(args: argparse.Namespace) -> None:
             raise ConfigError(f"--output {args.output} is not a file in a folder that exists: create the folder first")
     except (OSError, ValueError) as error:
         raise ConfigError(f"--output {args.output} cannot be written: {error}") from None
-
-
-@contextmanager
-def progress() -> Iterator[Callable[[str], None]]:
-    """The point being measured, on standard error if that is a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda text: None
-        return
-    print("measuring", file=sys.stderr, end="", flush=True)
-    yield lambda text: print(f"\r\033[Kmeasuring {text}", file=sys.stderr, end="", flush=True)
-    print("\r\033[K", file=sys.stderr, end="", flush=True)

@@ -22,9 +22,10 @@ from octavo.bench.load import RampUpStrategy
 from octavo.bench.online import ENDPOINTS, Backend, Form, Server, Timing, first_model
 from octavo.bench.online_report import METRICS, Metric, details, parse_goodput, summary, warnings
 from octavo.cli.bench_serve_dataset import Dataset, add_dataset_flags, check_dataset_flags, open_dataset
-from octavo.cli.bench_serve_output import Results, add_result_flags, progress_bar, say, table
+from octavo.cli.bench_serve_output import Results, add_result_flags, say, table
 from octavo.cli.flags import add_flags, check_counts, check_not_read, numbers_of
 from octavo.cli.parser import CommandParser
+from octavo.cli.progress_bar import progress_bar
 from octavo.cli.sampling_flags import add_sampling_flag
 from octavo.env import openai_api_key
 from octavo.errors import ConfigError
@@ -96,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
         if point > 0 and not dataset.is_drawn:
             say("these prompts were sent before: a server with a prefix cache answers them faster now")
         timed = replace(timing, request_rate=rate)
-        with progress_bar(len(requests), timed.pace, args.disable_tqdm) as advance:
+        with progress_bar(timed.pace, len(requests), is_disabled=args.disable_tqdm) as advance:
             outcome = server.measure(requests, timed, advance, dataset.long_requests(point), args.save_detailed)
         result = summary(outcome, metrics, percentages, goodput_ms)
         print(table(result, timed.pace), flush=True)

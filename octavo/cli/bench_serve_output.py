@@ -6,8 +6,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,22 +58,6 @@ def add_result_flags(parser: argparse.ArgumentParser) -> None:
     add_flags(group, _FLAGS)
     for name, text in _SWITCHES.items():
         group.add_argument(f"--{name}", action="store_true", help=text)
-
-
-@contextmanager
-def progress_bar(num_requests: int, pace: str, is_disabled: bool) -> Iterator[Callable[[int], None]]:
-    """A bar of finished requests, on standard error if that is a terminal. Yields the function that advances it."""
-    if is_disabled or not sys.stderr.isatty():
-        yield lambda num_ended: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn(pace), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    # Four times per second: drawing takes time from the event loop.
-    with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=4) as bar:
-        row = bar.add_task("", total=num_requests)
-        yield lambda num_ended: bar.advance(row, num_ended)
 
 
 def say(line: str) -> None:

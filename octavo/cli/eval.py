@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from octavo.cli.flags import add_flags, add_section_flags, check_counts, machine_facts, section_options
 from octavo.cli.parser import CommandParser
 from octavo.cli.progress_bar import progress_bar
+from octavo.cli.terminal_text import beside_one_another
 from octavo.cli.text_file import read_text
 from octavo.config import BackendConfig, ModelConfig
 from octavo.errors import ConfigError
@@ -122,9 +123,7 @@ def _table(args: argparse.Namespace, found: Sequence[Result]) -> list[str]:
         ["weights", *(f"{one.num_bytes / 1e6:,.1f} MB" for one in found)],
     ]
     rows += [*_text_rows(found), *_question_rows(args, found)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(f"{cell:{'<' if at == 0 else '>'}{widths[at]}}" for at, cell in enumerate(row)) for row in rows]
-    return [*head, "", *(line.rstrip() for line in lines)]
+    return [*head, "", *beside_one_another(rows, names_rows=True)]
 
 
 def _text_rows(found: Sequence[Result]) -> list[list[str]]:

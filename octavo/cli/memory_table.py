@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from octavo.cli.terminal_text import beside_one_another
 from octavo.kernels.ledger import COMPONENTS, size
 from octavo.worker.plan import MemoryPlan
 
@@ -29,7 +30,7 @@ def plan_table(plans: Sequence[MemoryPlan], context: int | None = None) -> list[
     ]
     for length in _lengths(plans, context):
         rows.append([f"requests of {length:,} at once", *(f"{plan.num_requests(length):,}" for plan in plans)])
-    return aligned(rows)
+    return beside_one_another(rows, names_rows=True)
 
 
 def measured_table(planned: Mapping[str, int], measured: Mapping[str, int]) -> list[str]:
@@ -38,17 +39,7 @@ def measured_table(planned: Mapping[str, int], measured: Mapping[str, int]) -> l
     rows = [["", "planned", "measured", "difference"]]
     rows += [_compared(name, planned[name], measured[name]) for name in names]
     rows.append(_compared("total", *(sum(each[name] for name in names) for each in (planned, measured))))
-    return aligned(rows)
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The first cells to the left, others to the right."""
-    widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(len(rows[0]))]
-    return ["  ".join(map(_padded, row, widths, range(len(row)))).rstrip() for row in rows]
-
-
-def _padded(cell: str, width: int, place: int) -> str:
-    return cell.rjust(width) if place else cell.ljust(width)
+    return beside_one_another(rows, names_rows=True)
 
 
 def _compared(name: str, planned: int, measured: int) -> list[str]:

@@ -94,7 +94,11 @@ class TerminalText:
         return f"{back}\n{word}"
 
 
-def beside_one_another(rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table's lines, its columns flush right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+def beside_one_another(rows: Sequence[Sequence[str]], *, names_rows: bool = False) -> list[str]:
+    """A table's lines, its columns flush right. names_rows: the first one has names, flush left."""
+    widths = [max(len(row[place]) for row in rows if place < len(row)) for place in range(len(rows[0]))]
+
+    def padded(cell: str, width: int, place: int) -> str:
+        return cell.ljust(width) if names_rows and place == 0 else cell.rjust(width)
+
+    return ["  ".join(map(padded, row, widths, range(len(row)))).rstrip() for row in rows]
