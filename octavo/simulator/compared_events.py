@@ -45,10 +45,10 @@ class ComparedEvents:
 
 
 def _essence(event: Event) -> Event:
-    """An event without what no replay can know."""
+    """An event without what no replay can know: times, content, and which tokens a grammar has forced."""
     event = msgspec.structs.replace(event, time=0.0)
     if type(event) is events.BlocksPublished or type(event) is events.SoughtInVain:
         return msgspec.structs.replace(event, hashes=())
     if type(event) is events.Sampled:
-        return msgspec.structs.replace(event, token_ids=())
+        return msgspec.structs.replace(event, token_ids=(), num_forced=0)
     return msgspec.structs.replace(event, fault="") if type(event) is events.Finished else event

@@ -32,12 +32,14 @@ from octavo.observe.events import (
     Finished,
     Preempted,
     PrefixHit,
+    Sampled,
     Unforked,
     Waits,
 )
 from octavo.observe.flight_log import LogHeader, LogWriter, read_log, read_open_log
 from octavo.observe.snapshot import Snapshot
 from octavo.scheduler.scheduler import Scheduler
+from octavo.simulator.compared_events import ComparedEvents
 from octavo.simulator.replay import Replayed, replay
 from tests.fake_executor import FakeExecutor
 from tests.fake_tokens import VOCAB_SIZE
@@ -291,3 +293,12 @@ def test_the_command_says_whether_it_comes_out_the_same(tmp_path: Path, capsys: 
     assert "and the replay has Preempted(" in capsys.readouterr().out
     path.write_text("Dear reader")
     assert cli.main(["replay", str(path)]) == 2
+
+
+@pytest.mark.parametrize(("num_tokens", "is_alike"), [(4, True), (5, False)])
+def test_how_many_tokens_a_grammar_forced_is_not_compared(num_tokens: int, is_alike: bool) -> None:
+    """How many came is."""
+    compared = ComparedEvents()
+    compared.add_made(Sampled(0.0, 3, (1, 2), 4, (1, 3)))
+    compared.add_told(Sampled(9.0, 3, (1, 2), num_tokens, (1, num_tokens - 1), num_forced=2))
+    assert (compared.num_alike, compared.difference is None) == (1, is_alike)
