@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 KINDS = ("fp8", "int8", "int4")
 GGUF_KINDS = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
-_SAMPLES, _SAMPLE_TOKENS = 64, 512
+_SAMPLES, _SAMPLE_TOKENS = 32, 512
+_TOKEN_WEIGHTS = ("gradient", "equal")
 
 
 def add_arguments(parser: CommandParser) -> None:
@@ -58,6 +59,8 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument("--num-calibration-samples", type=whole_number, default=_SAMPLES, metavar="N", help=samples)
     longest = f"tokens of a sample (default: {_SAMPLE_TOKENS}, or the model's context)"
     parser.add_argument("--max-seq-length", type=whole_number, metavar="N", help=longest)
+    counts = "what a token counts: by the gradient of the loss, or all alike, in half the time (default: gradient)"
+    parser.add_argument("--token-weights", choices=_TOKEN_WEIGHTS, metavar="HOW", help=counts)
     spared = "modules that stay dense: mlp.down_proj, model.layers.0"
     parser.add_argument("--ignore", nargs="+", action="extend", default=[], metavar="NAME", help=spared)
     parser.add_argument("--report", metavar="FILE", help="write the error of every matrix as JSON")
@@ -66,8 +69,9 @@ def add_arguments(parser: CommandParser) -> None:
 def run(args: argparse.Namespace) -> int:
     target = new_target(args.target)
     check_counts(args, "num_calibration_samples", "max_seq_length", least=1)
-    if args.no_calibration and args.calibration is not None:
-        raise ConfigError(f"--no-calibration is set, and --calibration is {args.calibration!r}: leave one of them out")
+    for flag, given in {"--calibration": args.calibration, "--token-weights": args.token_weights}.items():
+        if args.no_calibration and given is not None:
+            raise ConfigError(f"--no-calibration is set, and {flag} is {given!r}: leave one of them out")
     check_not_read("--report", args.report, {"IN": args.source, "--calibration": args.calibration})
     if args.report is not None:
         _write_report(args.report, "")  # a name that cannot be written is told before the work
@@ -122,7 +126,7 @@ def _codes(args: argparse.Namespace, copied: QuantizedCopy) -> tuple[Codes, str]
             "calibration computes with torch, which is not installed: pip install 'octavo[reference]', or set "
             "--no-calibration"
         )
-    from octavo.models.calibration import Calibration
+    from octavo.models.calibration import Calibration, token_weights
     from octavo.models.context_len import allowed_model_len
     from octavo.text.calibration_text import packaged_text, windows
     from octavo.text.tokenizer import open_tokenizer
@@ -139,7 +143,11 @@ def _codes(args: argparse.Namespace, copied: QuantizedCopy) -> tuple[Codes, str]
         ) from None
     assert tokenizer is not None, "skip_tokenizer_init is no option here"
     samples = windows(tokenizer, text, asked or min(longest, _SAMPLE_TOKENS), args.num_calibration_samples)
-    return Calibration(copied, samples), f", calibrated with {len(samples)} samples of {samples.shape[1]} tokens"
+    how = f", calibrated with {len(samples)} samples of {samples.shape[1]} tokens"
+    if args.token_weights == "equal":
+        return Calibration(copied, samples), how
+    with progress_bar("tokens weighed", samples.size) as advance:
+        return Calibration(copied, samples, token_weights(copied, samples, advance)), how
 
 
 def _write_gguf(args: argparse.Namespace, target: Path) -> Report:
@@ -148,6 +156,7 @@ def _write_gguf(args: argparse.Namespace, target: Path) -> Report:
         "--asymmetric": args.asymmetric,
         "--dtype": args.dtype != "auto",
         "--calibration": args.calibration is not None,
+        "--token-weights": args.token_weights is not None,
         "--ignore": bool(args.ignore),
     }.items():
         if is_given:

@@ -2,22 +2,27 @@
 
 A layer sees what the layers before it, quantised, make of the texts, so that it can make up for their errors. Codes are
 asked for in the order of the layers (`QuantizedCopy.written`), so one layer's are in memory at a time.
+
+A token counts for what its products matter to the model's answers (`kernels/reference/token_weights.py`). For that the
+dense model reads the texts once before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import MappingProxyType
 
 import numpy as np
 
 from octavo.errors import ModelLoadError
 from octavo.kernels.arrays import FloatArray, IntArray
-from octavo.kernels.kv_layout import KVGroup
 from octavo.kernels.ops import Ops, Tensor
-from octavo.kernels.reference.calibrating import LayerRuns, RunLayer
+from octavo.kernels.reference.calibrating import LayerRuns
+from octavo.kernels.reference.product_ops import RunLayer
 from octavo.kernels.reference.scaled import dequantize_scaled
+from octavo.kernels.reference.token_weights import Backward, TokenWeights
 from octavo.kernels.tensor import DType
-from octavo.models.decoder import Layer
+from octavo.models.decoder import Decoder, Layer
 from octavo.models.quantized_copy import Coded, QuantizedCopy, nearest
 from octavo.models.registry import build_model
 from octavo.quantization.compressing import Compression
@@ -34,15 +39,23 @@ def through(layer: Layer) -> RunLayer:
     return run
 
 
-class Calibration:
-    """Implements `quantized_copy.Codes`. texts: token ids [texts, length]."""
+def logits(decoder: Decoder) -> RunLayer:
+    """From the stream behind the last layer."""
 
-    def __init__(self, copied: QuantizedCopy, texts: IntArray) -> None:
-        a = copied.checkpoint.architecture
-        decoder = build_model(a, copied.checkpoint, [(0, 0)] * a.num_layers, texts.shape[1])
+    def run(ops: Ops, hidden: Tensor) -> Tensor:
+        return decoder.logits_of(ops, hidden if decoder.norm is None else decoder.norm(ops, hidden))
+
+    return run
+
+
+class Calibration:
+    """Implements `quantized_copy.Codes`. texts: token ids [texts, length]. weights: by `token_weights`."""
+
+    def __init__(self, copied: QuantizedCopy, texts: IntArray, weights: TokenWeights = MappingProxyType({})) -> None:
+        decoder = _decoder(copied, texts)
         assert decoder.embedding is not None, "a whole model begins with tokens"
         self._copied = copied
-        self._runs = LayerRuns(texts, KVGroup(1, a.num_kv_heads, a.head_dim, a.latent is not None))
+        self._runs = LayerRuns(texts, weights)
         self._runs.embed(decoder.embedding)
         self._layers: Iterator[tuple[int, Layer]] = iter(enumerate(decoder.layers))
         self._ready: dict[str, Coded] = {}
@@ -77,3 +90,18 @@ class Calibration:
         change = dequantize_scaled(tensor) - matrix
         errors = float(np.vdot(change @ moments, change)), float(np.vdot(matrix @ moments, matrix))
         return Coded(tensor, errors)
+
+
+def token_weights(copied: QuantizedCopy, texts: IntArray, advance: Callable[[int], None]) -> TokenWeights:
+    """advance: told how many tokens are done. None for a model without an LM head: its tokens count alike."""
+    decoder = _decoder(copied, texts)
+    assert decoder.embedding is not None, "a whole model begins with tokens"
+    if decoder.head is None:
+        return {}
+    model = Backward(decoder.embedding, [through(layer) for layer in decoder.layers], logits(decoder))
+    return model.token_weights(texts, advance)
+
+
+def _decoder(copied: QuantizedCopy, texts: IntArray) -> Decoder:
+    a = copied.checkpoint.architecture
+    return build_model(a, copied.checkpoint, [(0, 0)] * a.num_layers, texts.shape[1])

@@ -173,8 +173,11 @@ class Decoder:
         return ops.add(pending, residual) if self.norm is None else self.norm.add(ops, pending, residual)[0]
 
     def _logits(self, ops: Ops, attended: Tensor, residual: Tensor) -> Tensor:
+        return self.logits_of(ops, self._embed(ops, attended, residual))
+
+    def logits_of(self, ops: Ops, hidden: Tensor) -> Tensor:
+        """hidden: normed."""
         assert self.head is not None, "the last stage has the LM head"
-        hidden = self._embed(ops, attended, residual)
         if self.projection is not None:
             hidden = ops.linear(hidden, self.projection)
         logits = ops.linear(hidden, self.head)

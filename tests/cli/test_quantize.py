@@ -25,6 +25,7 @@ FLAGS = {
     "--num-calibration-samples": ("40", "2", "1", "-1", "9" * 30, "x"),
     "--max-seq-length": ("40", "2", "1", "-1", "9" * 30, "x"),
     "--asymmetric": (None,),
+    "--token-weights": ("equal", "gradient", "", "x"),
     "--no-calibration": (None,),
     "--ignore": ("down_proj", "model.layers.0", "model", "lm_head", "re:.*", "", "\0"),
     "--report": ("report.json", "none/report.json", ".", "\0", ""),

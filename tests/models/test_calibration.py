@@ -15,7 +15,6 @@ import transformers  # noqa: E402
 
 from octavo.cli.main import main  # noqa: E402
 from octavo.kernels.arrays import FloatArray, IntArray  # noqa: E402
-from octavo.kernels.kv_layout import KVGroup  # noqa: E402
 from octavo.kernels.reference.calibrating import LayerRuns  # noqa: E402
 from octavo.kernels.reference.dequantize import dequantize  # noqa: E402
 from octavo.kernels.scaled import ScaledTensor  # noqa: E402
@@ -44,7 +43,7 @@ def moments_of(folder: Path, texts: IntArray) -> Iterator[dict[str, FloatArray]]
     checkpoint = opened(folder)
     a = checkpoint.architecture
     decoder = build_model(a, checkpoint, [(0, 0)] * a.num_layers, texts.shape[1])
-    runs = LayerRuns(texts, KVGroup(1, a.num_kv_heads, a.head_dim, a.latent is not None))
+    runs = LayerRuns(texts)
     assert decoder.embedding is not None
     runs.embed(decoder.embedding)
     for layer in decoder.layers:
@@ -96,6 +95,7 @@ def test_later_layers_make_up_for_earlier_ones(root: Path, tmp_path: Path, kind:
     source, text = with_tokenizer(dense_model(root), WORDS), tmp_path / "text"
     text.write_text(" ".join(np.random.default_rng(2).choice(WORDS, 2000)))
     given = ["--scheme", kind, "--calibration", str(text), "--max-seq-length", "256", "--num-calibration-samples", "4"]
+    given += ["--token-weights", "equal"]
     report = tmp_path / "report.json"
     assert main(["quantize", str(source), str(tmp_path / "out"), *given, "--report", str(report)]) == 0
     made, dense = matrices(opened(tmp_path / "out")), matrices(opened(source))

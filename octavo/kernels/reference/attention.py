@@ -9,11 +9,13 @@ B the block size.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from octavo.kernels.attention_layer import AttentionLayer
+from octavo.kernels.attention_layer import AttentionLayer, ScoreBias
 from octavo.kernels.device import StepBatch
 from octavo.kernels.kv_layout import LARGEST_CODE, KVLayout, calibrated_code, kv_scales
 from octavo.kernels.reference.dequantize import values
@@ -50,6 +52,32 @@ class StepIndex:
         return torch.from_numpy(self._tables[group])[rows, self.positions // block_size].long()
 
 
+class Keys(Protocol):
+    """Where a layer's keys and values, or latents, wait for the queries that read them."""
+
+    def write(self, step: StepIndex, layer: AttentionLayer, *kv_TKD: torch.Tensor) -> None:
+        """kv_TKD: keys and values, or latents."""
+
+    def read(self, step: StepIndex, layer: AttentionLayer, sequence: int, first: int, end: int) -> list[torch.Tensor]:
+        """Keys and values, [L, K, D] float32, of positions first .. end - 1."""
+
+
+class StepKeys:
+    """Those of one layer and one step, whose sequences all begin with it. Nothing is rounded or copied, and gradients
+    pass through."""
+
+    def __init__(self) -> None:
+        self._kv_TKD: tuple[torch.Tensor, ...] = ()
+
+    def write(self, step: StepIndex, layer: AttentionLayer, *kv_TKD: torch.Tensor) -> None:
+        self._kv_TKD = kv_TKD
+
+    def read(self, step: StepIndex, layer: AttentionLayer, sequence: int, first: int, end: int) -> list[torch.Tensor]:
+        start = step.starts[sequence]
+        read = [each[start + first : start + end] for each in self._kv_TKD]
+        return read if layer.latent is None else [read[0], read[0][..., : layer.latent.rank]]
+
+
 class KVPool:
     """The pool's bytes. A layer's part is viewed as [num_blocks, K or V, B, K heads, D]; of latents there is K alone.
     calibrates: writing sets the layer's scales."""
@@ -62,7 +90,6 @@ class KVPool:
         self._scales: dict[AttentionLayer, torch.Tensor] = {}  # [K or V, K heads, 1], of codes; of latents [1, 1, D]
 
     def write(self, step: StepIndex, layer: AttentionLayer, *kv_TKD: torch.Tensor) -> None:
-        """kv_TKD: keys and values, or latents."""
         blocks = step.token_blocks(layer.group, self.block_size)
         assert bool((blocks != 0).all()), "a live token is never written to the null block"
         slots, cells, numbers = step.positions % self.block_size, self._cells(layer), torch.stack(kv_TKD)
@@ -72,7 +99,6 @@ class KVPool:
             cells[blocks, which, slots] = self._stored(layer, which, each)
 
     def read(self, step: StepIndex, layer: AttentionLayer, sequence: int, first: int, end: int) -> list[torch.Tensor]:
-        """Keys and values, [L, K, D] float32, of positions first .. end - 1."""
         table = step.blocks_of(sequence, layer.group)
         positions = torch.arange(first, end)
         blocks, slots = table[positions // self.block_size], positions % self.block_size
@@ -82,11 +108,6 @@ class KVPool:
         if self._layout.dtype in LARGEST_CODE:
             read = [codes * scales for codes, scales in zip(read, self._scales_of(layer), strict=True)]
         return read if layer.latent is None else [read[0], read[0][..., : layer.latent.rank]]
-
-    def bias_of(self, layer: AttentionLayer) -> torch.Tensor:
-        """[Q, distances]."""
-        assert layer.bias is not None, "the layer's scores have a bias"
-        return torch.from_numpy(values(layer.bias.table)[layer.bias.buckets].T.copy())
 
     def _stored(self, layer: AttentionLayer, which: int, values: torch.Tensor) -> torch.Tensor:
         dtype = self._layout.dtype
@@ -140,7 +161,7 @@ def rotate_neighbours(x_TXD: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor)
 
 
 def paged_attention(
-    q: torch.Tensor, layer: AttentionLayer, cache: KVPool, step: StepIndex, sinks_Q: torch.Tensor | None = None
+    q: torch.Tensor, layer: AttentionLayer, cache: Keys, step: StepIndex, sinks_Q: torch.Tensor | None = None
 ) -> torch.Tensor:
     """[T, Q * D] -> [T, Q * D], of latents [T, Q * R]."""
     q_TQD = q.reshape(len(q), layer.num_heads, layer.head_dim)
@@ -153,7 +174,7 @@ def paged_attention(
 def _attend(
     q_TQD: torch.Tensor,
     layer: AttentionLayer,
-    cache: KVPool,
+    cache: Keys,
     step: StepIndex,
     sequence: int,
     sinks_Q: torch.Tensor | None,
@@ -169,7 +190,7 @@ def _attend(
     if layer.bias is not None:
         reach = len(layer.bias.buckets) // 2
         apart_TL = torch.arange(first, seq_len)[None, :] - positions_T[:, None]
-        scores_QTL += cache.bias_of(layer)[:, apart_TL.clamp(-reach, reach) + reach]
+        scores_QTL += _bias_of(layer.bias)[:, apart_TL.clamp(-reach, reach) + reach]
     if layer.softcap is not None:
         scores_QTL = layer.softcap * torch.tanh(scores_QTL / layer.softcap)
     distance_TL = positions_T[:, None] - torch.arange(first, seq_len)[None, :]
@@ -181,3 +202,8 @@ def _attend(
         scores_QTL = torch.cat([scores_QTL, sinks_Q[:, None, None].expand(-1, num_tokens, 1)], dim=-1)
     weights_QTL = torch.softmax(scores_QTL, dim=-1)[..., : len(k_LKD)]
     return torch.einsum("qtl,lqd->tqd", weights_QTL, v_LQD)
+
+
+def _bias_of(bias: ScoreBias) -> torch.Tensor:
+    """[Q, distances]."""
+    return torch.from_numpy(values(bias.table)[bias.buckets].T.copy())

@@ -10,46 +10,35 @@ In memory are the hidden states, one layer's weights in float32, and one layer's
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
-import numpy as np
 import torch
 
 from octavo.kernels.arrays import FloatArray, IntArray
 from octavo.kernels.attention_layer import AttentionLayer
-from octavo.kernels.device import StepBatch
-from octavo.kernels.host_device import allocate_pool
-from octavo.kernels.kv_layout import KVGroup, KVLayout
 from octavo.kernels.latent import Latent
 from octavo.kernels.ops import Ops, Tensor
 from octavo.kernels.parameters import Linear, Parameter
-from octavo.kernels.reference.attention import KVPool, StepIndex
-from octavo.kernels.reference.ops import ReferenceOps
+from octavo.kernels.reference.product_ops import ProductOps, RunLayer, steps_of
+from octavo.kernels.reference.token_weights import TokenWeights, place_of
 from octavo.kernels.reference.weights import ReferenceWeights
-
-_BLOCK_SIZE = 16
-_TOKENS_AT_ONCE = 2048
-#: hidden states [T, H] through a layer
-RunLayer = Callable[[Ops, Tensor], Tensor]
 
 
 class LayerRuns:
-    """texts: token ids [texts, length]. keys: what one layer keeps of a token; layers take turns in the same blocks."""
+    """texts: token ids [texts, length]. weights: of their tokens in the sums; none: all count alike."""
 
-    def __init__(self, texts: IntArray, keys: KVGroup) -> None:
-        count, length = texts.shape
-        at_once = max(1, min(count, _TOKENS_AT_ONCE // length))
-        self._steps = [StepIndex(_batch(texts[start : start + at_once])) for start in range(0, count, at_once)]
-        layout = KVLayout(1 + at_once * _num_blocks(length), _BLOCK_SIZE, (keys,), "float32")
-        self._cache = KVPool(layout, allocate_pool(layout))
-        self._hidden: list[torch.Tensor | None] = [None] * len(self._steps)
+    def __init__(self, texts: IntArray, weights: TokenWeights = MappingProxyType({})) -> None:
+        self._steps = steps_of(texts)
+        self._weights = weights
+        self._hidden: dict[int, torch.Tensor | None] = dict.fromkeys(self._steps)
 
     def embed(self, embedding: Callable[[Ops], Tensor]) -> None:
-        self._run(ReferenceOps(self._cache, ReferenceWeights()), lambda ops, hidden: embedding(ops), keeps=True)
+        self._run(ProductOps(), lambda ops, hidden: embedding(ops), keeps=True)
 
     def products(self, layer: RunLayer) -> dict[str, FloatArray]:
-        """The sums [in, in], by the name of each matrix; one that no token has reached has none. Matrices with the same
-        inputs share theirs."""
-        ops = _SeeingOps(self._cache, ReferenceWeights())
+        """The sums [in, in], by the name of each matrix; one that no token has reached has none. Where all tokens count
+        alike, matrices with the same inputs share theirs."""
+        ops = _SummingOps(self._weights)
         self._run(ops, layer, keeps=False)
         return {name: each.numpy() for name, each in ops.sums.items()}
 
@@ -57,23 +46,24 @@ class LayerRuns:
         """matrices: by name, instead of the layer's own."""
         weights = ReferenceWeights()
         weights.parameters |= {name: torch.from_numpy(matrix) for name, matrix in matrices.items()}
-        self._run(ReferenceOps(self._cache, weights), layer, keeps=True)
+        self._run(ProductOps(weights), layer, keeps=True)
 
     @torch.inference_mode()
-    def _run(self, ops: ReferenceOps, layer: RunLayer, keeps: bool) -> None:
-        for index, step in enumerate(self._steps):
-            ops.step = step
-            after = layer(ops, self._hidden[index])
+    def _run(self, ops: ProductOps, layer: RunLayer, keeps: bool) -> None:
+        for first, step in self._steps.items():
+            ops.begin(step, first)
+            after = layer(ops, self._hidden[first])
             if keeps:
-                self._hidden[index] = after
+                self._hidden[first] = after
 
 
-class _SeeingOps(ReferenceOps):
+class _SummingOps(ProductOps):
     """sums: of the inputs of the products so far, by the name of each matrix."""
 
-    def __init__(self, cache: KVPool, weights: ReferenceWeights) -> None:
-        super().__init__(cache, weights)
+    def __init__(self, weights: TokenWeights) -> None:
+        super().__init__()
         self.sums: dict[str, torch.Tensor] = {}
+        self._token_weights = weights
 
     def _linear(self, x: torch.Tensor, weight: Linear) -> torch.Tensor:
         self._see_inputs(x, *weight.parts)
@@ -85,26 +75,13 @@ class _SeeingOps(ReferenceOps):
         return c_TR
 
     def _see_inputs(self, x: torch.Tensor, *parts: Parameter) -> None:
-        if len(x):  # an expert may get no tokens
-            first = self.sums.setdefault(parts[0].name, torch.zeros(x.shape[1], x.shape[1]))
-            first.addmm_(x.T, x)
-            self.sums |= {part.name: first for part in parts}
+        if not len(x):  # an expert may get no tokens
+            return
+        if not self._token_weights:
+            self.sums |= dict.fromkeys((part.name for part in parts), self._added(parts[0], x, x))
+            return
+        for part in parts:
+            self._added(part, x, x * self._token_weights[place_of(part)][self.tokens, None])
 
-
-def _batch(texts: IntArray) -> StepBatch:
-    """Every text from its begin, in blocks of its own."""
-    count, length = texts.shape
-    blocks = 1 + np.arange(count * _num_blocks(length), dtype=np.int32)  # after the null block
-    return StepBatch(
-        input_ids=texts.reshape(-1),
-        positions=np.tile(np.arange(length, dtype=np.int32), count),
-        query_start_loc=np.arange(0, (count + 1) * length, length, dtype=np.int32),
-        seq_lens=np.full(count, length, np.int32),
-        rows=np.arange(count, dtype=np.int32),
-        block_tables=(blocks.reshape(count, -1),),
-        token_types=np.zeros(texts.size, np.int32),
-    )
-
-
-def _num_blocks(length: int) -> int:
-    return -(-length // _BLOCK_SIZE)
+    def _added(self, part: Parameter, x: torch.Tensor, weighted: torch.Tensor) -> torch.Tensor:
+        return self.sums.setdefault(part.name, torch.zeros(x.shape[1], x.shape[1])).addmm_(weighted.T, x)

@@ -16,7 +16,7 @@ from octavo.distributed.collectives import Collectives
 from octavo.kernels.adapters import AdaptedModule
 from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.latent import Latent
-from octavo.kernels.mixture import Mixture
+from octavo.kernels.mixture import Gate, Mixture
 from octavo.kernels.op import Op
 from octavo.kernels.ops import Activation, Index, Ops, Outside
 from octavo.kernels.parameters import Linear, Parameter
@@ -42,7 +42,7 @@ class ReferenceOps(Ops):
 
     def __init__(
         self,
-        cache: attention.KVPool,
+        cache: attention.Keys,
         weights: ReferenceWeights,
         see: See | None = None,
         ranks: Collectives | None = None,
@@ -123,9 +123,12 @@ class ReferenceOps(Ops):
         out = torch.zeros_like(x)
         for expert, (gate_up, down) in enumerate(layer.pairs):
             rows, places = (chosen_TK == layer.first_expert + expert).nonzero(as_tuple=True)
-            y = self._linear(gated(self._linear(x[rows], gate_up), layer.gate), down)
+            y = self._of_expert(x, rows, gate_up, down, layer.gate)
             out[rows] += y * weights_TK[rows, places, None]
         return out
+
+    def _of_expert(self, x: torch.Tensor, rows: torch.Tensor, up: Linear, down: Linear, gate: Gate) -> torch.Tensor:
+        return self._linear(gated(self._linear(x[rows], up), gate), down)
 
     def _rotary_kv_write(self, qkv: torch.Tensor, layer: AttentionLayer) -> torch.Tensor:
         heads_TXD = qkv.reshape(len(qkv), -1, layer.head_dim)
