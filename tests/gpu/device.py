@@ -7,6 +7,8 @@ import os
 import pytest
 import torch
 
+from octavo.kernels.cuda.device import CudaDevice
+from octavo.kernels.cuda.driver import GPU
 from tests.gpu.quick_interpreter import quicken
 
 ON_GPU = torch.cuda.is_available()
@@ -16,9 +18,19 @@ pytest.importorskip("triton")
 if not ON_GPU:
     quicken()
 
+INTERPRETER = GPU("interpreter", (8, 0), 1 << 34, 1)
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 
 needs_gpu = pytest.mark.skipif(not ON_GPU, reason="too slow under the interpreter")
+
+
+def interpreted(patch: pytest.MonkeyPatch, free_bytes: int = 1 << 20) -> None:
+    """Have devices take the interpreter for their GPU, if there is none."""
+    if not ON_GPU:
+        patch.setattr(CudaDevice, "gpu", INTERPRETER)
+        patch.setattr(CudaDevice, "why_not", lambda self: None)
+        patch.setattr(CudaDevice, "device", "cpu")
+        patch.setattr(CudaDevice, "free_bytes", lambda self, ledger, utilization: free_bytes)
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:

@@ -10,22 +10,13 @@ import pytest
 import torch
 
 from octavo import LLM
-from octavo.kernels.cuda.device import CudaDevice
-from octavo.kernels.cuda.driver import GPU
 from tests.company import ALL_LOGITS, ENGINE, Company
 from tests.conftest import TinyFolder
 from tests.gpu.device import ON_GPU, needs_gpu
 
+pytestmark = pytest.mark.usefixtures("interpreter")
+
 CONFIGS = Path(__file__).parents[2] / "examples/configs"
-
-
-@pytest.fixture(autouse=True)
-def _interpreted(inline_executor: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not ON_GPU:
-        monkeypatch.setattr(CudaDevice, "gpu", GPU("interpreter", (8, 0), 1 << 34, 1))
-        monkeypatch.setattr(CudaDevice, "why_not", lambda self: None)
-        monkeypatch.setattr(CudaDevice, "device", "cpu")
-        monkeypatch.setattr(CudaDevice, "free_bytes", lambda self, ledger, utilization: 1 << 20)
 
 
 def engine(folder: Path, **options: Any) -> LLM:

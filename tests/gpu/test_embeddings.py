@@ -9,24 +9,15 @@ import numpy as np
 import pytest
 
 from octavo import LLM, ConfigError, LoRARequest, PoolingParams
-from octavo.kernels.cuda.device import CudaDevice
-from octavo.kernels.cuda.driver import GPU
 from tests.gpu.device import ON_GPU
 from tests.lora.written_adapters import LINEARS, write_adapter
 from tests.tiny_embedders import make_tiny_classifier, make_tiny_embedder
 
+pytestmark = pytest.mark.usefixtures("interpreter")
+
 #: a single token, around a tile of keys and of queries, and beyond two of them where a GPU computes
 LENS = (1, 2, 33, 70, *((31, 129, 200) if ON_GPU else ()))
 CASES = ["bert", "modernbert", *(["qwen3"] if ON_GPU else [])]
-
-
-@pytest.fixture(autouse=True)
-def _interpreted(inline_executor: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not ON_GPU:
-        monkeypatch.setattr(CudaDevice, "gpu", GPU("interpreter", (8, 0), 1 << 34, 1))
-        monkeypatch.setattr(CudaDevice, "why_not", lambda self: None)
-        monkeypatch.setattr(CudaDevice, "device", "cpu")
-        monkeypatch.setattr(CudaDevice, "free_bytes", lambda self, ledger, utilization: 1 << 20)
 
 
 def engine(folder: Path, backend: str, **options: Any) -> LLM:

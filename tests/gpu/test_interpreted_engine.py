@@ -22,7 +22,6 @@ from octavo import LLM, SamplingParams
 from octavo.engine.assemble import engine_config
 from octavo.executor.executor import executor_here
 from octavo.kernels.cuda.device import CudaDevice
-from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.device import DTypes
 from octavo.kernels.triton.attention.triton_attention import TritonAttention
 from octavo.observe.events import Sampled
@@ -39,14 +38,6 @@ PROMPTS = [list(range(3, 3 + length)) for length in (1, 37, 9)]
 GREEDY = SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True, detokenize=False)
 
 
-@pytest.fixture
-def _interpreted(inline_executor: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(CudaDevice, "gpu", GPU("interpreter", (8, 0), 1 << 34, 1))
-    monkeypatch.setattr(CudaDevice, "why_not", lambda self: None)
-    monkeypatch.setattr(CudaDevice, "device", "cpu")
-    monkeypatch.setattr(CudaDevice, "free_bytes", lambda self, ledger, utilization: 1 << 20)
-
-
 def engine(folder: object, backend: str, **options: object) -> LLM:
     return LLM(
         str(folder), backend=backend, max_model_len=64, max_num_seqs=8, num_gpu_blocks_override=40,
@@ -54,7 +45,7 @@ def engine(folder: object, backend: str, **options: object) -> LLM:
     )  # fmt: skip
 
 
-@pytest.mark.usefixtures("_interpreted")
+@pytest.mark.usefixtures("interpreter")
 @pytest.mark.parametrize(
     ("name", "decode_threshold", "short_chunk"),
     [("qwen3", 1, 1), ("qwen3", 16, 1), ("qwen2-moe", 1, 16), ("gpt-oss", 1, 1)],
@@ -70,7 +61,7 @@ def test_it_gives_the_hosts_tokens(
     gives_the_hosts_tokens(tiny_folder(name, num_hidden_layers=2))
 
 
-@pytest.mark.usefixtures("_interpreted")
+@pytest.mark.usefixtures("interpreter")
 @pytest.mark.parametrize("options", [{}, {"kv_cache_dtype": "fp8", "calculate_kv_scales": True}])
 def test_over_latents_it_gives_the_hosts_tokens(
     options: dict[str, object], tmp_path: Path, one_torch_thread: None
@@ -91,7 +82,7 @@ def gives_the_hosts_tokens(folder: Path, **options: object) -> None:
         assert device.stats().num_used_blocks == 0
 
 
-@pytest.mark.usefixtures("_interpreted")
+@pytest.mark.usefixtures("interpreter")
 def test_matrices_that_stay_quantised_give_the_hosts_tokens(tmp_path: Path) -> None:
     sizes = {"hidden_size": 64, "moe_intermediate_size": 32, "num_hidden_layers": 1, "num_experts": 4}
     folder, answers = make_tiny_model("qwen3-moe", tmp_path, **sizes), []
@@ -105,7 +96,7 @@ def test_matrices_that_stay_quantised_give_the_hosts_tokens(tmp_path: Path) -> N
     assert answers[0] == answers[1]
 
 
-@pytest.mark.usefixtures("_interpreted")
+@pytest.mark.usefixtures("interpreter")
 def test_ggufs_blocks_that_stay_quantised_give_the_hosts_tokens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,7 +117,7 @@ def test_ggufs_blocks_that_stay_quantised_give_the_hosts_tokens(
     assert answers[0] == answers[1]
 
 
-@pytest.mark.usefixtures("_interpreted")
+@pytest.mark.usefixtures("interpreter")
 def test_with_calibrated_codes_it_gives_the_hosts_tokens(tiny_folder: TinyFolder) -> None:
     answers, options = [], {"kv_cache_dtype": "int8", "calculate_kv_scales": True, "max_num_batched_tokens": 16}
     for backend in ("reference", "triton"):
@@ -138,7 +129,7 @@ def test_with_calibrated_codes_it_gives_the_hosts_tokens(tiny_folder: TinyFolder
     assert answers[0] == answers[1] == answers[2] == answers[3]
 
 
-@pytest.mark.usefixtures("_interpreted")
+@pytest.mark.usefixtures("interpreter")
 @pytest.mark.parametrize("nvcc", [None, Path("/bin/nvcc")])
 def test_the_start_up_card_names_the_attention_kernels(
     nvcc: Path | None, tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch
@@ -150,7 +141,7 @@ def test_the_start_up_card_names_the_attention_kernels(
     assert ("pip install 'octavo[cuda]'" in line) == (nvcc is None)
 
 
-@pytest.mark.usefixtures("_interpreted")
+@pytest.mark.usefixtures("interpreter")
 def test_it_follows_grammars_as_the_host_does(tiny_folder: TinyFolder, tmp_path: Path) -> None:
     """A jump while another step is in flight, a fork, an end, and a row without a grammar beside them."""
     folder = spelling_model(tiny_folder, tmp_path, num_hidden_layers=2)
@@ -166,7 +157,7 @@ def test_it_follows_grammars_as_the_host_does(tiny_folder: TinyFolder, tmp_path:
     assert all(re.fullmatch("[ab]name12[cd]", one.text) for one in outputs[0].outputs)
 
 
-@pytest.mark.usefixtures("_interpreted")
+@pytest.mark.usefixtures("interpreter")
 def test_it_tells_the_hosts_logprobs(tiny_folder: TinyFolder) -> None:
     """For draws with a history, for forks, for a prompt, and for tokens asked for by id."""
     params = SamplingParams(
@@ -186,7 +177,7 @@ def test_it_tells_the_hosts_logprobs(tiny_folder: TinyFolder) -> None:
         assert [one.logprob for one in device.values()] == pytest.approx(expected, abs=1e-3)
 
 
-@pytest.mark.usefixtures("_interpreted")
+@pytest.mark.usefixtures("interpreter")
 def test_it_finds_the_hosts_beams(tiny_folder: TinyFolder) -> None:
     """Beside other requests, with edited logits, and in chunks of a prompt."""
     beams = SamplingParams(use_beam_search=True, n=3, max_tokens=5, logprobs=1, detokenize=False)
@@ -203,7 +194,7 @@ def test_it_finds_the_hosts_beams(tiny_folder: TinyFolder) -> None:
                 assert one.cumulative_logprob == pytest.approx(other.cumulative_logprob, abs=1e-3)
 
 
-@pytest.mark.usefixtures("_interpreted")
+@pytest.mark.usefixtures("interpreter")
 def test_guesses_change_no_answer(tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     params = [GREEDY.replace(max_tokens=8), GREEDY.replace(n=2, temperature=1.0, seed=3, max_tokens=6, logprobs=0)]
     with engine(tiny_folder("qwen3", num_hidden_layers=2), "reference") as host:
@@ -218,7 +209,7 @@ def test_guesses_change_no_answer(tiny_folder: TinyFolder, monkeypatch: pytest.M
         assert [next(iter(row)) for row in one.logprobs] == one.token_ids
 
 
-@pytest.mark.usefixtures("_interpreted")
+@pytest.mark.usefixtures("interpreter")
 def test_op_by_op_it_gives_the_hosts_tokens(tiny_folder: TinyFolder, capfd: pytest.CaptureFixture[str]) -> None:
     rows = []
     for backend, options in (("reference", {}), ("triton", {"trace_ops": True})):
@@ -231,7 +222,7 @@ def test_op_by_op_it_gives_the_hosts_tokens(tiny_folder: TinyFolder, capfd: pyte
     assert ops.count("embedding") == 3
 
 
-@pytest.mark.usefixtures("_interpreted")
+@pytest.mark.usefixtures("interpreter")
 def test_costs_of_steps_are_measured_on_a_device(tiny_folder: TinyFolder) -> None:
     options = {"backend": "triton", "dtype": "float32", "max_model_len": 128, "max_num_seqs": 2}
     config = engine_config(
@@ -247,7 +238,7 @@ def test_costs_of_steps_are_measured_on_a_device(tiny_folder: TinyFolder) -> Non
         assert timer.ratios
 
 
-@pytest.mark.usefixtures("_interpreted")
+@pytest.mark.usefixtures("interpreter")
 def test_it_calls_users_functions(tiny_folder: TinyFolder) -> None:
     """Each step's before its late draw, with the tokens of the step before."""
     with engine(tiny_folder("qwen3", num_hidden_layers=2), "triton", async_scheduling=True) as device:

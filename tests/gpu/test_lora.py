@@ -9,12 +9,10 @@ import pytest
 import torch
 
 from tests.conftest import TinyFolder
-from tests.gpu.device import DEVICE, ON_GPU
+from tests.gpu.device import DEVICE
 from tests.lora.written_adapters import LINEARS, write_adapter
 
 from octavo import LLM, LoRARequest, SamplingParams  # isort: skip
-from octavo.kernels.cuda.device import CudaDevice  # isort: skip
-from octavo.kernels.cuda.driver import GPU  # isort: skip
 from octavo.kernels.triton.linear import adapters  # isort: skip
 from octavo.kernels.triton.linear.adapter_rows import RowLists  # isort: skip
 from octavo.kernels.triton.linear.adapters import Tiling  # isort: skip
@@ -86,16 +84,7 @@ def test_a_table_adds_its_tokens_rows() -> None:
     torch.testing.assert_close(y.cpu(), torch.stack([expected] * 2), rtol=1e-4, atol=1e-4)
 
 
-@pytest.fixture
-def _device(inline_executor: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not ON_GPU:
-        monkeypatch.setattr(CudaDevice, "gpu", GPU("interpreter", (8, 0), 1 << 34, 1))
-        monkeypatch.setattr(CudaDevice, "why_not", lambda self: None)
-        monkeypatch.setattr(CudaDevice, "device", "cpu")
-        monkeypatch.setattr(CudaDevice, "free_bytes", lambda self, ledger, utilization: 1 << 20)
-
-
-@pytest.mark.usefixtures("_device")
+@pytest.mark.usefixtures("interpreter")
 def test_an_engine_gives_the_hosts_tokens(tiny_folder: TinyFolder, tmp_path: Path) -> None:
     """Chunks beside decodes, forks, none, and adapters that take turns in two slots."""
     model = tiny_folder("llama", num_hidden_layers=2)

@@ -7,11 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from tests.gpu.device import ON_GPU
+from tests.gpu.device import ON_GPU, interpreted
 
 from octavo.cli.kernels_test import _GPU_ERRORS  # isort: skip
 from octavo.kernels.cuda.device import CudaDevice  # isort: skip
-from octavo.kernels.cuda.driver import GPU  # isort: skip
 from octavo.kernels.kv_layout import KVDType  # isort: skip
 from octavo.kernels.ops import OPS  # isort: skip
 from octavo.kernels.cuda import timing  # isort: skip
@@ -26,9 +25,7 @@ DTYPES: tuple[KVDType, ...] = ("float32", "bfloat16") if ON_GPU else ("float32",
 @pytest.mark.parametrize("op", OPS)
 def test_trials(op: str, dtype: KVDType, monkeypatch: pytest.MonkeyPatch) -> None:
     """All trials; under the interpreter only the first one of each op."""
-    if not ON_GPU:
-        monkeypatch.setattr(CudaDevice, "gpu", GPU("interpreter", (8, 0), 1 << 34, 1))
-        monkeypatch.setattr(CudaDevice, "device", "cpu")
+    interpreted(monkeypatch)
     for trial in list(trials(op))[: None if ON_GPU else 1]:
         assert trial.error(CudaDevice(), dtype) <= _GPU_ERRORS[dtype], trial.label
 
@@ -36,11 +33,10 @@ def test_trials(op: str, dtype: KVDType, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("op", OPS)
 def test_every_op_is_measured(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a GPU nothing is timed, but every call is launched."""
+    interpreted(monkeypatch)
     sizes = Sizes(64, (1, 3), (4, 2, 64), ((2, 17, 1), (1, 0, 5)), "bfloat16", "bfloat16")
     if not ON_GPU:
         sizes = replace(sizes, dtype="float32", kv_dtype="float32")
-        monkeypatch.setattr(CudaDevice, "gpu", GPU("interpreter", (8, 0), 1 << 34, 1))
-        monkeypatch.setattr(CudaDevice, "device", "cpu")
         times = iter([900.0, 100.0] * 2)
 
         def launch(calls: list[Callable[[], object]], repeats: int) -> float:

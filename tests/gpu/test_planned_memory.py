@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.gpu.device import ON_GPU
+from tests.gpu.device import INTERPRETER, ON_GPU, interpreted
 
 if ON_GPU:
     pytest.skip("test_plan.py asks the same of the GPU", allow_module_level=True)
@@ -18,7 +18,6 @@ if ON_GPU:
 from octavo.engine.assemble import engine_config
 from octavo.kernels.cuda import ledger, quantized_product
 from octavo.kernels.cuda.device import CudaDevice
-from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda_cpp.quantized_format import why_not
 from octavo.kernels.ledger import Ledger, Measured
 from octavo.kernels.parameters import Linear
@@ -30,8 +29,6 @@ from tests.conftest import TinyFolder
 from tests.distributed.threaded_ranks import ThreadedRanks
 from tests.gpu.interpreted_rank import pretend
 from tests.tiny_models import make_tiny_model
-
-INTERPRETER = GPU("interpreter", (8, 0), 1 << 34, 1)
 
 
 @pytest.mark.parametrize("quantization", ["fp8", "int8", "int4"])
@@ -116,10 +113,7 @@ def test_the_ledger_of_a_rank_that_hands_on_blocks(
 
 
 def check(folder: Path, options: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> Measured:
-    monkeypatch.setattr(CudaDevice, "gpu", INTERPRETER)
-    monkeypatch.setattr(CudaDevice, "why_not", lambda self: None)
-    monkeypatch.setattr(CudaDevice, "device", "cpu")
-    monkeypatch.setattr(CudaDevice, "free_bytes", lambda self, ledger, utilization: 4 << 20)
+    interpreted(monkeypatch, free_bytes=4 << 20)
     task = WorkerTask.of(
         engine_config(model=str(folder), backend="triton", max_model_len=128, **{"dtype": "float32", **options})
     )

@@ -5,11 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.gpu.device import ON_GPU
+from tests.gpu.device import ON_GPU, interpreted
 
 from octavo.config import BackendConfig  # isort: skip
-from octavo.kernels.cuda.device import CudaDevice  # isort: skip
-from octavo.kernels.cuda.driver import GPU  # isort: skip
 from octavo.kernels.reference.device import ReferenceDevice  # isort: skip
 from octavo.kernels.registry import BACKENDS, ONE_RANK  # isort: skip
 from octavo.models.supported import why_not_on  # isort: skip
@@ -26,9 +24,7 @@ _INTERPRETED = [
 def test_a_pair_gives_the_hosts_logits(
     family: str, method: str, one_torch_thread: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not ON_GPU:
-        monkeypatch.setattr(CudaDevice, "gpu", GPU("interpreter", (8, 0), 1 << 34, 1))
-        monkeypatch.setattr(CudaDevice, "device", "cpu")
+    interpreted(monkeypatch)
     device = BACKENDS["triton"](BackendConfig(), ONE_RANK)
     own, expected = (logits_of(each, family, method) for each in (device, ReferenceDevice()))
     assert np.linalg.norm(own - expected) / np.linalg.norm(expected) < (2e-2 if ON_GPU else 1e-4)

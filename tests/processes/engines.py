@@ -1,4 +1,4 @@
-"""Engines on threads, behind real sockets, that hand each other blocks."""
+"""Engines on threads, behind real sockets, which may hand each other blocks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from octavo import SamplingParams
+from octavo import LLM, SamplingParams
 from octavo.cache.invariants import check
 from octavo.channel import Channel, Note
 from octavo.engine.assemble import build_engine, engine_config
@@ -20,21 +20,33 @@ from octavo.processes.engine_loop import EngineLoop
 from octavo.processes.household import EngineTask, TrafficTask
 from octavo.processes.process_client import ProcessClient
 from octavo.server_config import AdmissionConfig
+from octavo.text.tokenizer import Tokenizer
 
 SECRET = b"a secret of all engines"
+SIZES: dict[str, Any] = {"num_threads": 1, "max_model_len": 256, "max_num_seqs": 8, "num_gpu_blocks_override": 128}
 OPTIONS: dict[str, Any] = {
-    **{"backend": "cpu", "num_threads": 1, "max_model_len": 256, "max_num_seqs": 8, "num_gpu_blocks_override": 128},
-    **{"kv_cache_dtype": "float32", "skip_tokenizer_init": True, "check_invariants": True},
+    **SIZES,
+    **{"backend": "cpu", "kv_cache_dtype": "float32", "skip_tokenizer_init": True, "check_invariants": True},
 }
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True, detokenize=False)
-_NUMBERS = itertools.count()
-_PATIENCE_S = 60.0
+_NUMBERS = itertools.count()  # each engine and each front end has its own
+PATIENCE_S = 60.0  # the machine may be busy
 
 
 class ThreadEngine:
     """An engine's loop on a thread, and one client of it."""
 
-    def __init__(self, directory: Path, model: Path | str, traffic: TrafficTask | None, **options: Any) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        model: Path | str,
+        traffic: TrafficTask | None = None,
+        *,
+        admission: AdmissionConfig | None = None,
+        tokenizer: Tokenizer | None = None,
+        **options: Any,
+    ) -> None:
+        """tokenizer: its clients'; None: its own."""
         ours, theirs = socket.socketpair()
         number = next(_NUMBERS)
         self.channel = Channel(ours)
@@ -42,7 +54,7 @@ class ThreadEngine:
         config = engine_config(model=str(model), **{**OPTIONS, **options})
         task = EngineTask(
             config=config,
-            admission=AdmissionConfig(),
+            admission=admission or AdmissionConfig(),
             address=self.address,
             model_name="tiny",
             hang_timeout_s=0.0,
@@ -53,6 +65,7 @@ class ThreadEngine:
             traffic=traffic,
         )
         self.engine = build_engine(config)
+        self.tokenizer = self.engine.tokenizer if tokenizer is None else tokenizer
         assert isinstance(self.engine.core, EngineCore)
         self.core = self.engine.core
         self.loop = EngineLoop(task, self.engine, Channel(theirs))
@@ -74,12 +87,19 @@ class ThreadEngine:
         )
         return list(asked)
 
+    def client(self) -> ProcessClient:
+        """Another front end's."""
+        client = ProcessClient(self.tokenizer, next(_NUMBERS), 0)
+        client.connect(self.address)
+        return client
+
     def with_client(self, work: Callable[[ProcessClient], Awaitable[Any]]) -> Any:
+        """Run a coroutine function with a connected client."""
+
         async def run() -> Any:
-            client = ProcessClient(self.engine.tokenizer, next(_NUMBERS), 0)
-            client.connect(self.address)
+            client = self.client()
             try:
-                async with asyncio.timeout(_PATIENCE_S):
+                async with asyncio.timeout(PATIENCE_S):
                     await client.welcomed()
                     return await work(client)
             finally:
@@ -103,6 +123,12 @@ class ThreadEngine:
         assert not self.core.cache.pool.lent, "every loan has been settled"
         check(self.core.cache, self.core._scheduler.sequences)
         self.loop.close()
+
+
+def smollm2_engine(directory: Path, like: LLM, **options: Any) -> ThreadEngine:
+    """One whose answers are those of `like`, an LLM of smollm2 with the same sizes."""
+    alike = {"backend": "auto", "kv_cache_dtype": "auto", "tokenizer": like.get_tokenizer()}
+    return ThreadEngine(directory, "smollm2", **alike | options)
 
 
 def lends(address: str) -> TrafficTask:

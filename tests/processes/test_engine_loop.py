@@ -2,103 +2,42 @@
 
 import asyncio
 import contextlib
-import itertools
 import random
-import socket
-import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from octavo import LLM, EngineBusyError, EngineDeadError, InvalidRequestError, RequestOutputKind, SamplingParams
-from octavo.channel import Channel, Note
-from octavo.engine.assemble import build_engine, engine_config
 from octavo.engine.llm_engine import EngineClient
 from octavo.outputs import RequestOutput
-from octavo.processes.engine_loop import EngineLoop
-from octavo.processes.household import EngineTask
 from octavo.processes.process_client import ProcessClient
 from octavo.server_config import AdmissionConfig
+from tests.processes.engines import PATIENCE_S, SIZES, ThreadEngine, smollm2_engine
 
-OPTIONS: dict[str, Any] = {"num_threads": 1, "max_model_len": 256, "max_num_seqs": 8, "num_gpu_blocks_override": 128}
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8)
 ENDLESS = SamplingParams(temperature=0.0, max_tokens=200, ignore_eos=True)
-INDICES = itertools.count()  # each front end has its own name
-PATIENCE_S = 60.0  # the machine may be busy
 PROMPT = "The capital of France is"
-
-
-class Served:
-    """An engine's loop on a thread, and its parent's end of the channel."""
-
-    def __init__(
-        self,
-        directory: Path,
-        admission: AdmissionConfig | None = None,
-        num_deaths: Mapping[str, int] | None = None,
-        **options: Any,
-    ) -> None:
-        ours, theirs = socket.socketpair()
-        self.channel = Channel(ours)
-        self.address = f"ipc://{directory}/engine"
-        config = engine_config(model="smollm2", skip_tokenizer_init=True, **{**OPTIONS, **options})
-        task = EngineTask(
-            config=config,
-            admission=admission or AdmissionConfig(),
-            address=self.address,
-            model_name="smollm2",
-            hang_timeout_s=0.0,
-            logs_stats=False,
-            run_directory=str(directory),
-            step_record=f"{directory}/step",
-            num_deaths=num_deaths or {},
-        )
-        self.loop = EngineLoop(task, build_engine(config), Channel(theirs))
-        self.thread = threading.Thread(target=self.loop.run)
-        self.thread.start()
-
-    def stop(self) -> None:
-        self.channel.send(Note("stop"))
-        self.thread.join(10)
-        assert not self.thread.is_alive()
-        self.loop.close()
 
 
 @pytest.fixture(scope="module")
 def offline() -> Iterator[LLM]:
-    with LLM("smollm2", **OPTIONS) as llm:
+    with LLM("smollm2", **SIZES) as llm:
         yield llm
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    served = Served(tmp_path_factory.mktemp("run"))
+def served(offline: LLM, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreadEngine]:
+    served = smollm2_engine(tmp_path_factory.mktemp("run"), offline)
     yield served
     served.stop()
 
 
 @pytest.fixture(scope="module")
-def ask(served: Served, offline: LLM) -> Callable[..., Any]:
-    """Run a coroutine function with a connected client."""
-    return lambda work: with_client(served, offline, work)
-
-
-def with_client(served: Served, offline: LLM, work: Callable[[ProcessClient], Coroutine[Any, Any, Any]]) -> Any:
-    async def run() -> Any:
-        client = ProcessClient(offline.get_tokenizer(), next(INDICES), 0)
-        client.connect(served.address)
-        try:
-            async with asyncio.timeout(PATIENCE_S):
-                await client.welcomed()
-                return await work(client)
-        finally:
-            client.close()
-            served.channel.send(Note("front_end_gone", text=client.identity))
-
-    return asyncio.run(run())
+def ask(served: ThreadEngine) -> Callable[..., Any]:
+    return served.with_client
 
 
 async def collect(
@@ -190,7 +129,7 @@ def test_leaving_frees_the_blocks(ask: Callable[..., Any]) -> None:
     ask(leave)
 
 
-def test_a_front_end_that_is_gone_holds_no_blocks(served: Served, offline: LLM, ask: Callable[..., Any]) -> None:
+def test_a_front_end_that_is_gone_holds_no_blocks(ask: Callable[..., Any]) -> None:
     async def start(client: ProcessClient) -> None:
         outputs = client.generate(PROMPT, ENDLESS)
         await anext(outputs)
@@ -201,10 +140,9 @@ def test_a_front_end_that_is_gone_holds_no_blocks(served: Served, offline: LLM, 
     ask(until_idle)
 
 
-def test_an_abort_ends_a_request_wherever_it_was_made(served: Served, offline: LLM, ask: Callable[..., Any]) -> None:
+def test_an_abort_ends_a_request_wherever_it_was_made(served: ThreadEngine, ask: Callable[..., Any]) -> None:
     async def abort(client: ProcessClient) -> list[Any]:
-        other = ProcessClient(offline.get_tokenizer(), next(INDICES), 0)
-        other.connect(served.address)
+        other = served.client()
         await other.welcomed()
         tasks = [asyncio.create_task(collect(client, ENDLESS, request_id=name)) for name in ("near", "far")]
         await asyncio.sleep(0.1)
@@ -234,12 +172,11 @@ def test_what_cannot_be_served_is_refused_to_its_sender(ask: Callable[..., Any])
     ask(mixed)
 
 
-def test_an_id_in_use_at_another_front_end_is_refused(served: Served, offline: LLM, ask: Callable[..., Any]) -> None:
+def test_an_id_in_use_at_another_front_end_is_refused(served: ThreadEngine, ask: Callable[..., Any]) -> None:
     async def twice(client: ProcessClient) -> None:
         first = asyncio.create_task(collect(client, ENDLESS, request_id="same"))
         await asyncio.sleep(0.1)
-        other = ProcessClient(offline.get_tokenizer(), next(INDICES), 0)
-        other.connect(served.address)
+        other = served.client()
         await other.welcomed()
         with pytest.raises(InvalidRequestError, match="'same' is in use"):
             await collect(other, GREEDY, request_id="same")
@@ -318,7 +255,7 @@ def test_an_engine_that_goes_down_ends_its_requests(ask: Callable[..., Any]) -> 
 
 def test_a_full_queue_turns_away_and_a_long_wait_ends(tmp_path: Path, offline: LLM) -> None:
     admission = AdmissionConfig(max_num_queued_reqs=2, queue_timeout=0.5)
-    served = Served(tmp_path, admission, max_num_seqs=1)
+    served = smollm2_engine(tmp_path, offline, admission=admission, max_num_seqs=1)
 
     async def crowd(client: ProcessClient) -> None:
         running = asyncio.create_task(collect(client, ENDLESS.replace(max_tokens=240)))
@@ -340,13 +277,13 @@ def test_a_full_queue_turns_away_and_a_long_wait_ends(tmp_path: Path, offline: L
         assert (await collect(client, GREEDY))[-1].finished
 
     try:
-        with_client(served, offline, crowd)
+        served.with_client(crowd)
     finally:
         served.stop()
 
 
 def test_a_crowd_that_comes_and_goes_leaves_nothing(tmp_path: Path, offline: LLM) -> None:
-    served = Served(tmp_path, async_scheduling=True, num_gpu_blocks_override=40)
+    served = smollm2_engine(tmp_path, offline, async_scheduling=True, num_gpu_blocks_override=40)
 
     async def crowd(client: ProcessClient) -> None:
         dice = random.Random(5)
@@ -370,6 +307,6 @@ def test_a_crowd_that_comes_and_goes_leaves_nothing(tmp_path: Path, offline: LLM
         assert not any(served.loop._of_front_end.values())
 
     try:
-        with_client(served, offline, crowd)
+        served.with_client(crowd)
     finally:
         served.stop()

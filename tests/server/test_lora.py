@@ -16,12 +16,11 @@ pytest.importorskip("safetensors")
 from safetensors.numpy import save_file
 
 from octavo import LLM, LoRARequest, SamplingParams
-from octavo.channel import Note
 from octavo.errors import InvalidRequestError
 from octavo.processes.process_client import ProcessClient
 from octavo.server.app import create_app
 from octavo.server.settings import ServerSettings
-from tests.processes.test_engine_loop import INDICES, OPTIONS, PATIENCE_S, Served
+from tests.processes.engines import SIZES, smollm2_engine
 from tests.server.scripted_engine import ScriptedEngine
 
 np: Any = pytest.importorskip("numpy")
@@ -60,7 +59,7 @@ def options(root: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def offline(options: dict[str, Any]) -> Iterator[LLM]:
-    with LLM("smollm2", **OPTIONS, **options) as llm:
+    with LLM("smollm2", **SIZES, **options) as llm:
         yield llm
 
 
@@ -69,22 +68,14 @@ def call(
     options: dict[str, Any], offline: LLM, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[Work], Any]]:
     """Runs a coroutine function with a client of a server whose engine is behind a socket."""
-    served = Served(tmp_path_factory.mktemp("run"), **options)
+    served = smollm2_engine(tmp_path_factory.mktemp("run"), offline, **options)
 
-    async def run(work: Work) -> Any:
-        client = ProcessClient(offline.get_tokenizer(), next(INDICES), 0)
-        client.connect(served.address)
+    async def run(client: ProcessClient, work: Work) -> Any:
         app = create_app(client, ServerSettings(served_model_name=("base",)))
-        try:
-            async with asyncio.timeout(PATIENCE_S):
-                await client.welcomed()
-                async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://octavo") as http:
-                    return await work(http)
-        finally:
-            client.close()
-            served.channel.send(Note("front_end_gone", text=client.identity))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://octavo") as http:
+            return await work(http)
 
-    yield lambda work: asyncio.run(run(work))
+    yield lambda work: served.with_client(lambda client: run(client, work))
     served.stop()
 
 

@@ -14,7 +14,8 @@ from octavo import LLM, AsyncLLM, SamplingParams
 from octavo.engine.llm_engine import EngineClient
 from octavo.server.app import create_app
 from octavo.server.settings import ServerSettings
-from tests.processes.test_engine_loop import Served, offline, served, with_client
+from tests.processes.engines import ThreadEngine
+from tests.processes.test_engine_loop import offline, served
 from tests.server.scripted_engine import ScriptedEngine, app_of, call
 
 __all__ = ["offline", "served"]  # fixtures
@@ -69,11 +70,11 @@ def joined(events: list[Any]) -> tuple[dict[int, str], dict[int, list[int]], dic
     return texts, ids, ends
 
 
-def play_with(kind: str, served: Served, offline: LLM, play: Callable[[FastAPI, EngineClient], Awaitable[Any]]) -> Any:
+def play_with(kind: str, served: ThreadEngine, play: Callable[[FastAPI, EngineClient], Awaitable[Any]]) -> Any:
     """Play against an engine on a thread of this process, or behind a socket."""
     settings = ServerSettings(served_model_name=("tiny",))
     if kind == "socket":
-        return with_client(served, offline, lambda client: play(create_app(client, settings), client))  # type: ignore[arg-type, return-value]
+        return served.with_client(lambda client: play(create_app(client, settings), client))
 
     async def beside() -> Any:
         engine = AsyncLLM("smollm2", num_threads=1, max_model_len=128, num_gpu_blocks_override=64)
@@ -86,7 +87,7 @@ def play_with(kind: str, served: Served, offline: LLM, play: Callable[[FastAPI, 
 
 
 @pytest.mark.parametrize("kind", ["thread", "socket"])
-def test_a_stream_is_forked_and_pruned_while_it_runs(kind: str, served: Served, offline: LLM) -> None:
+def test_a_stream_is_forked_and_pruned_while_it_runs(kind: str, served: ThreadEngine, offline: LLM) -> None:
     async def play(app: FastAPI, client: EngineClient) -> None:
         story = await Client(app).begin()
 
@@ -121,11 +122,11 @@ def test_a_stream_is_forked_and_pruned_while_it_runs(kind: str, served: Served, 
         assert [choice["index"] for choice in again["choices"]] == [0, 2, 3]
         assert (await client.stats()).num_used_blocks == 0
 
-    play_with(kind, served, offline, play)
+    play_with(kind, served, play)
 
 
 @pytest.mark.parametrize("kind", ["thread", "socket"])
-def test_a_whole_answer_has_the_copies_too(kind: str, served: Served, offline: LLM) -> None:
+def test_a_whole_answer_has_the_copies_too(kind: str, served: ThreadEngine) -> None:
     async def play(app: FastAPI, client: EngineClient) -> None:
         story = await Client(app).begin()
         told = asyncio.create_task(story.ask("/generate", **{**SEEDED, "max_tokens": 80}))
@@ -145,7 +146,7 @@ def test_a_whole_answer_has_the_copies_too(kind: str, served: Served, offline: L
         assert choices[0]["token_ids"] != choices[2]["token_ids"]
         assert (await client.stats()).num_used_blocks == 0
 
-    play_with(kind, served, offline, play)
+    play_with(kind, served, play)
 
 
 def test_who_leaves_a_stream_ends_its_branches_and_they_keep_what_was_sent() -> None:
@@ -181,7 +182,7 @@ def test_a_stream_that_fails_or_finds_its_branch_taken_says_so() -> None:
     asyncio.run(play())
 
 
-def test_what_a_running_call_cannot_fork_is_refused(served: Served, offline: LLM) -> None:
+def test_what_a_running_call_cannot_fork_is_refused(served: ThreadEngine) -> None:
     async def play(app: FastAPI, client: EngineClient) -> None:
         story = await Client(app).begin()
         refused: list[str] = []
@@ -203,10 +204,10 @@ def test_what_a_running_call_cannot_fork_is_refused(served: Served, offline: LLM
         assert refused[2].startswith("branches holds 2000 branches, allowed are 1 to 1024")
         assert list(await story.read()) == [0, 1]
 
-    play_with("socket", served, offline, play)
+    play_with("socket", served, play)
 
 
-def test_copies_count_as_tokens_that_a_call_may_add(served: Served, offline: LLM) -> None:
+def test_copies_count_as_tokens_that_a_call_may_add(served: ThreadEngine) -> None:
     async def play(app: FastAPI, client: EngineClient) -> None:
         story = await Client(
             create_app(client, ServerSettings(served_model_name=("t",), max_session_tokens=100))
@@ -221,4 +222,4 @@ def test_copies_count_as_tokens_that_a_call_may_add(served: Served, offline: LLM
         await story.stream(meanwhile, max_tokens=20, ignore_eos=True)
         assert list(await story.read()) == [0, 4]
 
-    play_with("socket", served, offline, play)
+    play_with("socket", served, play)
