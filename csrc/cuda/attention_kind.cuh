@@ -39,18 +39,22 @@ constexpr int kDim = HEAD_DIM;
 constexpr int kSlabs = (kDim + 63) / 64;
 constexpr int kPaddedDim = 64 * kSlabs;
 constexpr int kSlabBytes = 64 * 128;  // of 64 tokens or query rows
+constexpr int kSlabDims = 128 / sizeof(Stored), kRingSlabs = (kDim + kSlabDims - 1) / kSlabDims;  // of keys and values
+constexpr int kChunkDims = 16 / sizeof(Stored);
 constexpr int kStageBoxes = 4;
 constexpr int kStage = kBox * kStageBoxes;  // tokens
-constexpr int kEntryBytes = kSlabs * kSlabBytes;
+constexpr int kEntryBytes = kRingSlabs * kSlabBytes;
 constexpr int kEntries = RING_ENTRIES;
 constexpr int kTileQueries = MAX_QUERIES < kTileRows / GROUP ? MAX_QUERIES : kTileRows / GROUP;
 constexpr int kMemberRows = kTileQueries * GROUP;
 constexpr int kTileMembers = kTileRows / kMemberRows;
 constexpr int kComputers = 4;  // warps
 constexpr int kThreads = 32 * (kComputers + 1);
-constexpr float kLowest = -1e30f;
+constexpr float kLowest = -1e30f;  // of scores times log2(e)
+constexpr float kLowestProduct = Hooks::kHasCodes ? -1e10f : kLowest;  // before units are multiplied, up to 2^56
+constexpr int kRaise = Hooks::kRaise<Element>;
 static_assert(GROUP <= kTileRows, "a token's queries of one kv head must fit a tile");
-static_assert(!Hooks::kConverts || !HAS_COPY_ENGINE, "the copy engine copies bytes as they are stored");
+static_assert(!Hooks::kHasCodes || !HAS_WGMMA, "codes become numbers in registers, which wgmma does not read");
 static_assert(sizeof(Hooks) <= 32, "the host passes 32 bytes for hooks");
 static_assert(kDim % 8 == 0 && kDim <= 256, "heads are read 16 bytes at a time");
 
@@ -86,7 +90,7 @@ struct Piece {
 struct Shared {
   unsigned char ring[kEntries][kEntryBytes];  // keys and values in turn
   union {
-    unsigned char q[kEntryBytes];
+    unsigned char q[kSlabs * kSlabBytes];
     float sums[kComputers][8][kPaddedDim];
   };
   Piece pieces[2];

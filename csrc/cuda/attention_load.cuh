@@ -77,27 +77,6 @@ __device__ __forceinline__ void announce(const Launch& launch, Shared& shared, c
   arrive_when_copied(address(shared.piece_full[turn % 2]));
 }
 
-// Copies a box whose numbers the cache stores in another form. All reads are issued before the first is converted.
-[[maybe_unused]] __device__ void convert_box(const Launch& launch, unsigned char* entry, const Stored* from, int first,
-                                             int num_tokens) {
-  constexpr int kTokenChunks = kPaddedDim / 8, kTurns = kBox * kTokenChunks / 32;
-  const int lane = threadIdx.x % 32;
-  Hooks::StoredEight stored[kTurns] = {};
-#pragma unroll
-  for (int i = 0; i < kTurns; ++i) {
-    const int token = (i * 32 + lane) / kTokenChunks, chunk = (i * 32 + lane) % kTokenChunks;
-    if (token < num_tokens && chunk * 8 < kDim) {
-      stored[i] = *reinterpret_cast<const Hooks::StoredEight*>(from + token * kDim + chunk * 8);
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < kTurns; ++i) {
-    const int token = (i * 32 + lane) / kTokenChunks, chunk = (i * 32 + lane) % kTokenChunks;
-    *reinterpret_cast<uint4*>(entry + chunk_offset(first + token, chunk)) =
-        launch.hooks.from_stored<Element>(stored[i]);
-  }
-}
-
 // The first member's angles, which its queries will need at once
 [[maybe_unused]] __device__ __forceinline__ void prefetch_angles(const Launch& launch, const Walk& walk) {
   const int lane = threadIdx.x % 32;
@@ -131,37 +110,30 @@ __device__ void load(const Launch& launch, const void* map, Shared& shared) {
         const uint32_t entry = shared_address(shared.ring[use % kEntries]);
 #if HAS_COPY_ENGINE
         const int block = __shfl_sync(~0u, blocks, (first + lane % kStageBoxes) % 32);
-        if (lane == 0) barrier_arrive_expecting(full, boxes * kSlabs * kBox * 128);
+        if (lane == 0) barrier_arrive_expecting(full, boxes * kRingSlabs * kBox * 128);
         __syncwarp();
         if (lane < boxes) {
           const int token = begin + (first + lane) * kBox;
           const int head = walk.kv_head + kind * launch.num_kv_heads;
           const int row = block * launch.block_rows + launch.layer_row + head * BLOCK_SIZE + token % BLOCK_SIZE;
-          for (int slab = 0; slab < kSlabs; ++slab) {
-            copy_box(entry + slab * kSlabBytes + lane * (kBox * 128), map, slab * 64, row, full);
+          for (int slab = 0; slab < kRingSlabs; ++slab) {
+            copy_box(entry + slab * kSlabBytes + lane * (kBox * 128), map, slab * kSlabDims, row, full);
           }
         }
 #else
-        constexpr int kTokenChunks = kPaddedDim / 8;
+        constexpr int kTokenChunks = kRingSlabs * 8;
         for (int box = 0; box < boxes; ++box) {
           const int block = __shfl_sync(~0u, blocks, (first + box) % 32);
           const int start = begin + (first + box) * kBox;
           const Stored* from = launch.pool + block * launch.block_stride + kind * launch.value_offset +
                                (walk.kv_head * BLOCK_SIZE + start % BLOCK_SIZE) * kDim;
-          if (Hooks::kConverts) {
-            convert_box(launch, shared.ring[use % kEntries], from, box * kBox, end - start);
-          } else for (int i = lane; i < kBox * kTokenChunks; i += 32) {
-            const int token = i / kTokenChunks, chunk = i % kTokenChunks;
-            const bool is_there = start + token < end && chunk * 8 < kDim;
-            copy_16(entry + chunk_offset(box * kBox + token, chunk),
-                    is_there ? from + token * kDim + chunk * 8 : from, is_there);
+          for (int i = lane; i < kBox * kTokenChunks; i += 32) {
+            const int token = i / kTokenChunks, chunk = i % kTokenChunks, dim = chunk * kChunkDims;
+            const bool is_there = start + token < end && dim < kDim;
+            copy_16(entry + chunk_offset(box * kBox + token, chunk), is_there ? from + token * kDim + dim : from, is_there);
           }
         }
-        if (Hooks::kConverts) {
-          barrier_arrive(full);
-        } else {
-          arrive_when_copied(full);
-        }
+        arrive_when_copied(full);
 #endif
       }
     }

@@ -1,7 +1,7 @@
 // Norms and rotates the queries and new keys of decode_attention.cu, and writes them where the products read them.
 #pragma once
 
-#include "attention_kind.cuh"
+#include "attention_codes.cuh"
 
 namespace octavo {
 namespace {
@@ -41,6 +41,26 @@ __device__ __forceinline__ uint4 packed(const float (&x)[8]) {
   return own;
 }
 
+// Dims 8 * chunk to 8 * chunk + 7 of a query row. Where keys are codes, a thread of a product reads 16 of a token's dims
+// at once, from 16 t on, t = lane % 4, for four steps of the product, and makes pairs of every second one of four: so
+// step j has, of four threads, dims 4 j and 4 j + 2 in its first half, and 4 j + 1 and 4 j + 3 in its second.
+__device__ __forceinline__ void place_query(unsigned char* q, int row, int chunk, uint4 x) {
+  if constexpr (!Hooks::kHasCodes) {
+    *reinterpret_cast<uint4*>(q + chunk_offset(row, chunk)) = x;
+  } else {
+    const Eight dims = eight(reinterpret_cast<const Element*>(&x));
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int step = chunk / 8 * 4 + chunk % 2 * 2 + i;
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const uint32_t pair = pack<Element>(dims.x[4 * i + j] * kRaised, dims.x[4 * i + j + 2] * kRaised);
+        *reinterpret_cast<uint32_t*>(q + chunk_offset(row, 2 * step + j) + chunk % 8 / 2 * 4) = pair;
+      }
+    }
+  }
+}
+
 // Writes the piece's queries to shared memory; rows that pad them to 8, or to a multiple of 16, are zero.
 __device__ void place_queries(const Launch& launch, Shared& shared, const Piece& piece, int kv_head, int num_rows) {
   const int rows = num_rows <= 8 ? 8 : (num_rows + 15) / 16 * 16;
@@ -58,9 +78,7 @@ __device__ void place_queries(const Launch& launch, Shared& shared, const Piece&
 #else
     if (is_there) x = reinterpret_cast<const uint4*>(from)[chunk];
 #endif
-    if (row < rows && chunk < kPaddedDim / 8) {
-      *reinterpret_cast<uint4*>(shared.q + chunk_offset(row, chunk)) = is_there ? x : uint4{};
-    }
+    if (row < rows && chunk < kPaddedDim / 8) place_query(shared.q, row, chunk, is_there ? x : uint4{});
   }
 }
 
@@ -84,7 +102,8 @@ __device__ __forceinline__ uint4 newest_chunk(const Launch& launch, const Piece&
 }
 
 // Finishes the stage in which a sequence ends. If fused, writes the new token's key and value there and to the cache.
-// Zeroes the values after the last token, up to num_read tokens of the stage: they may hold NaN, and 0 * NaN is NaN.
+// Zeroes the values after the last token, up to num_read tokens of the stage: they may hold NaN, and 0 * NaN is NaN. No
+// code becomes NaN.
 __device__ void finish_stage(const Launch& launch, const Piece& piece, int kv_head, uint4 newest, int start,
                              int num_read, unsigned char* keys, unsigned char* values) {
   const int last = piece.end - 1 - start;  // the newest token's place in the stage
@@ -96,11 +115,11 @@ __device__ void finish_stage(const Launch& launch, const Piece& piece, int kv_he
                    (kv_head * BLOCK_SIZE + member.position % BLOCK_SIZE) * kDim;
     const auto stored = launch.hooks.to_stored<Element>(newest, kv_head, kind == 1, launch.num_kv_heads);
     reinterpret_cast<Hooks::StoredEight*>(cell)[lane] = stored;
-    *reinterpret_cast<uint4*>((kind == 0 ? keys : values) + chunk_offset(last, lane)) =
-        launch.hooks.from_stored<Element>(stored);
+    unsigned char* entry = (kind == 0 ? keys : values) + chunk_offset(last, lane * 8 / kChunkDims);
+    reinterpret_cast<Hooks::StoredEight*>(entry)[lane % (kChunkDims / 8)] = stored;
   }
 #endif
-  for (int i = threadIdx.x; i < (num_read - 1 - last) * (kPaddedDim / 8); i += 32 * kComputers) {
+  for (int i = threadIdx.x; !Hooks::kHasCodes && i < (num_read - 1 - last) * (kPaddedDim / 8); i += 32 * kComputers) {
     const int token = last + 1 + i / (kPaddedDim / 8);
     *reinterpret_cast<uint4*>(values + chunk_offset(token, i % (kPaddedDim / 8))) = uint4{};
   }

@@ -4,9 +4,10 @@
 //   half   s 0eeee mmm0000000     same bits, moved to the others' places, are the number divided by 2^8, or by 2^120,
 //   bf16   s 0000eeee mmm0000     subnormal ones included
 //
-// The loader reads bytes, and writes 16-bit numbers to the ring, still without their scales; computers multiply the scale
-// of keys into the scores, and that of values into the result. No instruction of a newer GPU is needed. The copy engine
-// cannot convert, so HAS_COPY_ENGINE must be 0.
+// The ring has bytes, as the cache has them, and computers make 16-bit numbers of four at a time, still without their
+// scales: they multiply that of keys into the scores, and that of values into the result. What a bfloat16 lacks, 2^120,
+// comes in three parts: 2^64 into the queries and the weights, so that no product is a subnormal number; 2^56 with the
+// scale; for values 2^64 once more, as their weights' sum has it, too. No instruction of a newer GPU is needed.
 #pragma once
 
 #include "hooks.cuh"
@@ -17,7 +18,7 @@ template <typename Code>
 struct CodedCache : PlainHooks {
   const float* scales;  // of each kv head: what a stored 1 means, for keys, then for values
 
-  static constexpr bool kConverts = true;
+  static constexpr bool kHasCodes = true;
   template <typename Element>
   using Stored = uint8_t;
   using StoredEight = uint2;
@@ -33,10 +34,16 @@ struct CodedCache : PlainHooks {
   }
 
   template <typename Element>
-  __device__ uint4 from_stored(uint2 stored) const {
-    return {Code::template two<Element, 0>(stored.x), Code::template two<Element, 2>(stored.x),
-            Code::template two<Element, 0>(stored.y), Code::template two<Element, 2>(stored.y)};
+  __device__ static uint32_t even(uint32_t word) {
+    return Code::template even<Element>(word);
   }
+  template <typename Element>
+  __device__ static uint32_t odd(uint32_t word) {
+    return Code::template odd<Element>(word);
+  }
+
+  template <typename Element>
+  static constexpr int kRaise = Code::template kRaise<Element>;
 
   template <typename Element>
   __device__ uint2 to_stored(uint4 elements, int kv_head, bool is_value, int num_kv_heads) const {
@@ -50,20 +57,30 @@ struct CodedCache : PlainHooks {
 };
 
 struct E4M3 {
-  // What the elements of `two` are to be multiplied by
+  template <typename Element>
+  static constexpr int kRaise = is_half<Element> ? 0 : 64;
+
+  // What is left to be multiplied
   template <typename Element>
   __device__ static float factor() {
-    return is_half<Element> ? 256.0f : 1.0f;
+    return is_half<Element> ? 0x1p8f : 0x1p56f;
   }
 
-  // Bytes kFirst and kFirst + 1 of four: each to the upper half of 16 bits, then to its places
-  template <typename Element, int kFirst>
-  __device__ static uint32_t two(uint32_t bytes) {
-    const uint32_t high = __byte_perm(bytes, 0, kFirst == 0 ? 0x1404 : 0x3424), sign = high & 0x80008000;
-    if constexpr (is_half<Element>) return sign | ((high & 0x7f007f00) >> 1);
-    uint32_t scaled = sign | ((high & 0x7f007f00) >> 4);
-    asm("fma.rn.bf16x2 %0, %0, %1, %2;" : "+r"(scaled) : "r"(0x7b807b80), "r"(0x80008000));  // times 2^120, minus 0
-    return scaled;
+  template <typename Element>
+  __device__ static uint32_t even(uint32_t word) {
+    return placed<Element>(word << 8);
+  }
+
+  // The upper half of each 16 bits
+  template <typename Element>
+  __device__ static uint32_t odd(uint32_t word) {
+    return placed<Element>(word);
+  }
+
+  template <typename Element>
+  __device__ static uint32_t placed(uint32_t word) {
+    const uint32_t moved = is_half<Element> ? word >> 1 & 0x3f803f80 : word >> 4 & 0x07f007f0;
+    return (word & 0x80008000) | moved;
   }
 
   // To the nearest, ties to even; 448 at most. Times 2^-120 its exponent is biased as in e4m3
@@ -76,14 +93,23 @@ struct E4M3 {
 
 struct Int8 {
   template <typename Element>
+  static constexpr int kRaise = 0;
+
+  template <typename Element>
   __device__ static float factor() {
     return 1.0f;
   }
 
-  template <typename Element, int kFirst>
-  __device__ static uint32_t two(uint32_t bytes) {
-    const uint32_t biased = bytes ^ 0x80808080;  // by 128, so that none is negative
-    return pack<Element>(number<kFirst>(biased), number<kFirst + 1>(biased));
+  template <typename Element>
+  __device__ static uint32_t even(uint32_t word) {
+    const uint32_t biased = word ^ 0x80808080;  // by 128, so that none is negative
+    return pack<Element>(number<0>(biased), number<2>(biased));
+  }
+
+  template <typename Element>
+  __device__ static uint32_t odd(uint32_t word) {
+    const uint32_t biased = word ^ 0x80808080;
+    return pack<Element>(number<1>(biased), number<3>(biased));
   }
 
   // A byte in the last places of 2^23 adds itself

@@ -16,15 +16,17 @@
 //   a warp computes     all rows,    half of the rows,   a quarter of the rows, all keys;
 //                       1/4 of keys  half of the keys    on Hopper the four multiply together (wgmma)
 //
-// An entry of the ring holds 64 tokens of one head, [slab of 64 dims][token][64 dims], copied in boxes of 16 tokens, a
-// slab at a time. Its 16-byte chunks are swizzled by the token, so that ldmatrix reads without bank conflicts. The copy
-// engine writes this layout under its 128-byte swizzle, and wgmma reads it.
+// An entry of the ring holds 64 tokens of one head, [slab of 128 bytes][token][128 bytes], copied in boxes of 16 tokens,
+// a slab at a time. Its 16-byte chunks are swizzled by the token, so that ldmatrix reads without bank conflicts. The copy
+// engine writes this layout under its 128-byte swizzle, and wgmma reads it. Codes of one byte become 16-bit numbers in
+// the computers' registers (attention_codes.cuh).
 //
 // This file has the products; parameters and memory are in attention_kind.cuh, the loader in attention_load.cuh, the
 // queries that go into the products in attention_queries.cuh, and the join after them in attention_join.cuh.
 // Split-KV decoding is from Flash-Decoding (Dao et al., 2023); stretches of equal work are from FlashInfer (Ye et al.,
 // 2025); reading a shared prefix once is from Hydragen (Juravsky et al., 2024) and ChunkAttention (Ye et al., 2024).
 
+#include "attention_codes.cuh"
 #include "attention_join.cuh"
 #include "attention_load.cuh"
 #include "attention_queries.cuh"
@@ -77,9 +79,12 @@ __device__ void compute(const Launch& launch, Shared& shared, const Piece& piece
     value_unit = launch.hooks.unit<Element>(kv_head, true, launch.num_kv_heads);
   }
   const float scale = kScalesEarly ? 1.0f : scale_log2;
-  const auto token_of = [&](int n, int j) { return (split + n / 2 * kSplits) * kBox + n % 2 * 8 + lane % 4 * 2 + j % 2; };
+  const auto token_of = [&](int n, int j) {
+    const int column = lane % 4 * 2 + j % 2;
+    return (split + n / 2 * kSplits) * kBox + n % 2 * 8 + (Hooks::kHasCodes ? code_token(column) : column);
+  };
   float sums[kPaddedDim / 8][4] = {};
-  float m[2] = {kLowest, kLowest}, l[2] = {};
+  float m[2] = {kLowestProduct, kLowestProduct}, l[2] = {};
 
   for (int start = piece.begin; start < piece.end; start += kStage, ++count) {
     const int key_entry = 2 * count % kEntries, value_entry = (2 * count + 1) % kEntries;
@@ -105,12 +110,13 @@ __device__ void compute(const Launch& launch, Shared& shared, const Piece& piece
         multiply_add_64<Element>(scores, matrix(queries + at), matrix(shared_address(keys) + at), k > 0);
       }
       products_end(scores);
+    } else if constexpr (Hooks::kHasCodes) {
+      multiply_key_codes<kTiles>(scores, queries, keys, tile, tile_rows, split);
     } else {
 #pragma unroll
       for (int k = 0; k < kSteps; ++k) {
         uint32_t q[4];
-        load_fragments(q, queries + chunk_offset(tile * 16 + (tile_rows > 8 ? lane % 16 : lane % 8), 2 * k + lane / 16));
-        if (tile_rows <= 8) q[1] = q[3] = 0;
+        load_query_fragments(q, queries, tile, tile_rows, k);
 #pragma unroll
         for (int i = 0; i < kTiles; ++i) {
           uint32_t b[4];
@@ -162,7 +168,7 @@ __device__ void compute(const Launch& launch, Shared& shared, const Piece& piece
       rises |= highest[half] > m[half];
       alpha[half] = exp2_fast((m[half] - highest[half]) * scale);
       m[half] = highest[half];
-      below[half] = -m[half] * scale;
+      below[half] = -m[half] * scale + kRaise;
       l[half] *= alpha[half];
     }
     if (__any_sync(~0u, rises)) {
@@ -204,6 +210,10 @@ __device__ void compute(const Launch& launch, Shared& shared, const Piece& piece
       for (int i = 0; i < kTiles; ++i) {
         const int box = split + i * kSplits;
         if (start + box * kBox >= piece.end) continue;  // its values are garbage
+        if constexpr (Hooks::kHasCodes) {
+          multiply_value_codes(sums, weights[i], shared_address(values), box);
+          continue;
+        }
 #pragma unroll
         for (int n = 0; n < kPaddedDim / 16; ++n) {
           uint32_t b[4];
@@ -221,7 +231,7 @@ __device__ void compute(const Launch& launch, Shared& shared, const Piece& piece
   // Warps that split a tile's keys add up, 8 rows of each tile at a time
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    m[half] *= scale;
+    m[half] = m[half] * scale - kRaise;
     l[half] += __shfl_xor_sync(~0u, l[half], 1);
     l[half] += __shfl_xor_sync(~0u, l[half], 2);
     if (lane % 4 == 0) {
@@ -240,9 +250,17 @@ __device__ void compute(const Launch& launch, Shared& shared, const Piece& piece
     const float factor = exp2_fast(m[half] - largest);
     float* to = shared.sums[warp][lane / 4];
 #pragma unroll
-    for (int n = 0; n < kPaddedDim / 8; ++n) {
-      *reinterpret_cast<float2*>(to + (n * 8 + lane % 4 * 2)) =
-          make_float2(sums[n][2 * half] * factor, sums[n][2 * half + 1] * factor);
+    for (int n = 0; n < kPaddedDim / 8; n += 2) {
+      const float(&even)[4] = sums[n], (&odd)[4] = sums[n + 1];
+      if constexpr (Hooks::kHasCodes) {
+        *reinterpret_cast<float4*>(to + (n * 8 + lane % 4 * 4)) = make_float4(
+            even[2 * half] * factor, odd[2 * half] * factor, even[2 * half + 1] * factor, odd[2 * half + 1] * factor);
+      } else {
+        *reinterpret_cast<float2*>(to + (n * 8 + lane % 4 * 2)) =
+            make_float2(even[2 * half] * factor, even[2 * half + 1] * factor);
+        *reinterpret_cast<float2*>(to + (n * 8 + 8 + lane % 4 * 2)) =
+            make_float2(odd[2 * half] * factor, odd[2 * half + 1] * factor);
+      }
     }
     named_barrier(1, 32 * kComputers);
     for (int i = threadIdx.x; i < kTiles * 8 * kChunks; i += 32 * kComputers) {
@@ -263,7 +281,7 @@ __device__ void compute(const Launch& launch, Shared& shared, const Piece& piece
       }
       if (Hooks::kHasUnits) {
 #pragma unroll
-        for (int j = 0; j < 8; ++j) x[j] *= value_unit;
+        for (int j = 0; j < 8; ++j) x[j] = x[j] * kRaised * value_unit;
       }
       if (member.num_parts == 1) {
         const int head = kv_head * GROUP + sub % GROUP;

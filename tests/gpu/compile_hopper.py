@@ -6,6 +6,8 @@ interprets kernels cannot compile any.
 
 from __future__ import annotations
 
+from itertools import product
+
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -38,10 +40,11 @@ INTS = (
 FLOATS = ("part_values", "part_max_sum", "norm", "q_norm", "k_norm", "cos", "sin", "scales", "sinks")
 HALVES = ("q", "kv", "out", "pool")
 SWIZZLED = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16)
+CODES = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=8)
 
 
-def boxes(*shape: int, layout: gl.NVMMASharedLayout = SWIZZLED) -> str:
-    return f"tensordesc<bf16{list(shape)},{layout!r}>"
+def boxes(*shape: int, layout: gl.NVMMASharedLayout = SWIZZLED, element: str = "bf16") -> str:
+    return f"tensordesc<{element}{list(shape)},{layout!r}>"
 
 
 def compile_kernel(
@@ -67,11 +70,14 @@ def compile_kernel(
 
 
 def main() -> None:
-    for dim in triton_attention.HOPPER_HEAD_DIMS:
+    for dim, has_codes in product(triton_attention.HOPPER_HEAD_DIMS, (False, True)):
         constants = {"HEADS": 16, "GROUP": 2, "D": dim, "BLOCK_SIZE": 16, "STAGES": 256 // dim, "CHAINED": True}
-        constants["HAS_SINKS"] = dim == 64
+        constants |= {"HAS_CODES": has_codes, "HAS_SINKS": dim == 64}
         known = {"q_boxes": boxes(64, dim), "pool_boxes": boxes(16, dim)}
-        compile_kernel(f"prefill-{dim}", hopper_prefill._kernel, constants, known, num_warps=4, maxnreg=168)
+        if has_codes:
+            known["pool_boxes"] = boxes(16, dim, layout=CODES, element="u8")
+        name, registers = f"prefill-{dim}{'-codes' if has_codes else ''}", 128 if has_codes else 168
+        compile_kernel(name, hopper_prefill._kernel, constants, known, num_warps=4, maxnreg=registers)
     for dim, fused in ((128, True), (128, False), (64, True)):
         constants = {
             "KV_HEADS": 8, "GROUP": 2, "D": dim, "BLOCK_SIZE": 16, "ROTARY": dim, "HAS_NORM": True, "FUSED": fused,

@@ -306,6 +306,22 @@ def test_mixed_step_on_hopper(dtype: torch.dtype, head_dim: int, group: int, blo
 
 
 @needs_hopper
+@pytest.mark.parametrize("block_size", [16, 128])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("group", [1, 4])
+def test_chunks_over_codes_on_hopper(dtype: torch.dtype, head_dim: int, group: int, block_size: int) -> None:
+    chunks = [*BIG_MIX, (1000, 64), (1, 2), (126, 3), (127, 130), (3000, 1500), (0, 2), (8192, 300)]
+    check(
+        make_batch(
+            chunks, num_heads=2 * group, head_dim=head_dim, dtype=dtype, rotary_dim=head_dim, block_size=block_size,
+            codes="fp8",
+        ),
+        hopper=True,
+    )  # fmt: skip
+
+
+@needs_hopper
 @pytest.mark.parametrize(("block_size", "window"), [(16, None), (32, None), (128, None), (16, 100)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("head_dim", [64, 128])

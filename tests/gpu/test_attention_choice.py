@@ -50,11 +50,14 @@ def test_cuda_kernels_come_first_where_nvcc_is(monkeypatch: pytest.MonkeyPatch) 
 def test_codes_of_8_bits_are_read_by_some_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvcc, "find_nvcc", lambda: Path("nvcc"))
     monkeypatch.setattr(GPU, "is_interpreted", False)
-    codes = replace(KV, dtype="fp8")
-    assert choose(LAYER, "bfloat16", codes, HOPPER, "auto") == ["cuda", "triton"]
+    codes, integers = replace(KV, dtype="fp8"), replace(KV, dtype="int8")
+    assert choose(LAYER, "bfloat16", codes, HOPPER, "auto") == ["cuda", "hopper", "triton"]
+    assert choose(replace(LAYER, window=64), "bfloat16", codes, HOPPER, "auto") == ["cuda", "triton"]
+    assert choose(LAYER, "bfloat16", integers, HOPPER, "auto") == ["cuda", "triton"]
+    assert choose(replace(LAYER, sinks=MagicMock()), "bfloat16", codes, HOPPER, "auto") == ["cuda", "triton"]
     assert choose(LAYER, "bfloat16", codes, HOPPER, "deterministic") == ["deterministic"]
-    with pytest.raises(ConfigError, match=r"attention_backend is 'hopper', .* it reads no KV blocks in fp8"):
-        choose(LAYER, "bfloat16", codes, HOPPER, "hopper")
+    with pytest.raises(ConfigError, match=r"attention_backend is 'hopper', .* it reads no KV blocks in int8"):
+        choose(LAYER, "bfloat16", integers, HOPPER, "hopper")
 
 
 def test_cuda_kernels_leave_more_sequences_than_they_can_plan_to_others(monkeypatch: pytest.MonkeyPatch) -> None:

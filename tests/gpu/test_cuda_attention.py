@@ -119,6 +119,13 @@ def test_codes_of_8_bits(dim: int, fused: bool, dtype: torch.dtype, codes: KVDTy
     check(make_batch(DECODES, window=40, softcap=2.0, head_dim=dim, dtype=dtype, codes=codes), fused=True, shares=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_codes_that_are_subnormal_numbers(dtype: torch.dtype) -> None:
+    batch = make_batch(DECODES, num_heads=8, head_dim=128, dtype=dtype, codes="fp8")
+    batch.raw_pool[batch.pool.block_stride :] &= 0x87
+    check(batch, fused=False, shares=False)
+
+
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (32, 8), (16, 1), (40, 1), (12, 4)])
 def test_groups(heads: int, kv_heads: int) -> None:
     batch = make_batch(DECODES, num_heads=heads, num_kv_heads=kv_heads, dtype=torch.float16, rotary_dim=32)

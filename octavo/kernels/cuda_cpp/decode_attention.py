@@ -27,6 +27,7 @@ from octavo.kernels.triton.attention.memory import LayerPool
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform
 
 THREADS = 160
+_BYTES = torch.uint8
 _LOG2_E = math.log2(math.e)
 #: by the codes of the cache, and whether there are sinks: names of csrc/cuda/hooks.cuh and coded_cache.cuh
 _HOOKS: dict[tuple[KVDType | None, bool], str] = {
@@ -106,7 +107,6 @@ class Kind:
         occupancy = Occupancy.of(self.shape, self.head_dim, gpu.capability)
         assert occupancy is not None, "a layer that does not fit is not compiled"
         copies = gpu.capability >= (9, 0) if has_copy_engine is None else has_copy_engine
-        copies = copies and self.codes is None
         macros = {
             "HEAD_DIM": self.head_dim,
             "GROUP": self.shape.group,
@@ -120,13 +120,17 @@ class Kind:
             "HAS_NORM": int(self.has_norm),
             "IS_CHAINED": int(gpu.chains),
             "HAS_COPY_ENGINE": int(copies),
-            "HAS_WGMMA": int(copies and gpu.capability[0] == 9),
-            "RING_ENTRIES": occupancy.entries,
+            "HAS_WGMMA": int(copies and gpu.capability[0] == 9 and self.codes is None),
+            "RING_ENTRIES": occupancy.entries * self._slabs(64) // self._slabs(64 if self.codes is None else 128),
             "BLOCKS_PER_MULTIPROCESSOR": occupancy.blocks,
         }
         if (hooks := _HOOKS.get((self.codes, self.has_sinks))) is not None:
             macros["HOOKS"] = hooks
         return compile_kernel("decode_attention", macros, gpu.capability, source)
+
+    def _slabs(self, dims: int) -> int:
+        """Of a head, so many dims each."""
+        return -(-self.head_dim // dims)
 
 
 class DecodeAttention:
@@ -161,7 +165,8 @@ class DecodeAttention:
             self._hooks_of(pool),
         )  # fmt: skip
         rows = pool.rows
-        tensor_map = _map_of(rows.base.data_ptr(), rows.shape[0], layer.head_dim, q.dtype == torch.float16)
+        element = _BYTES if self._kind.codes is not None else q.dtype
+        tensor_map = _map_of(rows.base.data_ptr(), rows.shape[0], layer.head_dim, element)
         self._kernel.launch(
             plan.num_stretches * layer.num_kv_heads, THREADS, (launch, tensor_map), shared_bytes=self._shared_bytes,
             stream=torch.cuda.current_stream().cuda_stream, chained=self._chained,
@@ -175,5 +180,8 @@ class DecodeAttention:
 
 
 @lru_cache(maxsize=64)
-def _map_of(address: int, num_rows: int, dim: int, is_half: bool) -> TensorMap:
+def _map_of(address: int, num_rows: int, dim: int, element: torch.dtype) -> TensorMap:
+    if element == _BYTES:
+        return TensorMap.of_codes(address, num_rows, dim, box_rows=BOX_TOKENS)
+    is_half = element == torch.float16
     return TensorMap.of_rows(address, num_rows, dim, is_half=is_half, box_rows=BOX_TOKENS, box_dim=64)

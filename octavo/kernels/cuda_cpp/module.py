@@ -40,6 +40,11 @@ class TensorMap(Structure):
         return cls._of(_FP16 if is_half else _BF16, address, (dim, num_rows), (dim * 2,), (box_dim, box_rows))
 
     @classmethod
+    def of_codes(cls, address: int, num_rows: int, dim: int, *, box_rows: int) -> TensorMap:
+        """[num_rows, dim] bytes, read in boxes of [box_rows, 128] that are swizzled by 128 bytes."""
+        return cls._of(_BYTES, address, (dim, num_rows), (dim,), (128, box_rows))
+
+    @classmethod
     def of_bytes(cls, address: int, shape: tuple[int, int, int], box_rows: int) -> TensorMap:
         """[halves, rows, bytes], read in boxes of [halves, box_rows, 128] that are swizzled by 128 bytes."""
         halves, num_rows, dim = shape

@@ -22,12 +22,14 @@ load_box = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_glob
 
 
 def boxes(matrix: torch.Tensor, box: list[int]) -> TensorDescriptor:
-    """A descriptor of a 16-bit matrix that the copy engine reads in boxes, for the matrix units."""
+    """A descriptor of a matrix that the copy engine reads in boxes: of 16-bit elements as the matrix units want them,
+    of codes row by row."""
     return _boxes(matrix, list(matrix.shape), list(matrix.stride()), box)
 
 
 def _boxes(base: torch.Tensor, shape: list[int], strides: list[int], box: list[int]) -> TensorDescriptor:
-    layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16)
+    width = 8 * base.element_size()
+    layout = gl.NVMMASharedLayout(swizzle_byte_width=128 if width > 8 else 0, element_bitwidth=width)
     return TensorDescriptor(base, shape, strides, box, layout)
 
 

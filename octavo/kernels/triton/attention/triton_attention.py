@@ -77,8 +77,8 @@ class TritonAttention:
 
 
 class HopperAttention:
-    """Implements `octavo.kernels.attention.AttentionBackend`. It leaves chunks of short sequences, and decodes of
-    several new tokens, to other backends."""
+    """Implements `octavo.kernels.attention.AttentionBackend`. It leaves chunks of short sequences, decodes of several
+    new tokens, and all decodes over codes, to other backends."""
 
     decodes_alone = False
     short_chunk = 1
@@ -93,9 +93,12 @@ class HopperAttention:
             reasons.append("it needs a Hopper GPU, and a Triton that has Gluon")
         if dtype == "float32":
             reasons.append("it computes in 16 bits, not in float32")
+        if kv.dtype == "int8":
+            reasons.append("it reads no KV blocks in int8")
+        no_prefill = _no_prefill(layer)
         if kv.dtype in LARGEST_CODE:
-            reasons.append(f"it reads no KV blocks in {kv.dtype}")
-        return reasons + _no_decode(layer) if _no_prefill(layer) else reasons
+            return reasons + no_prefill + (["sinks over codes"] if layer.sinks is not None else [])
+        return reasons + _no_decode(layer) if no_prefill else reasons
 
     def __init__(self, memory: AttentionMemory) -> None:
         from octavo.kernels.triton.attention.hopper_decode import HopperDecode
@@ -111,7 +114,7 @@ class HopperAttention:
     def decode(
         self, layer: AttentionLayer, transform: HeadTransform | None, otherwise: AttentionLaunch
     ) -> AttentionLaunch:
-        if _no_decode(layer):
+        if self._memory.has_codes or _no_decode(layer):
             return otherwise
         memory, plan, attend = self._memory, self._memory.plan_of(layer), self._decode.attend
         pools, chained = memory.pools, memory.gpu.chains
