@@ -1,20 +1,24 @@
 """Compares the speed of two trees of Octavo in alternating calls, for machines whose speed drifts.
 
     git worktree add ../before COMMIT
-    python benchmarks/paired.py ../before . [--model smollm2] [--rounds 9]
+    python benchmarks/paired.py ../before . [--model smollm2] [--rounds 9] [--set OPTION=VALUE] [--cells "one stream"]
 
 Each tree's engine runs in a separate process with that tree first on its path. Both stay loaded; calls alternate, and
-so does the order in a pair. It prints each tree's median, and the median of the pairs' ratios.
+so does the order in a pair. It prints each tree's median, and the median of the pairs' ratios. `--set` gives the second
+engine another option than the first: with `. .`, two ways to run one tree are compared.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
+import json
 import os
 import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 #: prompt lengths, and new tokens for each
 CELLS: dict[str, tuple[list[int], int]] = {
@@ -23,11 +27,12 @@ CELLS: dict[str, tuple[list[int], int]] = {
     "16 at once": ([96] * 16, 48),
     "64 at once": ([32] * 64, 24),
 }
-#: arguments: the model; reads a line "new tokens, then prompt lengths", answers with seconds
+#: arguments: the model, and more options as JSON; reads a line "new tokens, then prompt lengths", answers with seconds
 _CHILD = """
-import sys, time
+import json, sys, time
 from octavo import LLM, SamplingParams
-llm = LLM(sys.argv[1], max_model_len=1024, num_gpu_blocks_override=3000, enable_prefix_caching=False)
+options = json.loads(sys.argv[2])
+llm = LLM(sys.argv[1], max_model_len=1024, num_gpu_blocks_override=3000, enable_prefix_caching=False, **options)
 print("ready", flush=True)
 for line in sys.stdin:
     output_len, *lens = map(int, line.split())
@@ -42,9 +47,9 @@ for line in sys.stdin:
 class Tree:
     """An engine of one tree, loaded."""
 
-    def __init__(self, folder: Path, model: str) -> None:
+    def __init__(self, folder: Path, model: str, options: dict[str, Any]) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _CHILD, model],
+            [sys.executable, "-c", _CHILD, model, json.dumps(options)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -74,9 +79,12 @@ def main() -> None:
     parser.add_argument("after", type=Path)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--cells", nargs="+", choices=CELLS, default=[*CELLS], metavar="CELL")
+    parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="of the second engine alone")
     args = parser.parse_args()
-    trees = [Tree(args.before, args.model), Tree(args.after, args.model)]
-    for name, (lens, output_len) in CELLS.items():
+    options = dict(map(_setting, args.set))
+    trees = [Tree(args.before, args.model, {}), Tree(args.after, args.model, options)]
+    for name, (lens, output_len) in [(name, CELLS[name]) for name in args.cells]:
         taken: list[list[float]] = [[], []]
         for turn in range(args.rounds + 1):  # the first is warm-up
             for which in (0, 1) if turn % 2 else (1, 0):
@@ -90,6 +98,15 @@ def main() -> None:
         print(f"{name:15s} {medians}   speed after/before {ratio:.3f}", flush=True)
     for tree in trees:
         tree.close()
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """distributed_executor_backend="mp", tensor_parallel_size=2."""
+    name, _, value = text.partition("=")
+    try:
+        return name, ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        sys.exit(f"--set {text}: write OPTION=VALUE, the value as in Python, a text with quotes")
 
 
 if __name__ == "__main__":

@@ -182,7 +182,9 @@ class SchedulerConfig:
         "free blocks kept for running sequences to grow into before another starts: this times their expected growth; "
         "0: keep only what started prompts still need, and preempt when blocks run out",
     )
-    async_scheduling: bool | None = knob(None, "schedule the next step while this one runs; default: on GPUs, stages")
+    async_scheduling: bool | None = knob(
+        None, "schedule the next step while this one runs; default: on GPUs, and where workers have their own processes"
+    )
     max_bypasses: int = knob(32, "how many later requests may start before one that does not fit yet", at_least=0)
 
     def __post_init__(self) -> None:

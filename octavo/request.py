@@ -133,6 +133,11 @@ class Request:
     def num_prompt_tokens(self) -> int:
         return len(self.prompt_token_ids)
 
+    @property
+    def is_constrained(self) -> bool:
+        """Whether its output has a form, which may allow but one token."""
+        return self.grammar is not None or self.thoughts is not None
+
     def __post_init__(self) -> None:
         self.begin_with(self.begun_token_ids)
 

@@ -46,7 +46,7 @@ DIFFERENT: dict[str, dict[str, str]] = {
         "block_size": "16 by default everywhere",
         "kv_cache_memory_bytes": "on a CPU by default a quarter of free memory, 4 GiB at most",
         "max_num_batched_tokens": "512 by default on a CPU",
-        "async_scheduling": "by default on GPUs only",
+        "async_scheduling": "by default on GPUs, and where workers have processes of their own",
         "chat_template": "runs in a separate process, with limits on time and memory",
         "reasoning_parser": "by default as the chat template shows",
         "revision": "of hub models",

@@ -127,7 +127,7 @@ def build_executor(config: EngineConfig, **how: bool) -> Executor:
     task = WorkerTask.of(config, **how)
     asked = config.backend.distributed_executor_backend
     if _runs_here(config):
-        return executor_here(task)
+        return executor_here(task, on_thread=config.scheduler.async_scheduling is True)
     from octavo.executor.rank_executor import RankExecutor
 
     if asked == "ray":
@@ -150,7 +150,8 @@ def _runs_here(config: EngineConfig) -> bool:
 def _core(
     config: EngineConfig, executor: Executor, compiler: GrammarCompiler, events: EventLog, clock: Clock
 ) -> EngineCore:
-    """async_scheduling, by default on for devices that compute asynchronously, plans a step while another runs."""
+    """async_scheduling plans a step while another runs: by default on devices that compute asynchronously, and where
+    workers have processes of their own."""
     shape, num_stages = executor.shape, _num_stages(config)
     cache = _kv_cache(config, shape, events, clock)
     scheduler = Scheduler(
@@ -172,8 +173,10 @@ def _core(
         from octavo.engine.pipelined import PipelinedCore
 
         return PipelinedCore(*parts, num_stages=num_stages, **options)
-    kind = OverlappedCore if _is_overlapped(config, shape) else EngineCore
-    return kind(*parts, **options)
+    if not _is_overlapped(config, shape):
+        return EngineCore(*parts, **options)
+    always_ahead = shape.is_asynchronous or config.scheduler.async_scheduling is True
+    return OverlappedCore(*parts, always_ahead=always_ahead, **options)
 
 
 def _adapter_book(config: EngineConfig, shape: WorkerShape) -> AdapterBook | None:
@@ -186,7 +189,7 @@ def _adapter_book(config: EngineConfig, shape: WorkerShape) -> AdapterBook | Non
 
 def _is_overlapped(config: EngineConfig, shape: WorkerShape) -> bool:
     asked = config.scheduler.async_scheduling
-    return shape.is_asynchronous or _num_stages(config) > 1 if asked is None else asked
+    return shape.is_asynchronous or not _runs_here(config) if asked is None else asked
 
 
 def _num_stages(config: EngineConfig) -> int:

@@ -129,8 +129,7 @@ class EngineCore:
         if request.lora_request is not None:
             assert self.adapters is not None, "requests have adapters where the engine's options say so"
             request.adapter = self.adapters.find(request.lora_request)
-        is_free = request.grammar is None and request.thoughts is None
-        if is_free or self._gate is None or not self._gate.holds(request):
+        if not request.is_constrained or self._gate is None or not self._gate.holds(request):
             self.admit(request)
 
     def enter(self, request: Request, *, is_held: bool = False) -> None:
@@ -277,9 +276,12 @@ class OverlappedCore(EngineCore):
     """An EngineCore that keeps one step submitted ahead. Its executor must run steps asynchronously, in the order in
     which they are submitted."""
 
-    def __init__(self, *parts: Any, **options: Any) -> None:
+    def __init__(self, *parts: Any, always_ahead: bool = True, **options: Any) -> None:
+        """always_ahead: where some sequences must wait for the last step's result, the next one is begun without them.
+        False: then none is begun before that result, so that steps are as full as those of EngineCore."""
         super().__init__(*parts, **options)
         self._held: BegunStep | None = None
+        self._always_ahead = always_ahead
 
     @property
     def has_unfinished(self) -> bool:
@@ -287,7 +289,9 @@ class OverlappedCore(EngineCore):
 
     def _step(self) -> list[SequenceUpdate]:
         """Submit the next step, then take the result of the one before it."""
-        held, self._held = self._held, self._begin()
+        held = self._held
+        may_begin = held is None or self._always_ahead or self._scheduler.foresees_all
+        self._held = self._begin() if may_begin else None
         return [] if held is None else self._end(held)
 
     def close(self) -> None:

@@ -97,10 +97,8 @@ class ThreadExecutor:
         return self._worker.submit(plan).result()
 
 
-def executor_here(task: WorkerTask) -> Executor:
-    """One worker in this process. It gets a thread if steps overlap and its device does not run them asynchronously."""
+def executor_here(task: WorkerTask, *, on_thread: bool = False) -> Executor:
+    """One worker in this process. on_thread: the caller goes on while a step runs. A host's steps then get a thread; a
+    device's need none."""
     worker = Worker(task)
-    overlaps = task.scheduler.async_scheduling is True or task.world.pipeline_parallel_size > 1
-    if overlaps and not worker.shape.is_asynchronous:
-        return ThreadExecutor(worker)
-    return worker
+    return ThreadExecutor(worker) if on_thread and not worker.shape.is_asynchronous else worker

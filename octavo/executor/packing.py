@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
@@ -20,7 +21,15 @@ from octavo.sampling_params import SamplingParams
 from octavo.structured_outputs import Thoughts
 
 _PICKLE = 0x80  # how a pickle begins, and no MessagePack of these structures
-_PLAN = 0x9C  # how an array of 12 begins
+_PLAN = 0x9D  # how an array of 13 begins
+
+
+@dataclass(frozen=True, slots=True)
+class NextStep:
+    """A plan on its way to a rank. asked: a step before it, whose result is sent first; 0: none."""
+
+    plan: StepPlan
+    asked: int = 0
 
 
 class _Row(msgspec.Struct, array_like=True):
@@ -42,9 +51,10 @@ class _Row(msgspec.Struct, array_like=True):
 
 
 class _Plan(msgspec.Struct, array_like=True):
-    """params: a pickle of the new rows' sampling parameters, once for neighbours that have the same. rest: a pickle of
-    what else it has, by name."""
+    """A NextStep. params: a pickle of the new rows' sampling parameters, once for neighbours that have the same. rest:
+    a pickle of what else the plan has, by name."""
 
+    asked: int
     step_id: int
     freed_rows: list[int]
     block_writes: list[BlockWrite]
@@ -59,14 +69,14 @@ class _Plan(msgspec.Struct, array_like=True):
     rest: bytes
 
 
-_ROW, _SAME = _Row.__struct_fields__[1:], _Plan.__struct_fields__[:-3]
+_ROW, _SAME = _Row.__struct_fields__[1:], _Plan.__struct_fields__[1:-3]
 _of_row, _of_plan = attrgetter(*_ROW), attrgetter(*_SAME)
 _REST = tuple(name for name in StepPlan.__dataclass_fields__ if name not in (*_SAME, "new_rows"))
 
 
 def packed(message: Any) -> bytes:
     """A message as bytes."""
-    if isinstance(message, StepPlan):
+    if isinstance(message, NextStep):
         return _encoder.encode(_as_wire(message))
     if isinstance(message, StepResult):
         return _encoder.encode(message)
@@ -77,14 +87,15 @@ def unpacked(data: bytes) -> Any:
     """The message that was packed."""
     if data[0] == _PICKLE:
         return pickle.loads(data)
-    return _as_plan(_plans.decode(data)) if data[0] == _PLAN else _results.decode(data)
+    return _as_next(_plans.decode(data)) if data[0] == _PLAN else _results.decode(data)
 
 
-def _as_wire(plan: StepPlan) -> _Plan:
+def _as_wire(step: NextStep) -> _Plan:
+    plan = step.plan
     params: list[SamplingParams] = []
     rows = [_as_row(row, params) for row in plan.new_rows]
     rest = {name: value for name in _REST if (value := getattr(plan, name))}
-    values = *_of_plan(plan), rows, _pickled(params), _pickled(rest)
+    values = step.asked, *_of_plan(plan), rows, _pickled(params), _pickled(rest)
     return _Plan(*values)
 
 
@@ -94,11 +105,11 @@ def _as_row(row: NewRow, params: list[SamplingParams]) -> _Row:
     return _Row(len(params) - 1, *_of_row(row))
 
 
-def _as_plan(wire: _Plan) -> StepPlan:
+def _as_next(wire: _Plan) -> NextStep:
     params = pickle.loads(wire.params) if wire.params else []
     rows = [NewRow(sampling_params=params[row.params], **_named(_ROW, _of_row(row))) for row in wire.new_rows]
     rest = pickle.loads(wire.rest) if wire.rest else {}
-    return StepPlan(new_rows=rows, **_named(_SAME, _of_plan(wire)), **rest)
+    return NextStep(StepPlan(new_rows=rows, **_named(_SAME, _of_plan(wire)), **rest), wire.asked)
 
 
 def _named(names: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:

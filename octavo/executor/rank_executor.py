@@ -3,7 +3,7 @@
     this process                                        a worker's process (rank_process.py)
       WorkerTask ───────────────────────────────────▶   Worker(task)
           ◀──────────────── WorkerShape, or the exception that was raised there
-      StepPlan ─────────────────────────────────────▶   submit
+      NextStep: a StepPlan ─────────────────────────▶   submit
       a step's id ──────────────────────────────────▶   result of that step
           ◀──────────────── StepResult, or the fault of that step
       "measure" ────────────────────────────────────▶   bytes of each component
@@ -13,6 +13,13 @@
           ◀──────────────── keys of adapters that it has read, and faults
       BeginMoves, FenceAt ──────────────────────────▶   see rank_mover.py
       end of file ──────────────────────────────────▶   close
+
+    steps that overlap, on hosts       plan 1 | plan 2, ask 1       | plan 3, ask 2       |            this process
+                                              | step 1 ............ | result 1, step 2 .. | result 2   the rank's
+
+A host's rank begins no step before the last one is done, so the next plan carries the question for that one's result:
+the rank finds both as it is done, and nobody waits for the other. A GPU's rank launches the next step first, and is
+asked then.
 
 A message is packed once, for all ranks. When a worker dies, its socket reports end of file at once, and the engine
 ends: a model with a rank less computes nothing, so the others are killed. Log records of the workers are logged here.
@@ -27,6 +34,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from octavo import env
+from octavo.executor.packing import NextStep
 from octavo.executor.rank_process import MEASURE
 from octavo.executor.ranks import GRACE_S, Ranks
 from octavo.executor.remote import Remote
@@ -79,14 +87,21 @@ class RankExecutor:
                 adapter_targets=tuple(dict.fromkeys(each for shape in shapes for each in shape.adapter_targets)),
             )
         self._limit = env.collective_timeout() + GRACE_S
+        self._asks_along = not self.shape.is_asynchronous and task.world.pipeline_parallel_size == 1
+        self._last: _RemoteStep | None = None  # that nobody has asked for
 
     def submit(self, plan: StepPlan) -> PendingStep:
         assert self._ranks.remotes, "a closed executor runs no step"
         if self._drawn:
             plan = replace(plan, drawn=tuple(self._drawn))
             self._drawn.clear()
-        self._ranks.send(plan)
-        return _RemoteStep(self._ranks, plan.step_id, self._limit, self._reporter, self._drawn)
+        last = self._last if self._last is not None and not self._last.is_asked else None
+        self._ranks.send(NextStep(plan, 0 if last is None else last.step_id))
+        if last is not None:
+            last.is_asked = True
+        step = _RemoteStep(self._ranks, plan.step_id, self._limit, self._reporter, self._drawn)
+        self._last = step if self._asks_along and plan.rows else None
+        return step
 
     def measured(self) -> Mapping[Component, int]:
         """The first rank's: the others have as much, but for sizes that do not divide."""
@@ -128,18 +143,21 @@ class RankExecutor:
         self._launcher.close()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _RemoteStep:
-    """A PendingStep."""
+    """A PendingStep. is_asked: a later plan has asked for its result."""
 
     ranks: Ranks
     step_id: int
     limit: float
     reporter: int
     drawn: list[StepResult] | None  # what other stages have not learned yet
+    is_asked: bool = False
 
     def result(self) -> StepResult:
-        self.ranks.send(self.step_id)
+        if not self.is_asked:
+            self.ranks.send(self.step_id)
+            self.is_asked = True
         result: StepResult = self.ranks.answers(self.limit)[self.reporter]
         if self.drawn is not None:
             self.drawn.append(StepResult(self.step_id, result.sampled_token_ids, result.offsets))

@@ -16,9 +16,9 @@ from multiprocessing.connection import Connection
 from octavo.child import begin
 from octavo.errors import OctavoError
 from octavo.executor.executor import Executor, executor_here
-from octavo.executor.packing import packed, unpacked
+from octavo.executor.packing import NextStep, packed, unpacked
 from octavo.executor.rank_mover import BeginMoves, FenceAt, RankMoves
-from octavo.messages import AdapterRead, AdaptersRead, PendingStep, StepPlan
+from octavo.messages import AdapterRead, AdaptersRead, PendingStep
 from octavo.models.gguf import GGUFFile
 from octavo.observe.logging import LOGGER
 from octavo.structured.compiler import GrammarCompiler
@@ -49,7 +49,7 @@ def run_rank(task: WorkerTask, connection: Connection) -> bool:
     LOGGER.propagate = False
     LOGGER.setLevel(logging.INFO)  # the parent chooses what it shows
     try:
-        executor = executor_here(task)
+        executor = executor_here(task, on_thread=task.world.pipeline_parallel_size > 1)
     except Exception as error:
         connection.send(portable(error))
         return False
@@ -64,16 +64,18 @@ def run_rank(task: WorkerTask, connection: Connection) -> bool:
 
 def _serve(executor: Executor, connection: Connection, *, reports: bool) -> None:
     """Serve until the parent closes its end or is gone. Send only what the parent waits for: if both ends sent at once,
-    both would block. A rank that does not report tells that a step is done, and nothing else of it."""
-    begun: deque[tuple[int, PendingStep]] = deque()
+    both would block."""
+    steps = _BegunSteps(connection, reports=reports)
     moves: RankMoves | None = None
     while True:
         try:
             message = unpacked(connection.recv_bytes())
         except (EOFError, OSError):
             return
-        if isinstance(message, StepPlan):
-            begun.append((message.step_id, executor.submit(message)))
+        if isinstance(message, NextStep):
+            if message.asked:
+                steps.answer(message.asked)
+            steps.begin(message.plan.step_id, executor.submit(message.plan))
             continue
         if isinstance(message, GrammarCompiler):
             executor.constrain(message)
@@ -94,14 +96,30 @@ def _serve(executor: Executor, connection: Connection, *, reports: bool) -> None
         if message == MEASURE:
             connection.send(executor.measured())
             continue
-        step_id, step = begun.popleft()
-        while step_id != message:  # the parent does not wait for a plan that computes nothing
-            step_id, step = begun.popleft()
+        steps.answer(message)
+
+
+class _BegunSteps:
+    """Steps whose results the parent may ask for. A rank that does not report tells that a step is done, and nothing
+    else of it."""
+
+    def __init__(self, connection: Connection, *, reports: bool) -> None:
+        self._connection, self._reports = connection, reports
+        self._steps: deque[tuple[int, PendingStep]] = deque()
+
+    def begin(self, step_id: int, step: PendingStep) -> None:
+        self._steps.append((step_id, step))
+
+    def answer(self, asked: int) -> None:
+        """Send a step's result, or its fault, once it is done."""
+        step_id, step = self._steps.popleft()
+        while step_id != asked:  # the parent does not wait for a plan that computes nothing
+            step_id, step = self._steps.popleft()
         try:
             result = step.result()
-            connection.send_bytes(packed(result if reports else step_id))
+            self._connection.send_bytes(packed(result if self._reports else step_id))
         except Exception as fault:
-            connection.send(portable(fault))
+            self._connection.send(portable(fault))
 
 
 def _without_maps(shape: WorkerShape) -> WorkerShape:

@@ -153,6 +153,17 @@ class Scheduler:
         return not self._places.waiting.queue and all(sequence.num_pending for sequence in self._places.running)
 
     @property
+    def foresees_all(self) -> bool:
+        """Whether every running sequence goes on one token later, whatever the steps in flight draw. Where beams,
+        guesses, and sequences whose grammar may force tokens go on is decided by what is drawn."""
+        return not any(
+            sequence.spec_token_ids
+            or sequence.request.is_constrained
+            or sequence.request.sampling_params.use_beam_search
+            for sequence in self._places.running
+        )
+
+    @property
     def num_running(self) -> int:
         return len(self._places.running)
 

@@ -27,6 +27,7 @@ from octavo.kernels.device import CompiledModel, KernelCompiler, StepBatch, Step
 from octavo.kernels.ledger import Measured
 from octavo.messages import Candidates, LogprobRow, PendingStep, StepPlan, StepResult
 from octavo.structured.compiler import GrammarCompiler
+from octavo.worker.ended_rows import EndedRows
 from octavo.worker.forced_tokens import constrained_runs, with_forced
 from octavo.worker.logprobs import LogprobReporter
 from octavo.worker.rows import LiveRows
@@ -87,11 +88,13 @@ class HostRunner:
         self._model = model
         self._rows = rows
         rows.grammars.is_ahead = True
+        self._ended = EndedRows(rows.states)
         self._logprobs = LogprobReporter(model, rows, max_num_seqs, logprobs_mode)
 
     def submit(self, plan: StepPlan) -> PendingStep:
         try:
             self._rows.apply(plan, self._model)
+            self._ended.enter(plan)
             if plan.adapters:
                 self._rows.place_adapters(plan, self._model)
             return DoneStep(self._compute(plan) if plan.rows else StepResult(plan.step_id, []))
@@ -114,6 +117,9 @@ class HostRunner:
         del self._model, self._logprobs
 
     def _compute(self, plan: StepPlan) -> StepResult:
+        return self._ended.run(plan, self._computed)
+
+    def _computed(self, plan: StepPlan) -> StepResult:
         batch = self._rows.states.gather(plan)
         self._model.forward(batch)
         return self._drawn(plan, batch)

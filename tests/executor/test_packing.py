@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from octavo import SamplingParams
 from octavo.executor import packing
-from octavo.executor.packing import packed, unpacked
+from octavo.executor.packing import NextStep, packed, unpacked
 from octavo.messages import AdapterLoad, BlockWrite, ForkRow, LogprobRow, NewRow, StepPlan, StepResult
 from octavo.structured_outputs import Thoughts
 
@@ -56,7 +56,10 @@ RESULT = StepResult(
 )
 
 
-@pytest.mark.parametrize("message", [PLAN, StepPlan(0), RESULT, StepResult(0, []), 5, "measure", ValueError("x")])
+NEXT = NextStep(PLAN, asked=2**40 - 1)
+
+
+@pytest.mark.parametrize("message", [NEXT, NextStep(StepPlan(0)), RESULT, StepResult(0, []), 5, "any", ValueError("x")])
 def test_a_message_is_what_it_was(message: object) -> None:
     came = unpacked(packed(message))
     assert type(came) is type(message)
@@ -65,14 +68,15 @@ def test_a_message_is_what_it_was(message: object) -> None:
 
 
 def test_every_field_is_tried() -> None:
-    for message in (PLAN, RESULT, ROWS[0]):
+    for message in (NEXT, PLAN, RESULT, ROWS[0]):
         assert all(getattr(message, name) for name in message.__dataclass_fields__)
 
 
 def test_equal_parameters_of_neighbours_travel_once() -> None:
-    came = unpacked(packed(PLAN))
+    came = unpacked(packed(NEXT)).plan
     assert came.new_rows[0].sampling_params is came.new_rows[1].sampling_params
-    assert len(packed(StepPlan(0, new_rows=ROWS[:1] * 9))) < len(packed(StepPlan(0, new_rows=ROWS[:1]))) + 9 * 80
+    one, nine = (len(packed(NextStep(StepPlan(0, new_rows=ROWS[:1] * number)))) for number in (1, 9))
+    assert nine < one + 9 * 80
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
@@ -85,11 +89,11 @@ def test_numbers_of_numpy_are_numbers() -> None:
 def test_any_numbers(rows: list[int], tokens: list[int]) -> None:
     writes = [BlockWrite(row, 0, row % 7, tokens[:row]) for row in range(len(rows) % 5)]
     plan = StepPlan(len(rows), rows=rows, num_computed_tokens=tokens[: len(rows)], block_writes=writes)
-    assert unpacked(packed(plan)) == plan
+    assert unpacked(packed(NextStep(plan))) == NextStep(plan)
     result = StepResult(len(rows), tokens)
     assert unpacked(packed(result)) == result
 
 
 def test_kinds_are_told_by_their_first_byte() -> None:
-    assert packed(PLAN)[0] == packing._PLAN
+    assert packed(NEXT)[0] == packing._PLAN
     assert packed(RESULT)[0] not in (packing._PLAN, packing._PICKLE)

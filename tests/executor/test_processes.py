@@ -43,8 +43,8 @@ def worker_of(process_id: int) -> int:
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
 def test_tokens_equal_an_inline_workers(name: str, tiny_folder: TinyFolder) -> None:
-    """With stops, samples, penalties, log-probabilities, prefix hits and preemption; both with plain steps and with
-    steps planned ahead."""
+    """With stops, samples, penalties, log-probabilities, prefix hits and preemption; with steps planned ahead, and
+    with plain ones."""
     with engine(tiny_folder(name), distributed_executor_backend="uni") as inline:
         expected = answers(inline)
         start = next(event for event in inline.events if isinstance(event, EngineStarted))
@@ -53,7 +53,7 @@ def test_tokens_equal_an_inline_workers(name: str, tiny_folder: TinyFolder) -> N
         assert answers(llm) == expected  # now from the prefix tree
         assert llm.stats().num_used_blocks == 0
     tight = -(-96 // start.block_size) * start.num_groups + 1
-    options = {"num_gpu_blocks_override": tight, "schedule_conservativeness": 0, "async_scheduling": True}
+    options = {"num_gpu_blocks_override": tight, "schedule_conservativeness": 0}
     with engine(tiny_folder(name), distributed_executor_backend="mp", **options) as llm:
         assert answers(llm) == expected
         assert any(isinstance(event, Preempted) for event in llm.events)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from octavo import LLM, LoRARequest, SamplingParams
 from octavo.errors import BackendUnavailableError, ConfigError, EngineDeadError
 from tests.conftest import TinyFolder
 from tests.engine.test_overlap import PROMPTS, answers, engine
+from tests.executor.conftest import asked_along
 from tests.server.live import is_running, until
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True, detokenize=False)
@@ -38,10 +40,10 @@ def two_ranks(folder: object, **options: object) -> LLM:
 
 
 def test_answers_are_one_ranks_until_a_rank_stops(
-    tiny_folder: TinyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_folder: TinyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: list[Any]
 ) -> None:
-    """With adapters, of which one cannot be read. A stopped rank is found by the time limit, and killed with the
-    others."""
+    """With adapters, of which one cannot be read. Steps overlap: each result is asked for along with the next plan. A
+    stopped rank is found by the time limit, and killed with the others."""
     from tests.lora.written_adapters import write_adapter  # it needs torch, as ranks do
 
     folders = [write_adapter(tmp_path / name, tiny_folder("llama"), seed=len(name)) for name in ("a", "bb")]
@@ -57,6 +59,8 @@ def test_answers_are_one_ranks_until_a_rank_stops(
         gone, there = llm.generate(PROMPTS[:2], GREEDY, False, lora_request=asked)
         assert (gone.outputs[0].finish_reason, there.outputs[0].finish_reason) == ("error", "length")
         assert [[choice[:3] for choice in output[:-1]] for output in answers(llm)] == expected
+        asked, computing = asked_along(sent)
+        assert asked in (computing, computing[:-1]), "one may be held"
         exchanging = "2, each with a part of every layer, exchanging by gloo"
         assert dict(llm.card)["ranks"] == f"{exchanging}: the CPU (1 thread), the CPU (1 thread)"
         workers = workers_of(os.getpid())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from octavo import SamplingParams
 from octavo.errors import EngineDeadError
 from tests.conftest import TinyFolder
 from tests.engine.test_overlap import PROMPTS, answers, engine
+from tests.executor.conftest import asked_along
 from tests.executor.test_ranks import workers_of
 from tests.server.live import is_running, until
 
@@ -26,13 +28,21 @@ LONG = SamplingParams(temperature=0.0, max_tokens=60, ignore_eos=True, detokeniz
     ],
 )
 def test_answers_are_one_ranks_until_a_stage_is_gone(
-    number: int, how: signal.Signals, what: str, tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch
+    number: int,
+    how: signal.Signals,
+    what: str,
+    tiny_folder: TinyFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    sent: list[Any],
 ) -> None:
     monkeypatch.setenv("OCTAVO_COLLECTIVE_TIMEOUT", "2")
     with engine(tiny_folder("gemma2"), backend="cpu") as one:
         expected = [[choice[:3] for choice in output[:-1]] for output in answers(one)]
     with engine(tiny_folder("gemma2"), pipeline_parallel_size=2, backend="cpu", num_threads=1) as llm:
         assert [[choice[:3] for choice in output[:-1]] for output in answers(llm)] == expected
+        asked, computing = asked_along(sent)
+        assert computing
+        assert not asked, "several steps are in flight, and a rank begins one before the last one is done"
         assert dict(llm.card)["ranks"].startswith("2, each with a part of one of 2 stages, exchanging by gloo: the CPU")
         assert llm.memory()["weights"] > 0
         workers = workers_of(os.getpid())
