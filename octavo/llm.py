@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, nullcontext
 from os import PathLike, fspath
 from types import TracebackType
 from typing import Any
@@ -28,6 +29,7 @@ from octavo.engine.engine_args import EngineArgs
 from octavo.engine.input import Prompt
 from octavo.engine.llm_engine import LLMEngine
 from octavo.engine.pooling_calls import Adapters, PoolingCalls
+from octavo.engine.progress import Progress
 from octavo.engine.turns import EngineTurns, OutputStream
 from octavo.errors import ConfigError, TokenizerError
 from octavo.observe.event_log import EventLog
@@ -247,6 +249,18 @@ class LLM(PoolingCalls):
 
     def __getattr__(self, name: str) -> Any:
         raise missing_attribute(self, name)
+
+    def _finished(self, requests: list[Request], use_tqdm: bool | Callable[..., Any]) -> list[RequestOutput]:
+        """The last output of each request, once all have ended."""
+        done: dict[str, RequestOutput] = {}
+        stream = OutputStream(self._turns, requests)
+        bar = None if use_tqdm is False else Progress(len(requests), self.stats, use_tqdm)
+        with closing(stream), bar or nullcontext():
+            for output in stream:
+                done[output.request_id] = output
+                if bar is not None:
+                    bar.update(output)
+        return [done[request.request_id] for request in requests]
 
     def _make(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -13,8 +12,6 @@ from octavo.engine.calls import listed_or_one, lora_list, priority_list, prompt_
 from octavo.engine.input import Prompt
 from octavo.engine.llm_engine import LLMEngine
 from octavo.engine.pooled import numbers_of, pair_prompt
-from octavo.engine.progress import Progress
-from octavo.engine.turns import EngineTurns, OutputStream
 from octavo.errors import InvalidRequestError
 from octavo.lora_request import LoRARequest
 from octavo.outputs import (
@@ -40,8 +37,8 @@ class PoolingCalls:
     """A part of LLM."""
 
     _engine: LLMEngine
-    _turns: EngineTurns
     _counter: Any
+    _finished: Callable[[list[Request], bool | Callable[..., Any]], list[RequestOutput]]
 
     def embed(
         self,
@@ -168,18 +165,6 @@ class PoolingCalls:
         form, outputs = self._engine.limits.pooled, self._finished(requests, use_tqdm)
         assert form is not None or not requests, "other models take no such requests"
         return [_result(*each, form) for each in zip(requests, outputs, strict=True)] if form else []
-
-    def _finished(self, requests: list[Request], use_tqdm: bool | Callable[..., Any]) -> list[RequestOutput]:
-        done: dict[str, RequestOutput] = {}
-        stream = OutputStream(self._turns, requests)
-        stats = lambda: self._turns.ask(lambda engine: engine.core.stats())  # noqa: E731
-        bar = None if use_tqdm is False else Progress(len(requests), stats, use_tqdm)
-        with closing(stream), bar or nullcontext():
-            for output in stream:
-                done[output.request_id] = output
-                if bar is not None:
-                    bar.update(output)
-        return [done[request.request_id] for request in requests]
 
 
 def _for_task(params: PoolingParams, task: PoolingTask | None, *, is_named: bool) -> PoolingParams:
