@@ -132,6 +132,37 @@ def test_a_norm_sums_the_parts_of_the_product_before_it() -> None:
     assert fused.instructions[4].inputs == (out,)
 
 
+QUANTISES = Fusions(
+    attention=True, residual=True, parts=True, fuses=lambda weight, gated: False, quantises=lambda weight: True
+)
+
+
+def test_rows_become_fp8_in_what_gives_them() -> None:
+    """Not those of attention, which no one kernel gives whole."""
+    fused = fuse(layer(), QUANTISES)
+    one = "quantising_linear"
+    assert [i.op for i in fused.instructions] == [one, "attention", "linear", one, one, "add_rms_norm"]
+    first, _, out, up, down, last = fused.instructions
+    assert (first.arguments["norm_weight"], down.arguments["activation"]) == (NORM, "silu")
+    product, total = up.outputs
+    assert up.inputs == (out.outputs[0], *first.inputs)
+    assert (total.storage, product.width) == (first.inputs[0].storage, 4 * WIDTH)
+    assert down.inputs == (product,)
+    assert last.inputs == (down.outputs[0], total)
+
+
+def test_a_product_leaves_its_scales_to_what_makes_fp8_of_it() -> None:
+    fused = fuse(layer(), replace(QUANTISES, leaves_scales=True))
+    first, _, out, up, down, _ = fused.instructions
+    assert out.op == "quantising_linear"
+    assert [bool(i.arguments.get("leaves_scales")) for i in (first, out, up, down)] == [False, True, True, False]
+    assert "left_by" not in out.arguments
+    assert up.arguments["left_by"] is out.arguments["weight"]
+    assert down.arguments["left_by"] is up.arguments["weight"]
+    biased = fuse(layer(has_bias=True), replace(QUANTISES, leaves_scales=True))
+    assert biased.instructions[2].op == "linear", "whoever makes fp8 of it knows no bias"
+
+
 def test_a_product_with_a_bias_keeps_its_sum_apart() -> None:
     assert "add_rms_norm" in names(fuse(layer(has_bias=True), EVERYTHING))
 

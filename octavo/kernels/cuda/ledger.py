@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from math import prod
 
 from octavo.kernels.attention import AttentionChoice
@@ -44,7 +45,7 @@ def device_ledger(
     return Ledger(
         (
             *_weights(model, limits, element_bytes, dtype, gpu, is_fixed=is_fixed),
-            *_activations(model, limits, element_bytes, dtype, is_fused=not (traced or is_fixed)),
+            *_activations(model, limits, element_bytes, dtype, gpu, is_fused=not (traced or is_fixed)),
             *_workspace(model, limits, gpu, dtype, has_parts=not is_fixed),
             *_experts(model, limits, element_bytes, dtype, gpu),
             *Contents.of((model.body, model.head)).moving_entries(lambda layer: _expert_bytes(layer, element_bytes)),
@@ -100,13 +101,19 @@ def _quantised(linear: Linear, dtype: KVDType, gpu: GPU, *, is_fixed: bool) -> l
 
 
 def _activations(
-    model: ModelRecording, limits: StepLimits, element_bytes: int, dtype: KVDType, *, is_fused: bool
+    model: ModelRecording, limits: StepLimits, element_bytes: int, dtype: KVDType, gpu: GPU, *, is_fused: bool
 ) -> Iterator[Entry]:
     """Passes share memory, and heads share other memory; the widest of each are those with the least fused."""
-    fusions = Fusions(attention=is_fused, adapters=is_fused)
     tokens, seqs = limits.max_num_tokens, limits.max_num_seqs
+
+    def quantises(num_rows: int, linear: Linear) -> bool:
+        is_own = is_fused and format_of(linear, dtype, gpu, is_fixed=False) is not None
+        return is_own and sizes.become_codes(linear, num_rows, dtype, gpu)
+
+    fusions = Fusions(attention=is_fused, adapters=is_fused, quantises=partial(quantises, seqs))
     chunks = model.body if model.gives_logits else model.whole
-    passes = max(elements(chunks, Fusions(adapters=is_fused), tokens), elements(model.whole, fusions, seqs))
+    body = Fusions(adapters=is_fused, quantises=partial(quantises, tokens))
+    passes = max(elements(chunks, body, tokens), elements(model.whole, fusions, seqs))
     yield Entry("activations", element_bytes * passes, f"a step of {tokens:,} tokens in {dtype}")
     own, vocab = model.head.kept[0].width, limits.vocab_size
     if not model.gives_logits:

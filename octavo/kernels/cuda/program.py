@@ -210,6 +210,25 @@ class Program:
         matrix = self._weights.stacked(*weight.parts)
         return normed_product(matrix, norm_H, eps, tiles=self._tiles(matrix), **how)
 
+    def _quantising_linear(
+        self, weight: Linear, norm_weight: Parameter | None = None, left_by: Linear | None = None, **how: Any
+    ) -> Launch:
+        """The product; with a residual also the sum that is normed, in the residual's memory. left_by: the product
+        whose scales are left to this one's rows."""
+        from octavo.kernels.cuda.quantized_product import QuantizedProduct
+
+        norm_H = None if norm_weight is None else self._weights.vector(norm_weight)
+        product = self._shared.quantized_product(weight)
+        before = None if left_by is None else self._shared.quantized_product(left_by)
+        assert isinstance(product, QuantizedProduct), "only rows of such a product become fp8"
+        assert before is None or isinstance(before, QuantizedProduct), "only such a product leaves its scales"
+
+        def launch(step: DeviceStep, x: torch.Tensor, *rest: torch.Tensor) -> None:
+            out, total = rest[-2:] if len(rest) > 1 else (rest[0], None)
+            product.run_quantising(x, out, total=total, norm_weight=norm_H, left_by=before, **how)
+
+        return launch
+
     def _tiles(self, matrix: torch.Tensor, gate: Activation | None = None) -> TileLinear | None:
         if self._parts is None:
             return None

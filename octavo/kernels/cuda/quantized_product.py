@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from octavo.kernels.cuda.coded_product import CodedProduct, ScaledProduct
 from octavo.kernels.cuda.driver import GPU
-from octavo.kernels.cuda.sizes import MAX_SPLIT, scaled_rows, scratch_shapes
+from octavo.kernels.cuda.sizes import MAX_SPLIT, become_codes, scaled_rows, scratch_shapes
 from octavo.kernels.cuda.weights import DeviceWeights
 from octavo.kernels.cuda_cpp.int4_linear import Tiling
 from octavo.kernels.cuda_cpp.quantized_format import LAYOUTS, fits, format_of, part_depth, scales_of
@@ -29,7 +29,7 @@ from octavo.kernels.ops import Activation
 from octavo.kernels.parameters import Linear
 from octavo.kernels.triton.attention.memory import TORCH_DTYPE
 from octavo.kernels.triton.coded.coded_format import pieces_of
-from octavo.kernels.triton.elementwise import norm
+from octavo.kernels.triton.elementwise import elementwise, norm
 from octavo.kernels.triton.linear.quantized import dequantise, fp8_block_product, fp8_product
 from octavo.kernels.triton.linear.skinny_linear import library_linear
 
@@ -81,6 +81,7 @@ class QuantizedProducts:
         self._dense = torch.empty(shapes["dense"], dtype=TORCH_DTYPE[dtype], device=device)
         self._codes = torch.empty(shapes["codes"], dtype=torch.uint8, device=device)
         self._scales = torch.empty(shapes["scales"], dtype=torch.float32, device=device)
+        self._scales[:4] = 1
 
     @property
     def num_bytes(self) -> int:
@@ -103,6 +104,14 @@ class QuantizedProducts:
 
         return fuses
 
+    def quantises(self, num_rows: int) -> Callable[[Linear], bool]:
+        """Whether rows become fp8 before a product in a program for so many, and in one kernel with what gives them."""
+
+        def quantises(weight: Linear) -> bool:
+            return weight.name in self._formats and become_codes(weight, num_rows, self._dtype, self._gpu)
+
+        return quantises
+
     def product(self, weight: Linear, weights: DeviceWeights) -> Product | None:
         """None: the matrix is dense."""
         form, pieces = self._formats.get(weight.name), self._coded.get(weight.name, ())
@@ -111,16 +120,16 @@ class QuantizedProducts:
         bias = weights.stacked(*weight.biases) if weight.biases else None
         by = scaled_rows(weight, self._dtype, self._gpu)
         scaled = None if by is None else _SCALED[by]
-        scratch = bias, self._dense, self._codes, self._scales, self._gpu, scaled
+        scratch = bias, self._dense, self._codes, self._scales[4:], self._gpu, scaled
         if form is None:
             return CodedProduct(tuple(weights.coded(*piece) for piece in pieces), *scratch)
-        return QuantizedProduct(weights.quantized(weight.parts, form), *scratch)
+        return QuantizedProduct(weights.quantized(weight.parts, form), *scratch, one=self._scales[:1].squeeze(0))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QuantizedProduct:
     """dense: scratch for the whole matrix. codes, scales: for rows in fp8. scaled: multiplies these; None: the matrix
-    is made dense."""
+    is made dense. one: is 1."""
 
     weight: QuantizedWeight
     bias: torch.Tensor | None
@@ -129,6 +138,7 @@ class QuantizedProduct:
     scales: torch.Tensor
     gpu: GPU
     scaled: ScaledProduct | None
+    one: torch.Tensor
 
     def run(
         self, x: torch.Tensor, *rest: torch.Tensor, norm_weight: torch.Tensor | None = None, eps: float = 1e-6,
@@ -146,12 +156,44 @@ class QuantizedProduct:
         fused = (*residuals, norm_weight, gate)
         assert all(each is None for each in fused), "fused only where the kernel for few rows takes it"
         if self.scaled is not None:
-            given = (self.weight.data, self.weight.scales, self.bias, out, self.codes, self.scales)
-            self.scaled(x, *given, chained=self.gpu.chains)
+            self._run_scaled(x, out)
         else:
             dense = self.dense[: self.weight.columns * self.weight.depth].view(self.weight.columns, -1)
             dequantise(self.weight, dense, chained=self.gpu.chains)
             library_linear(x, dense, out, self.bias)
+
+    def run_quantising(
+        self, x: torch.Tensor, out: torch.Tensor, *, norm_weight: torch.Tensor | None = None, eps: float = 1e-6,
+        total: torch.Tensor | None = None, activation: Activation | None = None, leaves_scales: bool = False,
+        left_by: QuantizedProduct | None = None,
+    ) -> None:  # fmt: skip
+        """A product whose rows become fp8 in the kernel that norms, adds up or activates them; see `quantise_rows`.
+        leaves_scales: out lacks them; left_by: x is its product and lacks them. Few rows are multiplied as they are."""
+        if left_by is not None and left_by.takes(len(x)):
+            left_by = None
+        if self.takes(len(x)) and left_by is None:
+            if total is not None:
+                elementwise.elementwise("add", x, total, total, chained=self.gpu.chains)
+                x = total
+            if activation is not None:
+                x = self._activated(x, activation)
+            self.run(x, out, norm_weight=norm_weight, eps=eps)
+            return
+        before: dict[str, Any] = {"norm_weight": norm_weight, "eps": eps, "total": total, "activation": activation}
+        if left_by is not None:
+            before["column_scales"] = left_by.weight.scales
+        self._run_scaled(x, out, one=self.one if leaves_scales and not self.takes(len(x)) else None, **before)
+
+    def _run_scaled(self, x: torch.Tensor, out: torch.Tensor, **before: Any) -> None:
+        assert self.scaled is not None, "these rows do not become fp8"
+        given = (self.weight.data, self.weight.scales, self.bias, out, self.codes, self.scales)
+        self.scaled(x, *given, chained=self.gpu.chains, **before)
+
+    def _activated(self, x: torch.Tensor, kind: Activation) -> torch.Tensor:
+        """Of few rows, [T, 2 in] -> [T, in], in the room for codes."""
+        y = self.codes.view(x.dtype)[: len(x) * self.weight.depth].view(len(x), -1)
+        elementwise.gated_activation(x, kind, y, chained=self.gpu.chains)
+        return y
 
     def run_add_rms_norm(
         self, x: torch.Tensor, total: torch.Tensor, norm_weight: torch.Tensor, eps: float, out: torch.Tensor,

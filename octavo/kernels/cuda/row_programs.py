@@ -2,7 +2,8 @@
 
 1          as much fused as the products' tilings allow, down to five kernels a layer; off Hopper also 2 and 4
 up to 8    on Hopper, if matrices are quantised: what their kernel takes is fused, too
-up to 256  on Hopper: products in tiles, with the gate; the next norm sums their parts
+up to 256  on Hopper: products in tiles, with the gate; the next norm sums their parts. From 17 rows on, those that
+           become fp8 before a product do so in the kernel that gives them
 up to 64   off Hopper: the product adds the residual
 more       cuBLAS products, and kernels between them
 
@@ -43,6 +44,8 @@ class Passes:
         """parts: see Program; None off Hopper."""
         seqs, is_fused = limits.max_num_seqs, shared.see is None and not shared.is_fixed
         fusions = Fusions(all_reduce=shared.fuses_sums, adapters=is_fused)
+        if is_fused and shared.quantized is not None:
+            fusions = replace(fusions, quantises=shared.quantized.quantises(limits.max_num_tokens))
         body = fuse(model.body if model.gives_logits else model.whole, fusions)
         return cls(
             Program(body, shared, limits.max_num_tokens),
@@ -64,6 +67,9 @@ def programs_by_rows(
         fusions = replace(fusions, all_reduce=shared.fuses_sums, adapters=is_fused, routes_norm=routes_norm)
         if shared.quantized is not None:
             fusions = replace(fusions, fuses=shared.quantized.fuses(num_rows))
+            if is_fused:
+                leaves = num_rows <= TILED_ROWS[-1]
+                fusions = replace(fusions, quantises=shared.quantized.quantises(num_rows), leaves_scales=leaves)
         return Program(fuse(recording, fusions), shared, min(num_rows, max_num_seqs), room)
 
     if shared.see is not None or shared.is_fixed:  # op by op, as the model calls them: nothing is fused

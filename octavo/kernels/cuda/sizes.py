@@ -18,6 +18,7 @@ from typing import Literal
 from octavo.kernels.adapters import AdaptedModule
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda_cpp.expert_format import padded
+from octavo.kernels.cuda_cpp.quantized_format import MAX_ROWS
 from octavo.kernels.kv_layout import KVDType
 from octavo.kernels.mixture import Mixture
 from octavo.kernels.parameters import Linear, Shape
@@ -122,8 +123,9 @@ def scratch_shapes(quantized: Sequence[Linear], max_rows: int, dtype: KVDType, g
         else:
             inputs.append(linear.in_features)
             scales.append(linear.in_features // _FP8_BLOCK if by == "blocks" else 1)
-    count = max(max_rows, ROWS_AT_ONCE)
-    return {"dense": max(made_dense), "codes": count * max(inputs), "scales": count * max(scales)}
+    count = max(max_rows, 2 * MAX_ROWS)  # few rows may lie there in 16 bits
+    ones = 4 if max(inputs) else 0  # the scale of what is not scaled; what lies behind stays aligned
+    return {"dense": max(made_dense), "codes": count * max(inputs), "scales": ones + count * max(scales)}
 
 
 def scaled_rows(linear: Linear, dtype: str, gpu: GPU) -> Literal["whole", "blocks"] | None:
@@ -138,6 +140,12 @@ def scaled_rows(linear: Linear, dtype: str, gpu: GPU) -> Literal["whole", "block
     fits = linear.in_features % (4 * _FP8_BLOCK) == 0 and all(part.shape[0] % _FP8_BLOCK == 0 for part in linear.parts)
     is_known = dtype == "bfloat16" and gpu.capability == (9, 0) and _library_knows_blocks()
     return "blocks" if is_in_blocks and fits and is_known else None
+
+
+def become_codes(linear: Linear, num_rows: int, dtype: str, gpu: GPU) -> bool:
+    """Whether a program for so many rows makes them fp8 in the kernel that gives them. linear: its matrices stay
+    quantised, in one format."""
+    return num_rows > MAX_ROWS and scaled_rows(linear, dtype, gpu) == "whole"
 
 
 @cache

@@ -7,6 +7,9 @@
     linear, gated_activation           ->  linear with gate                  if the product's tiling takes it
     rms_norm, linear                   ->  linear with norm                  very few rows: a kernel holds whole rows
     rms_norm, mixture                  ->  mixture with norm                 if its router's kernel takes it
+    rms_norm, linear                   ->  quantising_linear               ┐ rows that become fp8 before a product do so
+    add_rms_norm, linear               ->  quantising_linear               │ in what gives them; and the product before
+    gated_activation, linear           ->  quantising_linear               ┘ it may leave its scales to that
     all_reduce, add_rms_norm           ->  all_reduce_add_rms_norm           between ranks
     add_adapters, gated_activation     ->  add_adapters with gate
     linear, add_adapters               ->  linear with adapters              and what fuses with a product then does
@@ -39,6 +42,8 @@ class Fusions:
     adapters: bool = False
     parts: bool = False  # a product leaves partial sums, and the next norm adds them up
     fuses: Callable[[Linear, bool], bool] = lambda weight, gated: True  # whether anything but that; a gate
+    quantises: Callable[[Linear], bool] = lambda weight: False  # whether a product's rows become fp8 before it
+    leaves_scales: bool = False  # such a product is faster without scales, which what makes the next one's rows can do
     takes_norm: Callable[[int, int], bool] = lambda columns, depth: False  # whether such a product does
     takes_gate: Callable[[int, int], bool] = lambda columns, depth: False
     routes_norm: Callable[[Mixture], bool] = lambda layer: False  # whether a mixture's router does
@@ -53,6 +58,9 @@ def fuse(recording: Recording, fusions: Fusions) -> Recording:
         recording = _apply(recording, _attention)
     if fusions.all_reduce:
         recording = _apply(recording, _all_reduce)
+    recording = _apply(recording, lambda first, second: _quantised(first, second, fusions))
+    if fusions.leaves_scales:
+        recording = _with_scales_left(recording, fusions)
     if fusions.parts:
         recording = _apply(recording, _parts)
     if fusions.residual:
@@ -100,7 +108,7 @@ def _apply(recording: Recording, rule: Rule) -> Recording:
     while rest:
         first = rest.pop()
         fused = None
-        if rest and len(first.outputs) == 1 and first.outputs[0] in rest[-1].inputs and uses[first.outputs[0]] == 1:
+        if rest and first.outputs and first.outputs[0] in rest[-1].inputs and uses[first.outputs[0]] == 1:
             fused = rule(first, rest[-1])
         if fused is None:
             result.append(first)
@@ -134,6 +142,37 @@ def _adapted(first: Instruction, second: Instruction) -> list[Instruction] | Non
         return None
     adapters = {"adapters": second.arguments["module"]}
     return [replace(first, outputs=second.outputs, arguments=first.arguments | adapters)]
+
+
+def _quantised(first: Instruction, second: Instruction, fusions: Fusions) -> list[Instruction] | None:
+    if second.op != "linear" or "adapters" in second.arguments or not fusions.quantises(second.arguments["weight"]):
+        return None
+    inputs, outputs = (*first.inputs, *second.inputs[1:]), (*second.outputs, *first.outputs[1:])
+    if first.op == "gated_activation":
+        before = {"activation": first.arguments["kind"]}
+    elif first.op in ("rms_norm", "add_rms_norm"):
+        before = {"norm_weight": first.arguments["weight"], "eps": first.arguments["eps"]}
+    else:
+        return None
+    return [Instruction("quantising_linear", inputs, outputs, second.arguments | before)]
+
+
+def _with_scales_left(recording: Recording, fusions: Fusions) -> Recording:
+    """Products whose result the next instruction makes fp8 of leave their scales to that."""
+    uses = Counter(value for instruction in recording.instructions for value in instruction.inputs)
+    uses.update(recording.kept)
+    result = [*recording.instructions]
+    for i in range(len(result) - 1):
+        first, second = result[i : i + 2]
+        if first.op not in ("linear", "quantising_linear") or second.op != "quantising_linear":
+            continue
+        weight, is_given = first.arguments["weight"], second.inputs[0] is first.outputs[0]
+        if not is_given or uses[first.outputs[0]] > 1 or weight.biases or "adapters" in first.arguments:
+            continue
+        if fusions.quantises(weight):
+            result[i] = replace(first, op="quantising_linear", arguments=first.arguments | {"leaves_scales": True})
+            result[i + 1] = replace(second, arguments=second.arguments | {"left_by": weight})
+    return replace(recording, instructions=result)
 
 
 def _residual(first: Instruction, second: Instruction, fusions: Fusions) -> list[Instruction] | None:
