@@ -9,6 +9,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
 
+#: texts of which a grammar often allows all: their tokens are then allowed at once, and not looked at one by one. The
+#: library has such for what is in a JSON string; these are for free text of one line, and of any
+FREE_TEXTS = (".+", "(?s:.+)")
+
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
@@ -30,7 +34,8 @@ class Vocabulary:
         """The library's form of it; takes tenths of a second."""
         from llguidance import LLTokenizer
 
-        return LLTokenizer(_Wrapped(self), eos_token=list(self.end_ids))  # type: ignore[arg-type]
+        own = [*LLTokenizer.general_slices(), *FREE_TEXTS]
+        return LLTokenizer(_Wrapped(self), eos_token=list(self.end_ids), slices=own)  # type: ignore[arg-type]
 
 
 class _Wrapped:

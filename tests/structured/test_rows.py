@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from llguidance import LLMatcher, LLTokenizer
 
 from octavo.errors import InvalidRequestError
 from octavo.messages import END_OF_GRAMMAR, NewRow
@@ -20,6 +21,7 @@ from octavo.sampling_params import SamplingParams
 from octavo.structured.compiler import MAX_KEPT, GrammarCompiler
 from octavo.structured.grammar import grammar_text
 from octavo.structured.rows import ConstrainedRows
+from octavo.structured.vocabulary import _Wrapped
 from octavo.structured_outputs import StructuredOutputsParams
 from tests.structured.spelling_model import END, byte_compiler
 
@@ -75,6 +77,23 @@ def test_masks_are_the_librarys_token_for_token(compiler: GrammarCompiler) -> No
             rows.leave([0])
             rows.fork(0, parent=1)
             texts[0], outputs[0] = texts[1], outputs[1]
+
+
+@pytest.mark.parametrize("regex", ["(?s:.*)", ".*", ".{0,9}x?", "(?s:[^b].*)", "[^\\n]+\\n?(?s:.+)"])
+def test_texts_that_are_allowed_as_a_whole_change_no_mask(compiler: GrammarCompiler, regex: str) -> None:
+    vocabulary, text, draw = compiler.vocabulary, text_of({"regex": regex}), np.random.default_rng(1)
+    own = LLTokenizer(_Wrapped(vocabulary), eos_token=list(vocabulary.end_ids), slices=[])  # type: ignore[arg-type]
+    for _ in range(6):
+        matcher, plain = compiler.matcher(text), LLMatcher(own, text, log_level=0)
+        for _ in range(20):
+            mask = matcher.compute_bitmask()
+            assert mask == plain.compute_bitmask()
+            allowed = np.flatnonzero(bits(np.frombuffer(mask, np.int32), vocabulary.size))
+            token_id = int(draw.choice(allowed))
+            assert matcher.consume_token(token_id)
+            assert plain.consume_token(token_id)
+            if matcher.is_stopped():
+                break
 
 
 def test_guesses_of_one_row_get_masks_one_after_another(compiler: GrammarCompiler) -> None:
