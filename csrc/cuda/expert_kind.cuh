@@ -1,13 +1,10 @@
-// The compile-time parameters of experts.cu, its launch arguments, a thread block's shared memory, and its way through the
-// work.
+// The compile-time parameters of experts.cu, a thread block's shared memory, and its way through the work.
 #pragma once
 
 #include "expert_choice.cuh"
+#include "expert_launch.cuh"
 #include "expert_rows.cuh"
 
-#ifndef ELEMENT
-#define ELEMENT Bf16
-#endif
 #ifndef FORMAT
 #define FORMAT kDense
 #endif
@@ -61,19 +58,6 @@ constexpr int kHalfBytes = SPANS * 1024, kWeightBytes = kHalves * kHalfBytes;
 constexpr int kRowBytes = SPANS * kInputs * 2 + (kBits == 4 ? 64 : 16);
 constexpr int kStageBytes = (kWeightBytes + kRows * kRowBytes + 1023) / 1024 * 1024;
 constexpr int kMostRows = kRows < 8 ? kRows : 32;  // of a step
-
-struct Launch {
-  Routing routing;
-  const ELEMENT* x;       // gate_up: [rows][x_stride]; down: [pairs][x_stride]; as in expert_rows.cuh
-  const void* scales;     // [expert][out / row_block][groups]; of fp4 bytes, exponents of two plus 127; otherwise float
-  const int8_t* zeros;    // zero points, in the same places; or null: they are 8
-  const ELEMENT* bias;    // [expert][out], or null
-  const ELEMENT* residual;  // or null
-  ELEMENT* out;           // gate_up: down's x; down: [rows][out_stride]
-  int64_t x_stride, residual_stride, out_stride;
-  int columns, depth, gate, group, num_groups, row_block;
-  float alpha, limit;
-};
 
 struct Shared {
   uint8_t ring[ENTRIES][kStageBytes];

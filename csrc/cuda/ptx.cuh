@@ -295,6 +295,21 @@ __device__ __forceinline__ void multiply_add_bytes(int (&c)[4], const uint32_t (
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// The same of bytes with a sign, and that begins at zero: c = a b
+__device__ __forceinline__ void multiply_add_signed_bytes(int (&c)[4], const uint32_t (&a)[4], uint32_t b0,
+                                                          uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+__device__ __forceinline__ void multiply_signed_bytes(int (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%10, %10, %10, %10};"
+      : "=r"(c[0]), "=r"(c[1]), "=r"(c[2]), "=r"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(0));
+}
+
 // Products of four warps together: 64 x 64 x 16, operands in shared memory (wgmma, sm_90a)
 
 // Writes to shared memory by ordinary stores become visible to wgmma, and to the copy engine.
@@ -379,6 +394,14 @@ __device__ __forceinline__ void multiply_add_64(float (&c)[8][4], const uint32_t
 #undef OCTAVO_C
 
 // Numbers
+
+// Four bytes of a table of eight, at the places in the low 16 bits of `places`, 4 bits each. Where such a place has its
+// highest bit set: the sign of the byte there, eight times
+__device__ __forceinline__ uint32_t look_up(uint32_t low, uint32_t high, uint32_t places) {
+  uint32_t found;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(found) : "r"(low), "r"(high), "r"(places));
+  return found;
+}
 
 // 1 / x, but for the last bit or two
 __device__ __forceinline__ float reciprocal(float x) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -12,6 +13,7 @@ import torch
 from tests.gpu.device import DEVICE, ON_GPU, TOLERANCE, needs_gpu, relative_error
 
 from octavo.kernels.cuda.plain_codes import PlainCodes  # isort: skip
+from octavo.kernels.cuda_cpp import fp4_experts  # isort: skip
 from octavo.kernels.cuda_cpp.expert_format import why_not_codes  # isort: skip
 from octavo.kernels.reference.scaled import dequantize_scaled  # isort: skip
 from octavo.kernels.scaled import ScaledFormat  # isort: skip
@@ -67,16 +69,15 @@ def test_it_equals_torch(form: ScaledFormat, num_rows: int) -> None:
 def test_few_rows_in_cuda(form: ScaledFormat) -> None:
     if why_not_codes(form, INNER, HIDDEN) or why_not_codes(form, HIDDEN, INNER):
         pytest.skip("not taken")
-    for dtype in (torch.bfloat16, torch.float16):
-        case = CASES["gpt-oss"] if form.code == "E2M1" else CASES["mixtral"]
-        coded, dense = coded_experts(case, form, dtype)
-        room = room_for(case, dtype)
-        few = few_rows(coded, room, dtype)
-        for num_rows in FEW_ROWS:
-            x = torch.randn(num_rows, HIDDEN, device=DEVICE).to(dtype)
-            out = torch.full_like(x, torch.nan)
-            few.run(x, None, out)
-            assert relative_error(out, in_torch(x, dense, room)) < 3 * TOLERANCE[dtype]
+    few_rows_equal_torch(CASES["gpt-oss"] if form.code == "E2M1" else CASES["mixtral"], form, FEW_ROWS)
+
+
+@needs_nvcc
+@pytest.mark.parametrize("name", CASES)
+def test_one_row_of_mxfp4_in_cuda(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the kernel for large experts."""
+    monkeypatch.setattr(fp4_experts, "LEAST_INPUTS", 0)
+    few_rows_equal_torch(CASES[name], ScaledFormat("E2M1", (1, 32)), [1, 2])
 
 
 @needs_gpu  # the interpreter cuts bits off where a GPU rounds
@@ -94,6 +95,23 @@ def test_exponents_are_of_units_where_an_output_has_one_unit() -> None:
     """Else a kernel would take the exponent's byte for the scale of the whole output."""
     coded, _ = stack_of(ScaledFormat("E2M1", (1, 32)), 1, 8, 32)
     assert coded.constants["GROUP"] == 32
+
+
+def few_rows_equal_torch(case: Case, form: ScaledFormat, counts: Sequence[int]) -> None:
+    """Without the norm and a residual, and with them."""
+    for dtype in (torch.bfloat16, torch.float16):
+        coded, dense = coded_experts(case, form, dtype)
+        room, norm = room_for(case, dtype), torch.rand(HIDDEN, device=DEVICE) + 0.5
+        few = few_rows(coded, room, dtype)
+        for num_rows in counts:
+            x = torch.randn(num_rows, HIDDEN, device=DEVICE).to(dtype)
+            out = torch.full_like(x, torch.nan)
+            few.run(x, None, out)
+            assert relative_error(out, in_torch(x, dense, room)) < 3 * TOLERANCE[dtype]
+            few.run(x, x, out, norm=norm)
+            normed, logits = torch.nn.functional.rms_norm(x.float(), [HIDDEN], norm, 1e-6).to(dtype), room.logits
+            expected = x.float() + in_torch(normed, dense, room, logits[:num_rows, : len(dense.router)])
+            assert relative_error(out, expected) < 3 * TOLERANCE[dtype]
 
 
 def coded_experts(case: Case, form: ScaledFormat, dtype: torch.dtype) -> tuple[Experts, Experts]:

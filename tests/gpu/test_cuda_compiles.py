@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from octavo.kernels.cuda.driver import GPU  # noqa: E402
-from octavo.kernels.cuda_cpp import experts, fp8_linear, grouped_linear, int4_linear  # noqa: E402
+from octavo.kernels.cuda_cpp import experts, fp4_experts, fp8_linear, grouped_linear, int4_linear  # noqa: E402
 from octavo.kernels.cuda_cpp.all_reduce import compile_all_reduce  # noqa: E402
 from octavo.kernels.cuda_cpp.attention_plan import compile_plan  # noqa: E402
 from octavo.kernels.cuda_cpp.compile import find_nvcc  # noqa: E402
@@ -56,7 +56,8 @@ def test_int4_linear(gpu: GPU) -> None:
 def test_experts() -> None:
     product = experts.Variant(torch.bfloat16, "E2M1", 32, False, False, 8, 32, True, Ring(4, 7, 2))
     wide = grouped_linear.Variant(torch.bfloat16, "U4", False, "clamped")
-    kinds = experts.RouterVariant(torch.float16, "F8_E4M3", 2), product, wide
+    one = fp4_experts.Fp4Variant(torch.bfloat16, True, 32, False, 4, fp4_experts.WarpRing(4, 1, 3, 4))
+    kinds = experts.RouterVariant(torch.float16, "F8_E4M3", 2), product, wide, one
     with ThreadPoolExecutor() as pool:
         assert all(made.startswith(b"\x7fELF") for made in pool.map(lambda kind: kind.compile(HOPPER), kinds))
 

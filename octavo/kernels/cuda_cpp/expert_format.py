@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda_cpp import compile as nvcc
 from octavo.kernels.kv_layout import KVDType
-from octavo.kernels.mixture import ExpertStack, GateKind, Mixture
+from octavo.kernels.mixture import ExpertStack, GateKind, Mixture, Routing
 from octavo.kernels.scaled import Code, ScaledFormat
 from octavo.kernels.triton.coded import coded_format
 
@@ -26,7 +26,8 @@ FORMATS: dict[Code | None, str] = {None: "kDense", "F8_E4M3": "kFp8", "I8": "kIn
 GATES: dict[GateKind, int] = {"silu": 0, "clamped": 1, "gelu_tanh": 2, "gelu": 3, "relu": 4}
 BITS: dict[Code | None, int] = {None: 16, "F8_E4M3": 8, "I8": 8, "U4": 4, "E2M1": 4}
 #: rows up to which the kernels beat Triton's on an H200 (benchmarks/results/2026-11-30-quantised-gpu.md). With large
-#: experts, each of which keeps all multiprocessors busy, Triton's are faster for one row, and for dense weights
+#: experts, each of which keeps all multiprocessors busy, Triton's are faster for dense weights, and for one row of
+#: codes, but not of E2M1
 MOST_ROWS: dict[Code | None, int] = {None: 8, "F8_E4M3": 32, "I8": 32, "U4": 32, "E2M1": 32}
 _LARGE = 2048
 COMPUTERS = 8  # warps
@@ -126,11 +127,15 @@ def why_not_wide_codes(form: ScaledFormat, depth: int, dtype: KVDType) -> str | 
 def rows_for(layer: Mixture) -> range:
     """The numbers of rows for which the kernels are faster than Triton's."""
     forms = [coded_format.format_of(stack.parts) for stack in (layer.gate_up, layer.down)]
-    most, is_large = (
-        min(MOST_ROWS[None if form is None else form.code] for form in forms),
-        layer.down.in_features >= _LARGE,
-    )
-    return range(2 if is_large else 1, 1 if is_large and None in forms else most + 1)
+    codes = [None if form is None else form.code for form in forms]
+    is_large = layer.down.in_features >= _LARGE
+    least = 1 if not is_large or set(codes) == {"E2M1"} else 2
+    return range(least, 1 if is_large and None in codes else min(MOST_ROWS[code] for code in codes) + 1)
+
+
+def choice_macros(routing: Routing) -> tuple[int, bool]:
+    """What the choice is compiled for: room for so many experts; whether groups of them are chosen first."""
+    return max(32, 1 << (routing.num_experts - 1).bit_length()), routing.top_groups < routing.num_groups
 
 
 def padded(num_inputs: int) -> int:

@@ -4,13 +4,12 @@
     gate_up    choice, first product   -> gated
     down       choice, second product, weighted sum, residual
 
-`expert_format.py` says which mixtures they take.
+`expert_format.py` says which mixtures they take. One row of MXFP4 has products of its own (fp4_experts.py).
 """
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from ctypes import Structure, c_float, c_int, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import product
@@ -18,8 +17,20 @@ from itertools import product
 import torch
 
 from octavo.kernels.cuda.driver import GPU
+from octavo.kernels.cuda_cpp import fp4_experts
 from octavo.kernels.cuda_cpp.compile import compile_kernel
-from octavo.kernels.cuda_cpp.expert_format import BITS, COMPUTERS, FORMATS, GATES, TILE_ROWS, Ring, tile_rows
+from octavo.kernels.cuda_cpp.expert_arguments import ProductArguments, RouterArguments, RoutingArguments
+from octavo.kernels.cuda_cpp.expert_format import (
+    BITS,
+    COMPUTERS,
+    FORMATS,
+    GATES,
+    TILE_ROWS,
+    Ring,
+    choice_macros,
+    tile_rows,
+)
+from octavo.kernels.cuda_cpp.fp4_experts import Fp4Variant, fp4_kernel
 from octavo.kernels.cuda_cpp.module import Kernel, TensorMap
 from octavo.kernels.cuda_cpp.quantized_weight import address, element
 from octavo.kernels.scaled import Code
@@ -27,34 +38,6 @@ from octavo.kernels.triton.experts.mixture import Experts
 from octavo.kernels.triton.experts.room import Room
 
 _ROUTER_THREADS = 512
-
-
-class _Routing(Structure):
-    _fields_ = (
-        *((name, c_void_p) for name in ("logits", "router_bias", "bias", "ids", "weights")),
-        *((name, c_int) for name in ("logits_stride", "num_rows", "num_experts", "num_chosen", "first_expert")),
-        *((name, c_int) for name in ("num_own", "is_sigmoid", "renormalises", "num_groups", "top_groups", "sums_two")),
-        ("scale", c_float),
-    )
-
-
-class _Launch(Structure):
-    _fields_ = (
-        ("routing", _Routing),
-        *((name, c_void_p) for name in ("x", "scales", "zeros", "bias", "residual", "out")),
-        *((name, c_int64) for name in ("x_stride", "residual_stride", "out_stride")),
-        *((name, c_int) for name in ("columns", "depth", "gate", "group", "num_groups", "row_block")),
-        *((name, c_float) for name in ("alpha", "limit")),
-    )
-
-
-class _RouterLaunch(Structure):
-    _fields_ = (
-        *((name, c_void_p) for name in ("x", "weight", "norm", "logits", "out")),
-        *((name, c_int64) for name in ("x_stride", "out_stride")),
-        *((name, c_int) for name in ("num_rows", "num_experts", "depth", "logits_stride")),
-        ("eps", c_float),
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +81,7 @@ class Variant:
         is_whole = weight.code is None or weight.scales_outputs
         return cls(
             dtype, weight.code, 0 if is_whole else min(weight.group, 1024 // bits), weight.zeros is not None, is_down,
-            rows, max(32, 1 << (routing.num_experts - 1).bit_length()), routing.top_groups < routing.num_groups,
-            Ring.of(bits, weight.shape[2], rows, 1 if is_down else 2),
+            rows, *choice_macros(routing), Ring.of(bits, weight.shape[2], rows, 1 if is_down else 2),
         )  # fmt: skip
 
     def compile(self, gpu: GPU) -> bytes:
@@ -120,6 +102,10 @@ class Variant:
         }
         return compile_kernel("experts", macros, gpu.capability)
 
+    @property
+    def num_threads(self) -> int:
+        return self.computers * 32 + 32
+
 
 @cache
 def _router(variant: RouterVariant, gpu: GPU) -> Kernel:
@@ -139,14 +125,19 @@ def _kernel(variant: Variant, gpu: GPU) -> tuple[Kernel, int]:
     return kernel, num_bytes
 
 
+def _product(variant: Variant | Fp4Variant, gpu: GPU) -> tuple[Kernel, int]:
+    return fp4_kernel(variant, gpu) if isinstance(variant, Fp4Variant) else _kernel(variant, gpu)
+
+
 @cache
-def _prepare(router: RouterVariant, kinds: tuple[Variant, ...], gpu: GPU) -> None:
+def _prepare(routers: tuple[RouterVariant, ...], kinds: tuple[Variant | Fp4Variant, ...], gpu: GPU) -> None:
     """Compile them all at once, for all layers alike, and load them; threads suffice, since each nvcc is a process."""
     with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda kind: kind.compile(gpu), (router, *kinds)))
-    _router(router, gpu)
+        list(pool.map(lambda kind: kind.compile(gpu), (*routers, *kinds)))
+    for router in routers:
+        _router(router, gpu)
     for kind in kinds:
-        _kernel(kind, gpu)
+        _product(kind, gpu)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -160,7 +151,8 @@ class FewRowExperts:
 
     def __post_init__(self) -> None:
         kinds = (self._variant(rows, is_down=is_down) for rows, is_down in product(TILE_ROWS, (False, True)))
-        _prepare(self._router_variant, tuple(kinds), self.gpu)
+        routers = dict.fromkeys(self._router_variant(rows) for rows in TILE_ROWS)
+        _prepare(tuple(routers), tuple(kinds), self.gpu)
 
     def run(
         self, x: torch.Tensor, residual: torch.Tensor | None, out: torch.Tensor,
@@ -170,25 +162,35 @@ class FewRowExperts:
         norm). norm: x is RMSNormed first."""
         num_rows, (hidden, inner) = len(x), self.experts.gate_up.shape[2:] + self.experts.down.shape[2:]
         rows, gated = self.room.few_rows(hidden, inner, num_rows, self.experts.layer.routing.num_chosen)
-        is_written = norm is not None or self.experts.gate_up.code is not None
+        is_written = norm is not None or self._read_code(num_rows) is not None
         self._route(x, rows if is_written else None, norm, eps)
         self._multiply(rows if is_written else x, None, gated, num_rows, is_down=False)
         self._multiply(gated, residual, out, num_rows, is_down=True)
 
-    @property
-    def _router_variant(self) -> RouterVariant:
-        return RouterVariant(self.dtype, self.experts.gate_up.code, -(-self.experts.router.shape[1] // 1024))
+    def _read_code(self, num_rows: int) -> Code | None:
+        """By which the first product reads its rows; None: as they are."""
+        return None if self._is_own(num_rows) else self.experts.gate_up.code
 
-    def _variant(self, rows: int, *, is_down: bool) -> Variant:
-        return Variant.of(self.experts, rows, is_down=is_down, dtype=self.dtype)
+    def _is_own(self, num_rows: int) -> bool:
+        """Whether one row is multiplied by the kernel of its own."""
+        return num_rows == 1 and fp4_experts.takes(self.experts, self.gpu)
+
+    def _router_variant(self, num_rows: int) -> RouterVariant:
+        return RouterVariant(self.dtype, self._read_code(num_rows), -(-self.experts.router.shape[1] // 1024))
+
+    def _variant(self, rows: int, *, is_down: bool) -> Variant | Fp4Variant:
+        if not self._is_own(rows):
+            return Variant.of(self.experts, rows, is_down=is_down, dtype=self.dtype)
+        depth = (self.experts.down if is_down else self.experts.gate_up).shape[2]
+        return Fp4Variant.of(self.experts.layer.routing, depth, is_down=is_down, dtype=self.dtype)
 
     def _route(self, x: torch.Tensor, out: torch.Tensor | None, norm: torch.Tensor | None, eps: float) -> None:
         router, logits = self.experts.router, self.room.logits
-        launch = _RouterLaunch(
+        launch = RouterArguments(
             x.data_ptr(), router.data_ptr(), address(norm), logits.data_ptr(), address(out), x.stride(0),
             0 if out is None else out.stride(0), *x.shape[:1], *router.shape, logits.stride(0), eps,
         )  # fmt: skip
-        _router(self._router_variant, self.gpu).launch(
+        _router(self._router_variant(len(x)), self.gpu).launch(
             -(-len(router) // 8), _ROUTER_THREADS, (launch,), shared_bytes=0, stream=_stream(),
             chained=self.gpu.chains, grid_y=-(-len(x) // 16),
         )  # fmt: skip
@@ -199,9 +201,9 @@ class FewRowExperts:
         one, halves = self.experts, 1 if is_down else 2
         weight, bias = (one.down, one.down_bias) if is_down else (one.gate_up, one.gate_up_bias)
         variant, gate = self._variant(tile_rows(num_rows), is_down=is_down), one.layer.gate
-        kernel, shared_bytes = _kernel(variant, self.gpu)
+        kernel, shared_bytes = _product(variant, self.gpu)
         own, outputs, depth = weight.shape
-        launch = _Launch(
+        launch = ProductArguments(
             self._routing(num_rows), x.data_ptr(), address(weight.scales), address(weight.zeros), address(bias),
             address(residual), out.data_ptr(), x.stride(0), 0 if residual is None else residual.stride(0),
             out.stride(0), outputs // halves, depth, GATES[gate.kind], weight.group or depth,
@@ -210,14 +212,14 @@ class FewRowExperts:
         shape = own * halves, outputs // halves, depth * BITS[weight.code] // 8
         tensor_map = _map_of(weight.data.data_ptr(), shape, variant.ring.spans, halves)
         kernel.launch(
-            self.gpu.num_multiprocessors, variant.computers * 32 + 32, (launch, tensor_map),
+            self.gpu.num_multiprocessors, variant.num_threads, (launch, tensor_map),
             shared_bytes=shared_bytes, stream=_stream(), chained=self.gpu.chains,
         )  # fmt: skip
 
-    def _routing(self, num_rows: int) -> _Routing:
+    def _routing(self, num_rows: int) -> RoutingArguments:
         layer, room = self.experts.layer, self.room
         routing = layer.routing
-        return _Routing(
+        return RoutingArguments(
             room.logits.data_ptr(), address(self.experts.router_bias), address(self.experts.bias),
             room.ids.data_ptr(), room.weights.data_ptr(), room.logits.stride(0), num_rows, routing.num_experts,
             routing.num_chosen, layer.first_expert, layer.num_own, routing.scoring == "sigmoid", routing.renormalises,

@@ -98,6 +98,34 @@ T __shfl_xor_sync(uint32_t mask, T x, int step) {
   return x;
 }
 
+template <typename T>
+T __shfl_sync(uint32_t mask, T x, int lane) {
+  const Meeting& meeting = meet(mask, x);
+  memcpy(&x, meeting.all[lane % 32], sizeof x);
+  return x;
+}
+
+template <typename Combine>
+uint32_t combined(uint32_t mask, uint32_t x, Combine combine) {
+  const Meeting& meeting = meet(mask, x);
+  for (int lane = 0; lane < 32; ++lane) {
+    if (mask >> lane & 1) x = combine(x, meeting.all[lane][0]);
+  }
+  return x;
+}
+
+inline uint32_t __reduce_max_sync(uint32_t mask, uint32_t x) {
+  return combined(mask, x, [](uint32_t a, uint32_t b) { return max(a, b); });
+}
+inline int __reduce_min_sync(uint32_t mask, int x) {  // of numbers without a sign
+  return combined(mask, x, [](uint32_t a, uint32_t b) { return min(a, b); });
+}
+inline uint32_t __ballot_sync(uint32_t mask, bool is_so) {
+  return combined(mask, uint32_t(is_so) << threadIdx.x % 32, [](uint32_t a, uint32_t b) { return a | b; });
+}
+inline int __popc(uint32_t x) { return __builtin_popcount(x); }
+inline int __ffs(uint32_t x) { return __builtin_ffs(x); }
+
 inline void __syncwarp() { meet(~0u, 0); }
 inline void __syncthreads() { block.join(threads.size()); }
 
@@ -230,11 +258,23 @@ float high_half(uint32_t pair) {
   return half_of<T>(pair, 1);
 }
 
+inline uint32_t look_up(uint32_t low, uint32_t high, uint32_t places) {
+  const uint64_t table = uint64_t(high) << 32 | low;
+  uint32_t found = 0;
+  for (int i = 0; i < 4; ++i) {
+    const int place = places >> 4 * i & 15;
+    const uint8_t byte = table >> place % 8 * 8;
+    found |= uint32_t(place < 8 ? byte : byte & 128 ? 255 : 0) << 8 * i;
+  }
+  return found;
+}
+
 inline float reciprocal(float x) { return 1 / x; }
 inline float larger(float x, float y) { return isnan(x) || x > y ? x : y; }
 
 // c += a b of 16 x 8 x 32, with the fragments as mma.m16n8k32 has them
-inline void multiply_add_bytes(int (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+template <typename Left>
+void multiply_add_bytes_of(int (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   const uint32_t own[6] = {a[0], a[1], a[2], a[3], b0, b1};
   const Meeting& meeting = meet(~0u, own);
   const int lane = threadIdx.x % 32;
@@ -244,10 +284,20 @@ inline void multiply_add_bytes(int (&c)[4], const uint32_t (&a)[4], uint32_t b0,
       const int from = k % 16 / 4, half = k / 16, shift = k % 4 * 8;
       const uint32_t left = meeting.all[lane / 4 * 4 + from][row + 2 * half];
       const uint32_t right = meeting.all[column * 4 + from][4 + half];
-      c[i] += int(uint8_t(left >> shift)) * int(int8_t(right >> shift));
+      c[i] += int(Left(left >> shift)) * int(int8_t(right >> shift));
     }
   }
   __syncwarp();
+}
+inline void multiply_add_bytes(int (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  multiply_add_bytes_of<uint8_t>(c, a, b0, b1);
+}
+inline void multiply_add_signed_bytes(int (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  multiply_add_bytes_of<int8_t>(c, a, b0, b1);
+}
+inline void multiply_signed_bytes(int (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  c[0] = c[1] = c[2] = c[3] = 0;
+  multiply_add_bytes_of<int8_t>(c, a, b0, b1);
 }
 
 // c += a b of 16 x 8 x 16, with the fragments as mma.m16n8k16 has them

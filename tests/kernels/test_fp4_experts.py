@@ -1,0 +1,106 @@
+"""One row times its experts in MXFP4 by the GPU's own kernel, on the CPU: `block_on_cpu/ptx.cuh` has its threads take
+turns. The router's kernel is torch here.
+
+tests/gpu/test_coded_mixture.py asks the same of a GPU, for more mixtures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+import tests.gpu.device  # noqa: E402, F401  # first: whether Triton interprets is decided when it is imported
+from octavo.kernels.cuda_cpp import experts, fp4_experts  # noqa: E402
+from octavo.kernels.cuda_cpp.experts import FewRowExperts  # noqa: E402
+from octavo.kernels.mixture import ExpertStack  # noqa: E402
+from octavo.kernels.scaled import ScaledFormat  # noqa: E402
+from octavo.kernels.triton.coded.weight_stack import WeightStack  # noqa: E402
+from octavo.kernels.triton.experts.mixture import Experts  # noqa: E402
+from octavo.kernels.triton.experts.room import Room  # noqa: E402
+from tests.gpu import test_coded_mixture, test_mixture  # noqa: E402
+from tests.gpu.device import relative_error  # noqa: E402
+from tests.gpu.test_coded_mixture import coded_experts  # noqa: E402
+from tests.gpu.test_mixture import CASES, in_torch, room_for  # noqa: E402
+from tests.kernels.kernel_on_cpu import FEW_BLOCKS, Boxes, run_on_cpu  # noqa: E402
+
+BF16, MXFP4 = torch.bfloat16, ScaledFormat("E2M1", (1, 32))
+SOURCES = (
+    "fp4_experts.cu",
+    "fp4_kind.cuh",
+    "fp4_load.cuh",
+    "fp4_rows.cuh",
+    "expert_launch.cuh",
+    "row_choice.cuh",
+    "activate.cuh",
+)
+HIDDEN, INNER = 320, 64  # spans of 256 inputs, the last of which is not whole, for two warps, and for one
+
+
+@pytest.fixture(autouse=True)
+def _runs_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for module in (test_mixture, test_coded_mixture):
+        monkeypatch.setattr(module, "HIDDEN", HIDDEN)
+        monkeypatch.setattr(module, "INNER", INNER)
+    monkeypatch.setattr(fp4_experts, "LEAST_INPUTS", 0)
+    monkeypatch.setattr(fp4_experts, "_FIRST", 24 << 10)  # rings of one stage are used again
+    monkeypatch.setattr(fp4_experts, "_SECOND", 24 << 10)
+    run_on_cpu(fp4_experts, SOURCES, tmp_path, monkeypatch)
+    monkeypatch.setattr(experts, "TensorMap", Boxes)
+    monkeypatch.setattr(experts, "_prepare", lambda *given: None)
+    monkeypatch.setattr(FewRowExperts, "_route", _route)
+    fp4_experts.fp4_kernel.cache_clear()
+    experts._map_of.cache_clear()
+    yield
+    fp4_experts.fp4_kernel.cache_clear()
+    experts._map_of.cache_clear()
+
+
+def test_it_equals_torch() -> None:
+    """With biases, a clamped gate and a residual. Ranks add up; one may have both of the chosen, one or none."""
+    case = CASES["gpt-oss"]
+    coded, dense = coded_experts(case, MXFP4, BF16)
+    room, x = room_for(case, BF16), torch.randn(1, HIDDEN).to(BF16)
+    out, residual = torch.full_like(x, torch.nan), torch.randn_like(x)
+    _run(coded, room, x, residual, out)
+    expected = in_torch(x, dense, room) + residual.float()
+    assert relative_error(out, expected) < 6e-3
+    total = residual.clone()
+    for own in (slice(0, 3), slice(3, 6)):
+        _run(_part(coded, own), room, x, total, total)
+    assert relative_error(total, expected) < 6e-3
+
+
+def _part(whole: Experts, own: slice) -> Experts:
+    """Of some of the experts."""
+    count = len(whole.layer.down.experts)
+
+    def rows(held: Any) -> Any:
+        return held.view(count, -1, *held.shape[1:])[own].flatten(0, 1)
+
+    def some(stack: WeightStack) -> WeightStack:
+        shape = (own.stop - own.start, *stack.shape[1:])
+        assert stack.scales is not None, "codes have scales"
+        return replace(stack, shape=shape, data=rows(stack.data), scales=rows(stack.scales))
+
+    gate_up, down = (ExpertStack(stack.experts[own]) for stack in (whole.layer.gate_up, whole.layer.down))
+    layer = replace(whole.layer, gate_up=gate_up, down=down, first_expert=own.start)
+    biases = (None if each is None else rows(each) for each in (whole.gate_up_bias, whole.down_bias))
+    gate_up_bias, down_bias = biases
+    return replace(
+        whole, layer=layer, gate_up=some(whole.gate_up), down=some(whole.down), gate_up_bias=gate_up_bias,
+        down_bias=down_bias,
+    )  # fmt: skip
+
+
+def _run(own: Experts, room: Room, x: Any, residual: Any, out: Any) -> None:
+    FewRowExperts(own, room, FEW_BLOCKS, x.dtype).run(x, residual, out)
+
+
+def _route(self: FewRowExperts, x: Any, out: Any, norm: None, eps: float) -> None:
+    assert out is None, "the products read the row as it is"
+    self.room.logits[:1, : len(self.experts.router)] = x.float() @ self.experts.router.float().T
