@@ -154,18 +154,18 @@ class Sampler:
             ragged["mask"], ragged[RAGGED["mask"]] = self._masks(self._grammars, rows, positions, token_ids)
         return SamplingBatch(logits_rows=logits_rows, positions=positions, **self.columns(rows), **ragged)
 
-    def constrained(self, rows: IntArray, positions: IntArray) -> tuple[NDArray[np.intp], IntArray, IntArray, IntArray]:
-        """The entries whose rows have a grammar, these rows, and where their outputs so far begin and end."""
+    def constrained(self, rows: IntArray) -> tuple[NDArray[np.intp], IntArray, IntArray]:
+        """The entries whose rows have a grammar, these rows, and where their outputs begin."""
         entries = np.flatnonzero(self._has_grammar.take(rows))
         found = rows[entries]
-        return entries, found, self._columns["prompt_lens"].take(found), positions[entries]
+        return entries, found, self._columns["prompt_lens"].take(found)
 
     def _masks(
         self, grammars: Grammars, rows: IntArray, positions: IntArray, token_ids: IntArray
     ) -> tuple[IntArray, IntArray]:
         """The masks of the entries whose rows have a grammar, as a ragged column and its offsets."""
-        entries, *constrained = self.constrained(rows, positions)
-        masks = grammars.masks(constrained[0].tolist(), outputs_of(token_ids, *constrained))
+        entries, found, starts = self.constrained(rows)
+        masks = grammars.masks(found.tolist(), outputs_of(token_ids, found, starts, positions[entries]))
         lens = np.zeros(len(rows) + 1, np.int32)
         lens[entries + 1] = masks.shape[1]
         return masks.reshape(-1), np.cumsum(lens, dtype=np.int32)

@@ -44,6 +44,7 @@ class Answer:
     matcher: LLMatcher | None = None
     read: bytes = field(default=b"", init=False)
     given: bytes = field(default=b"", init=False)
+    has_said_why: bool = field(default=False, init=False)
 
     @property
     def fits(self) -> bool:
@@ -61,6 +62,11 @@ class Answer:
             assert self.begin is not None, "the row has a grammar"
             self.matcher = self.begin()
         return self.matcher
+
+    def begin_again(self) -> LLMatcher:
+        """A matcher that has read nothing, in place of one that was given a token that does not fit."""
+        self.matcher, self.read = None, b""
+        return self.ready()
 
     def thinks(self, output: IntArray) -> bool:
         """Whether the sequence is at its thoughts, where anything may come."""
@@ -100,7 +106,8 @@ class Answer:
 
     def say_why(self) -> None:
         """The grammar has become too complex to follow."""
-        if self.matcher is not None:
+        if self.matcher is not None and not self.has_said_why:
+            self.has_said_why = True
             LOGGER.warning("structured output ends its request: %s", self.matcher.get_error()[:300])
 
     def _take_back(self, matcher: LLMatcher, output: IntArray) -> None:

@@ -1,10 +1,10 @@
-"""Crew: threads that make the masks of many matchers at once, where these take long.
+"""Crew: threads that make the masks of many matchers at once.
 
     thread 1   row 0, row 1 ...    lane 0: a grammar, compiled
     thread 2   row 4, row 5 ...    lane 1: the same one, compiled again
 
 Matchers of one compiled grammar wait for each other, so those of a lane stand side by side, and mostly get one thread.
-A mask takes a matcher from 1 to 500 us. It takes longer to wake threads than to make the quick ones here.
+A mask takes a matcher from 1 to 500 us. Quick ones are made here, since threads take longer to wake.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from llguidance import LLExecutor, LLMatcher
 
 MOST_THREADS = 16
-#: masks that tell how long the others will take, and from which time on threads pay
-FIRST, THREADS_PAY_S = 2, 0.001
+#: masks that tell how long the rest will take, and from which time on threads pay
+FEW, THREADS_PAY_S = 4, 0.001
 
 
 class Crew:
@@ -31,18 +31,20 @@ class Crew:
         self._threads: LLExecutor | None = None
 
     def fill(self, made: IntArray, matchers: Sequence[LLMatcher], places: Sequence[int]) -> None:
-        """Write each matcher's mask to its place."""
-        first, width = made.ctypes.data, made.shape[1] * made.itemsize
+        """Write each matcher's mask to its place: a few at a time here, until these have taken so long that threads pay
+        for the rest."""
+        first, width, num = made.ctypes.data, made.shape[1] * made.itemsize, len(matchers)
         begin = time.perf_counter()
-        for matcher, place in zip(matchers[:FIRST], places, strict=False):
-            matcher.unsafe_compute_mask_ptr(first + place * width, width)
-        rest, places = matchers[FIRST:], places[FIRST:]
-        if (time.perf_counter() - begin) / FIRST * len(rest) > THREADS_PAY_S:
-            pairs = list(zip(rest, places, strict=True))
-            self._executor().unsafe_compute_mask_ptr(pairs, first, width, len(made))
-            return
-        for matcher, place in zip(rest, places, strict=True):
-            matcher.unsafe_compute_mask_ptr(first + place * width, width)
+        for start in range(0, num, FEW):
+            end = start + FEW
+            for matcher, place in zip(matchers[start:end], places[start:end], strict=True):
+                matcher.unsafe_compute_mask_ptr(first + place * width, width)
+            now = time.perf_counter()
+            if (now - begin) / FEW * (num - end) > THREADS_PAY_S:
+                pairs = list(zip(matchers[end:], places[end:], strict=True))
+                self._executor().unsafe_compute_mask_ptr(pairs, first, width, len(made))
+                return
+            begin = now
 
     def _executor(self) -> LLExecutor:
         if self._threads is None:

@@ -6,8 +6,7 @@ and a step does little more than call the library.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,60 +24,56 @@ MAX_FORCED = 256
 _ANY = -1  # a mask's word with all bits
 #: words with all bits but one
 _ALL_BUT = ~(np.ones(32, np.int32) << np.arange(32, dtype=np.int32))
-_FEW_WORDS = 16  # of a mask, in which a token that may come is mostly found
+_FEW_WORDS = 16  # of a mask, in which two tokens that may come are mostly found
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Group:
-    """The answers of these rows. matchers: theirs; None if some have none, or have thoughts. end_ids: what ends an
-    answer."""
+    """The answers of these rows. It is plain if all of them have grammars and none has thoughts: then it has their
+    matchers at hand."""
 
-    rows: list[int]
-    answers: list[Answer]
-    matchers: list[LLMatcher] | None
-    end_ids: Sequence[int]
-
-    @classmethod
-    def of(cls, rows: list[int], answers: list[Answer], end_ids: Sequence[int]) -> Group:
-        is_plain = all(answer.grammar is not None and answer.thinking is None for answer in answers)
-        return cls(rows, answers, [answer.ready() for answer in answers] if is_plain else None, end_ids)
+    def __init__(
+        self, rows: list[int], answers: list[Answer], end_ids: Sequence[int], *, are_drawn: bool = True
+    ) -> None:
+        """end_ids: what ends an answer. are_drawn: tokens come from masks; else they are guesses, which seldom fit."""
+        self.rows, self.answers = rows, answers
+        self._end_ids, self._are_drawn = end_ids, are_drawn
+        self.is_plain = all(answer.grammar is not None and answer.thinking is None for answer in answers)
+        self._matchers: list[LLMatcher] = [answer.ready() for answer in answers] if self.is_plain else []
+        self._endless = [place for place, answer in enumerate(answers) if answer.ignores_ends]
+        self._others: IntArray = np.full(_FEW_WORDS, _ANY, np.int32)  # bits of tokens that do not end an answer
+        for end in end_ids:
+            if end < 32 * _FEW_WORDS:
+                self._others[end // 32] &= _ALL_BUT[end % 32]
 
     def read(self, outputs: Sequence[IntArray]) -> bool:
         """Read the outputs, but of those in the thoughts -> whether all of the others fit."""
-        if self.matchers is not None:
-            given, read = [output.tobytes() for output in outputs], [answer.read for answer in self.answers]
-            for answer, whole in zip(self.answers, given, strict=True):
-                answer.given = whole
-            if given == read:
-                return True
-            if _are_longer_by_one(given, read):
-                each = zip(self.answers, self.matchers, outputs, strict=True)
-                for answer, matcher, output in each:
-                    if matcher.try_consume_tokens([output.item(-1)]):
-                        answer.read = answer.given
-                return [answer.read for answer in self.answers] == given
+        if self.is_plain:
+            return self._read_plain(outputs)
         for answer, output in zip(self.answers, outputs, strict=True):
             if answer.grammar is not None and not answer.thinks(output):
                 answer.follow(output)
         return all(answer.fits for answer in self.answers)
 
-    def has_read(self, lens: list[int]) -> bool:
-        """Whether what was read last are answers of these lengths, and all of them fit."""
-        return self.matchers is not None and lens == [len(answer.read) // TOKEN_SIZE for answer in self.answers]
+    def has_read(self, outputs: Sequence[IntArray]) -> bool:
+        """Whether it is these outputs that were read last."""
+        return all(answer.read == output.tobytes() for answer, output in zip(self.answers, outputs, strict=True))
 
-    def following(self, outputs: Sequence[IntArray], rooms: Sequence[int]) -> list[list[int]]:
+    def following(self, outputs: Sequence[IntArray], rooms: Sequence[int], places: Iterable[int]) -> list[list[int]]:
         """The tokens that must follow each output, as many as it has room for, and END_OF_GRAMMAR behind the last one
-        of all."""
-        if self.read(outputs) and self.matchers is not None and all(answer.may_force for answer in self.answers):
-            forced = [matcher.compute_ff_tokens() for matcher in self.matchers]
-            if not any(forced) and not any(matcher.is_stopped() for matcher in self.matchers):
-                return [NOTHING] * len(forced)
-        each = zip(self.answers, outputs, rooms, strict=True)
-        return [answer.following(output, min(room, MAX_FORCED)) for answer, output, room in each]
+        of all. Outputs have been read. places: of outputs that something may have to follow."""
+        found = [NOTHING] * len(self.answers)
+        for place in places:
+            found[place] = self.answers[place].following(outputs[place], min(rooms[place], MAX_FORCED))
+        return found
+
+    def not_open(self) -> list[int]:
+        """The places where something must follow, if the group is plain."""
+        each = enumerate(self._matchers)
+        return [place for place, matcher in each if matcher.compute_ff_tokens() or matcher.is_stopped()]
 
     def fill(self, made: IntArray, outputs: Sequence[IntArray], crew: Crew) -> None:
         """Write the masks of the tokens that may follow the outputs."""
-        if self.read(outputs) and self.matchers is not None:
+        if self.read(outputs) and self.is_plain:
             self.fill_plain(made, crew)
             return
         made[:] = 0
@@ -88,47 +83,63 @@ class Group:
                 made[place] = _ANY
             elif answer.grammar is not None and answer.fits:
                 able.append(place)
-        self._fill(made, able, crew)
+        crew.fill(made, [self.answers[place].ready() for place in able], able)
+        self._finish(made, able, [place for place in able if self.answers[place].ignores_ends])
         for answer, output, mask in zip(self.answers, outputs, made, strict=True):
             _let_begin(answer.thinking, output, mask)
 
-    def fill_plain(self, made: IntArray, crew: Crew) -> None:
-        """The same, where all answers fit that were read last."""
-        self._fill(made, range(len(self.answers)), crew)
+    def fill_plain(self, made: IntArray, crew: Crew) -> list[int]:
+        """The same, where the group is plain and all answers fit that were read last -> the places of narrow masks: of
+        those that let one token follow, or none but the end, and perhaps of others."""
+        crew.fill(made, self._matchers, range(len(made)))
+        few = made[:, :_FEW_WORDS]
+        words = few & self._others[: few.shape[1]]
+        has_two = (words & (words - 1)).any(axis=1)
+        narrow = [] if has_two.all() else np.flatnonzero(has_two == 0).tolist()
+        self._finish(made, narrow, self._endless)
+        return narrow
 
-    def _fill(self, made: IntArray, places: Sequence[int], crew: Crew) -> None:
-        answers = [self.answers[place] for place in places]
-        matchers = [answer.ready() for answer in answers]
-        crew.fill(made, matchers, places)
-        if any(matcher.is_error() for matcher in matchers):
-            for answer, place in zip(answers, places, strict=True):
-                if answer.ready().is_error():
-                    answer.say_why()
-                    made[place] = 0
-        if endless := [place for answer, place in zip(answers, places, strict=True) if answer.ignores_ends]:
-            _ignore_ends(made, endless, self.end_ids)
+    def _read_plain(self, outputs: Sequence[IntArray]) -> bool:
+        """Mostly each output is what was read and a token more, which came from its mask: so it is not tried first."""
+        fits, matchers, end_ids = True, self._matchers, self._end_ids
+        for place, (answer, output) in enumerate(zip(self.answers, outputs, strict=True)):
+            given, read = output.tobytes(), answer.read
+            answer.given = given
+            if given == read:
+                continue
+            is_longer = self._are_drawn and len(given) == len(read) + TOKEN_SIZE and given.startswith(read)
+            if is_longer and (token_id := output.item(-1)) not in end_ids:
+                if matchers[place].consume_token(token_id):
+                    answer.read = given
+                    continue
+                matchers[place] = answer.begin_again()
+            answer.follow(output)
+            fits &= answer.fits
+        return fits
+
+    def _finish(self, made: IntArray, narrow: list[int], endless: list[int]) -> None:
+        """Let nothing follow where a matcher gave up, and no end tokens at the endless places, but where nothing else
+        may come. narrow: the places where either may be."""
+        for place in narrow:
+            if self.answers[place].ready().is_error():
+                self.answers[place].say_why()
+                made[place] = 0
+        if endless:
+            _ignore_ends(made, endless, set(narrow).intersection(endless), self._end_ids)
 
 
-def _ignore_ends(made: IntArray, places: list[int], end_ids: Sequence[int]) -> None:
-    """Take the end tokens out of these masks, but where nothing else may come."""
+def _ignore_ends(made: IntArray, places: list[int], narrow: Iterable[int], end_ids: Sequence[int]) -> None:
+    """Take the end tokens out of these masks, but where nothing else may come, which is at narrow places."""
+    before = {place: made[place].copy() for place in narrow}
     index: Any = slice(None) if len(places) == len(made) else np.array(places)
-    before = [made[index, end // 32].copy() for end in end_ids]
     for end in end_ids:
         made[index, end // 32] &= _ALL_BUT[end % 32]
-    has_any = made[index, :_FEW_WORDS].any(1)
-    for row in [] if has_any.all() else np.flatnonzero(~has_any).tolist():
-        if not made[places[row]].any():
-            for end, words in zip(end_ids, before, strict=True):
-                made[places[row], end // 32] |= words[row]
+    for place, mask in before.items():
+        if not made[place].any():
+            made[place] = mask
 
 
 def _let_begin(thinking: Thinking | None, output: IntArray, mask: IntArray) -> None:
     """Thoughts may begin where the answer may."""
     if thinking is not None and (token_id := thinking.may_begin(output)) is not None:
         mask.view(np.uint32)[token_id // 32] |= np.uint32(1 << token_id % 32)
-
-
-def _are_longer_by_one(given: list[bytes], read: list[bytes]) -> bool:
-    """Whether each of these arrays of tokens is what was read, and one token more."""
-    same = all(map(bytes.startswith, given, read))
-    return same and all(len(one) == len(old) + TOKEN_SIZE for one, old in zip(given, read, strict=True))

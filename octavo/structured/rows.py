@@ -10,7 +10,7 @@ be told of preemption, forks or steps that were dropped.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -37,12 +37,13 @@ class ConstrainedRows:
         """num_threads: most that work at once; by default one a core."""
         self.compiler: GrammarCompiler | None = None
         self.rows: dict[int, Answer] = {}
+        #: how often a row has got an answer, or lost it
+        self.num_changes = 0
         self._crew = Crew(num_threads or num_cores())
         self._lanes: dict[str, list[int]] = {}  # by grammar: how many rows each of its compiled ones has
         self._last: Group | None = None
-        #: whether masks are made as soon as the tokens before are read, while what that takes is in the caches
-        self.is_ahead = False
-        self._ahead: tuple[Group, list[bytes], IntArray] | None = None
+        #: masks that were made for a group's answers of these lengths as soon as they were read
+        self._ahead: tuple[Group, list[int], IntArray] | None = None
 
     def enter(self, new: NewRow) -> None:
         """A sequence with a grammar, or a budget of thoughts, enters a row."""
@@ -65,6 +66,7 @@ class ConstrainedRows:
             if (answer := self.rows.pop(row, None)) is None:
                 continue
             self._last = None
+            self.num_changes += 1
             if answer.grammar is not None:
                 lanes = self._lanes[answer.grammar]
                 lanes[answer.lane] -= 1
@@ -74,16 +76,15 @@ class ConstrainedRows:
     def masks(self, rows: Sequence[int], outputs: Sequence[IntArray]) -> IntArray:
         """What each of N rows may draw after its output so far: [N, words]. A row that has guesses comes several
         times, with longer outputs."""
-        ahead, self._ahead = self._ahead, None
-        is_same = ahead is not None and ahead[0] is self._last and ahead[0].rows == rows
-        if ahead is not None and is_same and ahead[1] == [output.tobytes() for output in outputs]:
-            return ahead[2]
-        made = self._empty(len(rows))
-        self.fill(made, rows, outputs)
+        made = self.made_ahead(list(rows), [len(output) for output in outputs])
+        if made is None or self._last is None or not self._last.has_read(outputs):
+            made = self.memory(len(rows))
+            self.fill(made, rows, outputs)
         return made
 
     def fill(self, made: IntArray, rows: Sequence[int], outputs: Sequence[IntArray]) -> None:
         """Write the same masks into memory that is there."""
+        self._ahead = None
         if len(set(rows)) == len(rows):
             self._group(rows).fill(made, outputs, self._crew)
             return
@@ -95,33 +96,42 @@ class ConstrainedRows:
             elif answer is self.rows[row]:  # which then reads no guesses, and need not take them back
                 answer = answer.copy()
             reading[row] = answer
-            self._group_of([row], [answer]).fill(made[place : place + 1], [output], self._crew)
+            self._group_of([row], [answer], are_drawn=False).fill(made[place : place + 1], [output], self._crew)
 
-    def fill_again(self, made: IntArray, rows: list[int], lens: list[int]) -> bool:
-        """Write the masks, if what these rows have read last are answers of these lengths. False: see `fill`."""
-        group = self._last
-        if group is None or group.rows != rows or not group.has_read(lens):
-            return False
-        group.fill_plain(made, self._crew)
-        return True
+    def made_ahead(self, rows: list[int], lens: list[int]) -> IntArray | None:
+        """The masks that `following` has made, if these rows had answers of these lengths then."""
+        ahead, self._ahead = self._ahead, None
+        is_same = ahead is not None and ahead[0] is self._last and ahead[0].rows == rows and ahead[1] == lens
+        return ahead[2] if ahead is not None and is_same else None
 
-    def following(self, rows: Sequence[int], outputs: Sequence[IntArray], rooms: Sequence[int]) -> list[list[int]]:
+    def following(
+        self,
+        rows: Sequence[int],
+        outputs: Sequence[IntArray],
+        rooms: Sequence[int],
+        memory: Callable[[int], IntArray] | None = None,
+    ) -> list[list[int]]:
         """The tokens that must follow each row's output, as many as it has room for, and END_OF_GRAMMAR behind the last
-        one of all."""
-        group = self._group(rows)
-        found = group.following(outputs, rooms)
-        if self.is_ahead and not any(found) and group.has_read([len(output) for output in outputs]):
-            made = self._empty(len(rows))
-            group.fill_plain(made, self._crew)
-            self._ahead = group, [answer.read for answer in group.answers], made
-        return found
+        one of all. memory: for masks, if they are to be made as soon as the outputs are read, while what that takes is
+        in the caches. They also tell where nothing must follow."""
+        group, self._ahead = self._group(rows), None
+        if not (group.read(outputs) and group.is_plain):
+            return group.following(outputs, rooms, range(len(outputs)))
+        if memory is None:
+            return group.following(outputs, rooms, group.not_open())
+        made = memory(len(outputs))
+        narrow = group.fill_plain(made, self._crew)
+        self._ahead = group, [len(output) for output in outputs], made
+        return group.following(outputs, rooms, narrow)
 
-    def _empty(self, num_masks: int) -> IntArray:
+    def memory(self, num_masks: int) -> IntArray:
+        """Memory for masks."""
         assert self.compiler is not None, "rows have grammars"
         return np.empty((num_masks, self.compiler.vocabulary.num_words), np.int32)
 
     def _enter(self, row: int, grammar: str | None, **given: Any) -> None:
         self.leave([row])
+        self.num_changes += 1
         if grammar is None:
             self.rows[row] = Answer(None, None, 0, **given)
             return
@@ -139,10 +149,10 @@ class ConstrainedRows:
             self._last = self._group_of(list(rows), [self.rows[row] for row in rows])
         return self._last
 
-    def _group_of(self, rows: list[int], answers: list[Answer]) -> Group:
+    def _group_of(self, rows: list[int], answers: list[Answer], *, are_drawn: bool = True) -> Group:
         end_ids: Sequence[int] = ()
         new = {(answer.grammar, answer.lane) for answer in answers if answer.grammar is not None and not answer.matcher}
         if self.compiler is not None:
             self.compiler.compile_all(new)
             end_ids = self.compiler.vocabulary.end_ids
-        return Group.of(rows, answers, end_ids)
+        return Group(rows, answers, end_ids, are_drawn=are_drawn)

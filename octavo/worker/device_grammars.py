@@ -1,6 +1,6 @@
 """DeviceGrammars: what a device does for rows with grammars: draws under masks, and jumps over forced tokens.
 
-    host      result 1 | masks of step 2, in pinned memory | plan 3 ...
+    host      tokens 1 read | masks of step 2, in pinned memory | result 1 | plan 3 ...
     device    [ step 2 .......................... logits ][ masks copied | mask | draw | append ][ step 3 ...
 
 A step of decodes draws by one graph. If rows have other edits of their logits as well, or report log-probabilities, all
@@ -9,8 +9,11 @@ masks are among the columns of a sampling batch, as every device takes them (`sa
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from octavo.kernels.arrays import IntArray
 from octavo.kernels.cuda.model import TritonModel
@@ -19,7 +22,7 @@ from octavo.messages import StepResult
 from octavo.sampling.sampler import outputs_of
 from octavo.worker.cuda_graphs import DecodeSteps
 from octavo.worker.device_rows import DeviceRows
-from octavo.worker.forced_tokens import with_forced
+from octavo.worker.forced_tokens import ConstrainedRuns, with_forced
 from octavo.worker.launched_steps import LaunchedStep, LaunchedSteps
 from octavo.worker.rows import LiveRows
 
@@ -42,6 +45,7 @@ class DeviceGrammars:
         self._max_num_seqs = max_num_seqs
         self._device_rows, self._device_masks = _parted(model.token_masks, max_num_seqs)
         self._host: _HostMasks | None = None  # pinned with the first grammar
+        self._last: _StepRows | None = None
 
     def takes(self, rows: IntArray) -> bool:
         """Whether these rows, of which some have a grammar, are drawn here."""
@@ -57,11 +61,11 @@ class DeviceGrammars:
         self, logits: torch.Tensor, rows: IntArray, logits_rows: IntArray, positions: IntArray, *, is_step: bool
     ) -> torch.Tensor:
         """The tokens of these rows. is_step: the logits are those of the step that `DecodeSteps` ran last, padded."""
-        num_masks = self._send(rows, logits_rows, positions, len(logits) if is_step else 0)
+        of = self._of(rows)
+        num_masks = self._send(of, logits_rows, positions, len(logits) if is_step else 0)
         if is_step:
             masks = self._device_rows[: len(logits)], self._device_masks[: len(logits)]
-            tokens = self._decodes.draw_masked(logits, *masks, has_filters=self._sampler.has_filters(rows))
-            return tokens[: len(rows)]
+            return self._decodes.draw_masked(logits, *masks, has_filters=of.has_filters)[: len(rows)]
         mask_rows(logits, self._device_rows[:num_masks], self._device_masks[:num_masks], chained=self._model.chained)
         sampling = self._sampler.prepare(rows, logits_rows, positions, self._states.token_ids, is_masked=True)
         tokens = self._model.launch_sample(logits, sampling)
@@ -70,33 +74,77 @@ class DeviceGrammars:
 
     def force(self, step: LaunchedStep, result: StepResult) -> StepResult:
         """A step's result with the tokens that its own entail. A step launched since may have drawn the first of them
-        again: it was launched for a row that is no longer as it was."""
-        runs = range(len(step.rows)) if step.draws is None else np.flatnonzero(step.draws.counts).tolist()
-        places = zip(runs, step.rows.tolist(), (step.positions + 1).tolist(), strict=True)
-        there = self._launched.still_there(step).tolist()
-        grammars = self._live.grammars.rows
-        constrained = [place for place, same in zip(places, there, strict=True) if same and place[1] in grammars]
-        return with_forced(result, self._live, constrained, self._jump)
+        again: it was launched for a row that is no longer as it was. If that step waits to be drawn, its masks are made
+        here."""
+        there = self._launched.still_there(step)
+        if step.draws is None and there.all():
+            of = self._of(step.rows)
+            ends = step.positions.take(of.runs) + 1
+            constrained = ConstrainedRuns(of.runs, of.run_rows, ends.tolist())
+        else:
+            has_token = True if step.draws is None else step.draws.counts > 0
+            numbers, grammars = step.rows.tolist(), self._live.grammars.rows
+            runs = [run for run in np.flatnonzero(there & has_token).tolist() if numbers[run] in grammars]
+            ends = step.positions[runs] + 1
+            constrained = ConstrainedRuns(runs, [numbers[run] for run in runs], ends.tolist())
+        memory = self._pinned if self._launched.is_draw_left else None
+        return with_forced(result, self._live, constrained, memory, self._jump)
 
     def _jump(self, rows: list[int]) -> None:
         """The host has given these rows tokens."""
         self._rows.touch(rows)
         self._launched.enter(rows)
 
-    def _send(self, rows: IntArray, logits_rows: IntArray, positions: IntArray, size: int) -> int:
-        """Make the masks and copy them, padded to `size` -> how many there are."""
+    def _of(self, rows: IntArray) -> _StepRows:
+        """What is known of these rows. The same array comes step after step, until a sequence enters or leaves."""
+        num_changes = self._live.grammars.num_changes
+        if self._last is None or self._last.rows is not rows or self._last.num_changes != num_changes:
+            self._last = _StepRows.of(rows, self._live)
+        return self._last
+
+    def _pinned(self, num_masks: int) -> IntArray:
+        """Where masks are copied from."""
         if self._host is None:
             self._host = _HostMasks(self._model.token_masks, self._max_num_seqs)
         self._host.wait()
-        host, grammars = self._host, self._live.grammars
-        entries, found, starts, ends = self._sampler.constrained(rows, positions)
-        num_masks, numbers = len(entries), found.tolist()
-        host.rows[:num_masks], host.rows[num_masks:size] = logits_rows[entries], -1
-        masks = host.masks[:num_masks]
-        if num_masks and not grammars.fill_again(masks, numbers, (ends - starts).tolist()):
-            grammars.fill(masks, numbers, outputs_of(self._states.token_ids, found, starts, ends))
-        host.send(num_masks)
+        return self._host.masks[:num_masks]
+
+    def _send(self, of: _StepRows, logits_rows: IntArray, positions: IntArray, size: int) -> int:
+        """Make the masks, if they are not made yet, and copy them, padded to `size` -> how many there are."""
+        num_masks, ends = len(of.numbers), positions.take(of.entries)
+        lens = (ends - of.starts).tolist()
+        if not num_masks or self._live.grammars.made_ahead(of.numbers, lens) is None:
+            masks = self._pinned(num_masks)
+            if num_masks:
+                outputs = outputs_of(self._states.token_ids, of.found, of.starts, ends)
+                self._live.grammars.fill(masks, of.numbers, outputs)
+        assert self._host is not None, "masks are made in pinned memory"
+        self._host.send(logits_rows[of.entries], num_masks, size)
         return num_masks
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _StepRows:
+    """A step's rows. entries, found, numbers, starts: of those with a grammar the entries, the rows, and where their
+    outputs begin. runs, run_rows: the entries and rows of those with a grammar or a budget of thoughts."""
+
+    rows: IntArray
+    entries: NDArray[np.intp]
+    found: IntArray
+    numbers: list[int]
+    starts: IntArray
+    runs: list[int]
+    run_rows: list[int]
+    has_filters: bool
+    num_changes: int
+
+    @classmethod
+    def of(cls, rows: IntArray, live: LiveRows) -> _StepRows:
+        entries, found, starts = live.sampler.constrained(rows)
+        numbers, grammars = rows.tolist(), live.grammars
+        runs = [run for run, row in enumerate(numbers) if row in grammars.rows]
+        given = found.tolist(), starts, runs, [numbers[run] for run in runs]
+        return cls(rows, entries, found, *given, live.sampler.has_filters(rows), grammars.num_changes)
 
 
 class _HostMasks:
@@ -113,8 +161,9 @@ class _HostMasks:
         if self._copied is not None:
             self._copied.synchronize()
 
-    def send(self, num_masks: int) -> None:
-        """Copy all rows and so many masks, in stream order."""
+    def send(self, logits_rows: IntArray, num_masks: int, size: int) -> None:
+        """Copy the rows of logits, padded to `size`, and their masks, in stream order."""
+        self.rows[:num_masks], self.rows[num_masks:size] = logits_rows, -1
         used = self._max_num_seqs + num_masks * self.masks.shape[1]
         self._device[:used].copy_(self._pinned[:used], non_blocking=True)
         if self._copied is not None:

@@ -9,36 +9,45 @@ If a grammar lets nothing follow, its run ends with END_OF_GRAMMAR.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
-import numpy as np
-
+from octavo.kernels.arrays import IntArray
 from octavo.messages import END_OF_GRAMMAR, StepResult
 from octavo.worker.rows import LiveRows
+
+
+class ConstrainedRuns(NamedTuple):
+    """Runs of a result whose rows have grammars: their numbers, rows, and how many tokens these had with it."""
+
+    runs: Sequence[int]
+    rows: list[int]
+    ends: list[int]
 
 
 def with_forced(
     result: StepResult,
     live: LiveRows,
-    runs: Iterable[tuple[int, int, int]],
+    constrained: ConstrainedRuns,
+    memory: Callable[[int], IntArray] | None = None,
     jumped: Callable[[list[int]], None] | None = None,
 ) -> StepResult:
     """The result with what its tokens entail. The rows get these tokens, too.
 
-    runs: number of a run, its row, and how many tokens the row had with it. jumped: is told the rows that got tokens.
+    memory: for the rows' masks, if they are to be made meanwhile. jumped: is told the rows that got tokens.
     """
-    states, places = live.states, list(runs)
-    numbers, token_ids = [row for _, row, _ in places], states.token_ids
-    starts, most = states.num_prompt_tokens[numbers].tolist(), token_ids.shape[1] - 1
-    outputs = [token_ids[row, start:end] for (_, row, end), start in zip(places, starts, strict=True)]
-    found = live.grammars.following(numbers, outputs, [most - end for _, _, end in places])
+    states, token_ids = live.states, live.states.token_ids
+    numbers, ends = constrained.rows, constrained.ends
+    starts, most = states.num_prompt_tokens.take(numbers).tolist(), token_ids.shape[1] - 1
+    outputs = [token_ids[row, start:end] for row, start, end in zip(numbers, starts, ends, strict=True)]
+    found = live.grammars.following(numbers, outputs, [most - end for end in ends], memory)
     if not any(found):
         return result
     following: dict[int, list[int]] = {}
     num_forced: dict[int, int] = {}
     rows: list[int] = []
-    for (run, row, num_tokens), tokens in zip(places, found, strict=True):
+    for run, row, num_tokens, tokens in zip(*constrained, found, strict=True):
         if tokens:
             following[run] = tokens
             if forced := tokens[:-1] if tokens[-1] == END_OF_GRAMMAR else tokens:
@@ -63,8 +72,9 @@ def _extended(result: StepResult, following: dict[int, list[int]], num_forced: d
     return replace(result, sampled_token_ids=longer, offsets=ends, num_forced=num_forced)
 
 
-def constrained_runs(result: StepResult, rows: list[int], live: LiveRows) -> list[tuple[int, int, int]]:
+def constrained_runs(result: StepResult, rows: list[int], live: LiveRows) -> ConstrainedRuns:
     """For `with_forced`, where every token of the result is in its row: the runs that got a token. rows: by run."""
-    lens = np.diff(result.offsets) if result.offsets else np.ones(len(result.sampled_token_ids), np.int64)
-    num_tokens = live.states.num_tokens
-    return [(run, row, int(num_tokens[row])) for run, row in enumerate(rows) if lens[run] and row in live.grammars.rows]
+    grammars, offsets = live.grammars.rows, result.offsets or range(len(result.sampled_token_ids) + 1)
+    runs = [run for run, row in enumerate(rows) if row in grammars and offsets[run + 1] > offsets[run]]
+    found = [rows[run] for run in runs]
+    return ConstrainedRuns(runs, found, live.states.num_tokens.take(found).tolist())

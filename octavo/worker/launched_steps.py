@@ -107,6 +107,11 @@ class LaunchedSteps:
             if step in self._steps:
                 self._steps.remove(step)
 
+    @property
+    def is_draw_left(self) -> bool:
+        """Whether the last step's draw was left for later."""
+        return bool(self._steps) and self._steps[-1].draw_late is not None
+
     def unknown(self, rows: IntArray) -> NDArray[np.intp]:
         """The indices of those rows whose last token is not on the host."""
         return np.flatnonzero(self._num_unknown[rows])

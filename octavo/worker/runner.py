@@ -87,7 +87,6 @@ class HostRunner:
         self._explain = explain
         self._model = model
         self._rows = rows
-        rows.grammars.is_ahead = True
         self._ended = EndedRows(rows.states)
         self._logprobs = LogprobReporter(model, rows, max_num_seqs, logprobs_mode)
 
@@ -252,7 +251,7 @@ def keep_draws(
     if not live.grammars.rows:
         return result
     runs = constrained_runs(result, [*plan.rows, *(fork.row for fork in plan.fork_rows)], live)
-    return with_forced(result, live, runs)
+    return with_forced(result, live, runs, live.grammars.memory)
 
 
 def with_faults(result: StepResult, plan: StepPlan, faults: dict[int, str]) -> StepResult:

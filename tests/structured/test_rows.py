@@ -118,7 +118,8 @@ def test_no_mask_is_left_of_a_guess_that_was_wrong(compiler: GrammarCompiler) ->
 def test_many_rows_of_a_grammar_have_the_masks_of_each(
     compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch, threads_pay_s: float
 ) -> None:
-    """Made by several threads or here, also behind a token that did not fit and was taken back."""
+    """Made by several threads or here, as soon as tokens are read or later, also behind a token that did not fit and
+    was taken back."""
     monkeypatch.setattr("octavo.structured.crew.THREADS_PAY_S", threads_pay_s)
     num, text, draw = 20, text_of({"regex": "([ab]{3}c|d){40}"}), np.random.default_rng(0)
     rows = ConstrainedRows(num_threads=4)
@@ -126,29 +127,35 @@ def test_many_rows_of_a_grammar_have_the_masks_of_each(
     for row in range(num):
         rows.enter(NewRow(row, [5], 1, SamplingParams(), seed=0, sample_index=0, grammar=text))
     assert Counter(answer.lane for answer in rows.rows.values()) == dict.fromkeys(range(4), 5)
-    outputs, fresh = [np.zeros(0, np.int32)] * num, [compiler.matcher(text) for _ in range(num)]
+    numbers, outputs = list(range(num)), [np.zeros(0, np.int32)] * num
+    fresh = [compiler.matcher(text) for _ in numbers]
+    lens_before: list[int] = []
     for step in range(30):
         expected = [np.frombuffer(matcher.compute_bitmask(), np.int32) for matcher in fresh]
+        lens = [len(output) for output in outputs]
+        if step % 2:  # where the step before made masks, but forced nothing
+            made = rows.made_ahead(numbers, lens)
+            assert (made is not None) is (lens == lens_before)
+            assert made is None or np.array_equal(made, expected)
         if step == 9:
             wrong = [np.append(outputs[3], END).astype(np.int32), *outputs[4:]]
             assert not rows.masks(range(3, num), wrong)[0].any()
-        made = np.zeros((num, compiler.vocabulary.num_words), np.int32)
-        assert rows.fill_again(made, list(range(num)), [len(output) for output in outputs]) is (step not in (0, 9))
-        assert np.array_equal(rows.masks(range(num), outputs), expected)
-        assert not made.any() or np.array_equal(made, expected)
+        assert np.array_equal(rows.masks(numbers, outputs), expected)
         for row, mask in enumerate(expected):
             token_id = draw.choice(np.flatnonzero(bits(mask, compiler.vocabulary.size)))
             outputs[row] = np.append(outputs[row], token_id).astype(np.int32)
             assert fresh[row].consume_token(token_id)
         if step == 19:
             broken = [*outputs[:3], np.append(outputs[3][:-1], END).astype(np.int32), *outputs[4:]]
-            rows.following(range(num), broken, [9] * num)
+            rows.following(numbers, broken, [9] * num, rows.memory)
+            assert rows.made_ahead(numbers, [len(output) for output in broken]) is None
         forced = [matcher.compute_ff_tokens() for matcher in fresh]
-        assert rows.following(range(num), outputs, [9] * num) == forced
+        lens_before = [len(output) for output in outputs]
+        assert rows.following(numbers, outputs, [9] * num, None if step % 4 == 1 else rows.memory) == forced
         for row, tokens in enumerate(forced):
             outputs[row] = np.append(outputs[row], np.array(tokens, np.int32))
             assert fresh[row].try_consume_tokens(tokens) == len(tokens)
-    rows.leave(range(num))
+    rows.leave(numbers)
     rows.enter(NewRow(0, [5], 1, SamplingParams(), seed=0, sample_index=0, grammar=text))
     assert rows.rows[0].lane == 0
 
