@@ -124,10 +124,10 @@ def _for_model(config: EngineConfig, shape: WorkerShape) -> EngineConfig:
 
 def build_executor(config: EngineConfig, **how: bool) -> Executor:
     """Start the workers alone. how: serves and moves_blocks of a WorkerTask."""
-    task = WorkerTask.of(config, **how)
+    task = WorkerTask.of(config, overlaps=_overlaps_on_hosts(config), **how)
     asked = config.backend.distributed_executor_backend
     if _runs_here(config):
-        return executor_here(task, on_thread=config.scheduler.async_scheduling is True)
+        return executor_here(task, on_thread=task.overlaps)
     from octavo.executor.rank_executor import RankExecutor
 
     if asked == "ray":
@@ -188,8 +188,13 @@ def _adapter_book(config: EngineConfig, shape: WorkerShape) -> AdapterBook | Non
 
 
 def _is_overlapped(config: EngineConfig, shape: WorkerShape) -> bool:
+    is_default = config.scheduler.async_scheduling is None
+    return _overlaps_on_hosts(config) or (is_default and shape.is_asynchronous)
+
+
+def _overlaps_on_hosts(config: EngineConfig) -> bool:
     asked = config.scheduler.async_scheduling
-    return shape.is_asynchronous or not _runs_here(config) if asked is None else asked
+    return not _runs_here(config) if asked is None else asked
 
 
 def _num_stages(config: EngineConfig) -> int:

@@ -82,18 +82,22 @@ class HostRunner:
         max_num_seqs: int,
         logprobs_mode: LogprobsMode,
         explain: Explain | None = None,
+        *,
+        overlaps: bool = False,
     ) -> None:
-        """explain: makes the error of a step that found no memory."""
+        """explain: makes the error of a step that found no memory. overlaps: a step may have rows that the last one has
+        ended."""
         self._explain = explain
         self._model = model
         self._rows = rows
-        self._ended = EndedRows(rows.states)
+        self._ended = EndedRows(rows.states) if overlaps else None
         self._logprobs = LogprobReporter(model, rows, max_num_seqs, logprobs_mode)
 
     def submit(self, plan: StepPlan) -> PendingStep:
         try:
             self._rows.apply(plan, self._model)
-            self._ended.enter(plan)
+            if self._ended is not None:
+                self._ended.enter(plan)
             if plan.adapters:
                 self._rows.place_adapters(plan, self._model)
             return DoneStep(self._compute(plan) if plan.rows else StepResult(plan.step_id, []))
@@ -116,7 +120,7 @@ class HostRunner:
         del self._model, self._logprobs
 
     def _compute(self, plan: StepPlan) -> StepResult:
-        return self._ended.run(plan, self._computed)
+        return self._computed(plan) if self._ended is None else self._ended.run(plan, self._computed)
 
     def _computed(self, plan: StepPlan) -> StepResult:
         batch = self._rows.states.gather(plan)

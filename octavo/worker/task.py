@@ -24,7 +24,8 @@ class WorkerTask:
     """A worker's sections of the config, and its place among the ranks of its model. meeting: where they meet; None if
     there is one rank. serves: for a server, whose users wait
     for every token. Steps are then small unless the options set their size, and kernels are compiled before the
-    first. moves_blocks: KV blocks travel between this engine and others."""
+    first. moves_blocks: KV blocks travel between this engine and others. overlaps: a host gets its next step before the
+    engine knows this one's tokens."""
 
     model: ModelConfig
     cache: CacheConfig
@@ -36,6 +37,7 @@ class WorkerTask:
     serves: bool = False
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     moves_blocks: bool = False
+    overlaps: bool = False
 
     @property
     def warms_up(self) -> bool:
@@ -43,7 +45,9 @@ class WorkerTask:
         return self.serves and not self.backend.trace_ops
 
     @classmethod
-    def of(cls, config: EngineConfig, *, serves: bool = False, moves_blocks: bool = False) -> WorkerTask:
+    def of(
+        cls, config: EngineConfig, *, serves: bool = False, moves_blocks: bool = False, overlaps: bool = False
+    ) -> WorkerTask:
         return cls(
             model=config.model,
             cache=config.cache,
@@ -57,6 +61,7 @@ class WorkerTask:
             serves=serves,
             lora=config.lora,
             moves_blocks=moves_blocks,
+            overlaps=overlaps,
         )
 
 

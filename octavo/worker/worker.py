@@ -264,7 +264,7 @@ def _runner(
         return PoolingRunner(*given, explain, kind=kind, classifier=classifier, **how)
     if not device.is_asynchronous:
         if link is None:
-            return HostRunner(*given, explain)
+            return HostRunner(*given, explain, overlaps=task.overlaps)
         from octavo.worker.stage_runner import StageRunner  # one rank runs without its code
 
         return StageRunner(*given, explain, task.world, link, shape.architecture.hidden_size)
