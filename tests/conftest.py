@@ -61,7 +61,7 @@ SLOW = {
     "quantization": "at_load malformed published schemes",
     "sampling": "columns",
     "structured": "engine rows schema_suite",
-    "worker": "plan",
+    "worker": "device_grammars plan",
     "scheduler": "random_runs",
     "testing": "op_bench op_trials",
 }

@@ -8,7 +8,7 @@ octavo quantize model-f16.gguf model-q8.gguf --scheme q8_0
 The model reads a text first, and codes are chosen so that the products of its layers stay right; that takes torch. With
 --no-calibration, and in a GGUF file, which takes the package gguf, every number is rounded on its own. A new folder is
 in the compressed-tensors format, which vLLM and transformers read too. OUT appears when it is whole. `octavo eval`
-measures what the smaller model has lost.
+measures what it has lost.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument("--num-calibration-samples", type=whole_number, default=_SAMPLES, metavar="N", help=samples)
     longest = f"tokens of a sample (default: {_SAMPLE_TOKENS}, or the model's context)"
     parser.add_argument("--max-seq-length", type=whole_number, metavar="N", help=longest)
-    counts = "what a token counts: by the gradient of the loss, or all alike, in half the time (default: gradient)"
+    counts = "how tokens count: gradient (default) or equal"
     parser.add_argument("--token-weights", choices=_TOKEN_WEIGHTS, metavar="HOW", help=counts)
     spared = "modules that stay dense: mlp.down_proj, model.layers.0"
     parser.add_argument("--ignore", nargs="+", action="extend", default=[], metavar="NAME", help=spared)

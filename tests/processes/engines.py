@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import socket
 import threading
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -117,12 +118,18 @@ class ThreadEngine:
         return token_ids
 
     def stop(self) -> None:
+        """All that it lent has come back by then, but for what a message on its way still asks for: wait for that."""
+        deadline = time.monotonic() + PATIENCE_S / 2
+        while self.core.cache.pool.lent and time.monotonic() < deadline:
+            time.sleep(0.01)
         self.channel.send(Note("stop"))
         self.thread.join(20)
         assert not self.thread.is_alive()
-        assert not self.core.cache.pool.lent, "every loan has been settled"
-        check(self.core.cache, self.core._scheduler.sequences)
-        self.loop.close()
+        try:
+            assert not self.core.cache.pool.lent, "every loan has been settled"
+            check(self.core.cache, self.core._scheduler.sequences)
+        finally:
+            self.loop.close()  # or its sockets would hold up the garbage collector, and with it the other tests
 
 
 def smollm2_engine(directory: Path, like: LLM, **options: Any) -> ThreadEngine:
