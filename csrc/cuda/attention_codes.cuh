@@ -1,11 +1,12 @@
 // Products of decode_attention.cu with keys and values that are codes of one byte: the ring has the bytes.
 //
-// A thread makes 16-bit numbers of four at a time: of bytes 0 and 2 of a word, and of 1 and 3 (Hooks::even, Hooks::odd).
+// A thread makes halves of two codes at a time: keys are read as words of four dims (Hooks::in_order), values as
+// words of two dims of two tokens (Hooks::turned).
 //
 // The order of a product's depth is free, and so are those of its rows and columns:
 //
-//   scores, step j   a thread has 16 dims of a key, from 16 t on, t = lane % 4, and of those the four from 4 j on: 0 and
-//                    2 in the step's first half, 1 and 3 in its second. Queries lie in this order (place_query)
+//   scores, step j   a thread has 16 dims of a key, from 16 t on, t = lane % 4, and of those the four from 4 j on: two in
+//                    the step's first half, two in its second. Queries lie in this order (place_query)
 //   scores, tokens   in the order 0 4 1 5 2 6 3 7, so that the 16 bytes of eight lanes lie in different banks
 //   values           ldmatrix turns pairs of codes: a thread has dims 2 u and 2 u + 1, u = lane / 4, of two tokens. So the
 //                    even dims of 16 are one tile of 8 sums, the odd ones another
@@ -16,20 +17,19 @@
 namespace octavo {
 namespace {
 
-constexpr float kRaised = float(1ull << kRaise / 2) * float(1ull << (kRaise - kRaise / 2));
-
 // The i-th of 8 tokens
 __device__ __forceinline__ int code_token(int i) { return i / 2 + i % 2 * 4; }
 
+template <int kHalves>
 __device__ __forceinline__ void load_query_fragments(uint32_t (&q)[4], uint32_t queries, int tile, int tile_rows,
                                                      int step) {
   const int lane = threadIdx.x % 32;
   load_fragments(q, queries + chunk_offset(tile * 16 + (tile_rows > 8 ? lane % 16 : lane % 8), 2 * step + lane / 16));
-  if (tile_rows <= 8) q[1] = q[3] = 0;
+  if (kHalves == 1 || tile_rows <= 8) q[1] = q[3] = 0;
 }
 
 // scores += queries of a tile times the keys of a warp's boxes
-template <int kTiles>
+template <int kTiles, int kHalves>
 __device__ __forceinline__ void multiply_key_codes(float (&scores)[kTiles * 2][4], uint32_t queries,
                                                    const unsigned char* keys, int tile, int tile_rows, int split) {
   constexpr int kSplits = kComputers / kTiles;
@@ -45,11 +45,12 @@ __device__ __forceinline__ void multiply_key_codes(float (&scores)[kTiles * 2][4
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       uint32_t q[4];
-      load_query_fragments(q, queries, tile, tile_rows, part * 4 + j);
+      load_query_fragments<kHalves>(q, queries, tile, tile_rows, part * 4 + j);
 #pragma unroll
       for (int n = 0; n < kTiles * 2; ++n) {
         const uint32_t word = j == 0 ? codes[n].x : j == 1 ? codes[n].y : j == 2 ? codes[n].z : codes[n].w;
-        multiply_add<Element>(scores[n], q, Hooks::even<Element>(word), Hooks::odd<Element>(word));
+        const uint2 numbers = Hooks::in_order(word);
+        multiply_add<Product>(scores[n], q, numbers.x, numbers.y);
       }
     }
   }
@@ -65,10 +66,10 @@ __device__ __forceinline__ void multiply_value_codes(float (&sums)[kPaddedDim / 
     load_transposed_fragments(codes, values + chunk_offset(token, chunk + lane / 16));
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const uint32_t first = codes[2 * i], second = codes[2 * i + 1];
+      const uint2 first = Hooks::turned(codes[2 * i]), second = Hooks::turned(codes[2 * i + 1]);
       const int n = (chunk + i) * 2;
-      multiply_add<Element>(sums[n], weights, Hooks::even<Element>(first), Hooks::even<Element>(second));
-      multiply_add<Element>(sums[n + 1], weights, Hooks::odd<Element>(first), Hooks::odd<Element>(second));
+      multiply_add<Product>(sums[n], weights, first.x, second.x);
+      multiply_add<Product>(sums[n + 1], weights, first.y, second.y);
     }
   }
 }

@@ -31,9 +31,19 @@
 namespace octavo {
 namespace {
 
+template <bool, typename First, typename>
+struct Choice {
+  using type = First;
+};
+template <typename First, typename Second>
+struct Choice<false, First, Second> {
+  using type = Second;
+};
+
 using Element = ELEMENT;
 using Hooks = HOOKS;
 using Stored = Hooks::Stored<Element>;
+using Product = Choice<Hooks::kHasCodes, Fp16, Element>::type;  // of what products are
 
 constexpr int kDim = HEAD_DIM;
 constexpr int kSlabs = (kDim + 63) / 64;
@@ -51,8 +61,8 @@ constexpr int kTileMembers = kTileRows / kMemberRows;
 constexpr int kComputers = 4;  // warps
 constexpr int kThreads = 32 * (kComputers + 1);
 constexpr float kLowest = -1e30f;  // of scores times log2(e)
-constexpr float kLowestProduct = Hooks::kHasCodes ? -1e10f : kLowest;  // before units are multiplied, up to 2^56
-constexpr int kRaise = Hooks::kRaise<Element>;
+// Weights of values are multiplied by 2^kRaise: halves begin at 2^-24, so that those down to 2^-39 are not lost
+constexpr int kRaise = Hooks::kHasCodes ? 15 : 0;
 static_assert(GROUP <= kTileRows, "a token's queries of one kv head must fit a tile");
 static_assert(!Hooks::kHasCodes || !HAS_WGMMA, "codes become numbers in registers, which wgmma does not read");
 static_assert(sizeof(Hooks) <= 32, "the host passes 32 bytes for hooks");

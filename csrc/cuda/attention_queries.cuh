@@ -41,10 +41,13 @@ __device__ __forceinline__ uint4 packed(const float (&x)[8]) {
   return own;
 }
 
+// A half, unless it is too large for one: then the largest
+__device__ __forceinline__ float in_half(float x) { return fabsf(x) > 65504.0f ? copysignf(65504.0f, x) : x; }
+
 // Dims 8 * chunk to 8 * chunk + 7 of a query row. Where keys are codes, a thread of a product reads 16 of a token's dims
-// at once, from 16 t on, t = lane % 4, for four steps of the product, and makes pairs of every second one of four: so
-// step j has, of four threads, dims 4 j and 4 j + 2 in its first half, and 4 j + 1 and 4 j + 3 in its second.
-__device__ __forceinline__ void place_query(unsigned char* q, int row, int chunk, uint4 x) {
+// at once, from 16 t on, t = lane % 4, for four steps of the product: so step j has, of four threads, dims 4 j and
+// 4 j + 1 in its first half, and the next two in its second; and rows are multiplied by `scale`, and halves.
+__device__ __forceinline__ void place_query(unsigned char* q, int row, int chunk, uint4 x, float scale) {
   if constexpr (!Hooks::kHasCodes) {
     *reinterpret_cast<uint4*>(q + chunk_offset(row, chunk)) = x;
   } else {
@@ -54,7 +57,8 @@ __device__ __forceinline__ void place_query(unsigned char* q, int row, int chunk
       const int step = chunk / 8 * 4 + chunk % 2 * 2 + i;
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        const uint32_t pair = pack<Element>(dims.x[4 * i + j] * kRaised, dims.x[4 * i + j + 2] * kRaised);
+        const float first = dims.x[4 * i + 2 * j] * scale, second = dims.x[4 * i + 2 * j + 1] * scale;
+        const uint32_t pair = pack<Fp16>(in_half(first), in_half(second));
         *reinterpret_cast<uint32_t*>(q + chunk_offset(row, 2 * step + j) + chunk % 8 / 2 * 4) = pair;
       }
     }
@@ -65,6 +69,7 @@ __device__ __forceinline__ void place_query(unsigned char* q, int row, int chunk
 __device__ void place_queries(const Launch& launch, Shared& shared, const Piece& piece, int kv_head, int num_rows) {
   const int rows = num_rows <= 8 ? 8 : (num_rows + 15) / 16 * 16;
   const int chunk = threadIdx.x % kLanes;
+  const float scale = launch.scale_log2 * launch.hooks.unit(kv_head, false, launch.num_kv_heads);
 #pragma unroll 2
   for (int first = 0; first < rows; first += 32 * kComputers / kLanes) {  // all threads take the same turns
     const int row = first + threadIdx.x / kLanes;
@@ -78,7 +83,7 @@ __device__ void place_queries(const Launch& launch, Shared& shared, const Piece&
 #else
     if (is_there) x = reinterpret_cast<const uint4*>(from)[chunk];
 #endif
-    if (row < rows && chunk < kPaddedDim / 8) place_query(shared.q, row, chunk, is_there ? x : uint4{});
+    if (row < rows && chunk < kPaddedDim / 8) place_query(shared.q, row, chunk, is_there ? x : uint4{}, scale);
   }
 }
 
@@ -102,8 +107,7 @@ __device__ __forceinline__ uint4 newest_chunk(const Launch& launch, const Piece&
 }
 
 // Finishes the stage in which a sequence ends. If fused, writes the new token's key and value there and to the cache.
-// Zeroes the values after the last token, up to num_read tokens of the stage: they may hold NaN, and 0 * NaN is NaN. No
-// code becomes NaN.
+// Zeroes the values after the last token, up to num_read tokens of the stage: they may hold NaN, and 0 * NaN is NaN.
 __device__ void finish_stage(const Launch& launch, const Piece& piece, int kv_head, uint4 newest, int start,
                              int num_read, unsigned char* keys, unsigned char* values) {
   const int last = piece.end - 1 - start;  // the newest token's place in the stage
@@ -119,9 +123,10 @@ __device__ void finish_stage(const Launch& launch, const Piece& piece, int kv_he
     reinterpret_cast<Hooks::StoredEight*>(entry)[lane % (kChunkDims / 8)] = stored;
   }
 #endif
-  for (int i = threadIdx.x; !Hooks::kHasCodes && i < (num_read - 1 - last) * (kPaddedDim / 8); i += 32 * kComputers) {
-    const int token = last + 1 + i / (kPaddedDim / 8);
-    *reinterpret_cast<uint4*>(values + chunk_offset(token, i % (kPaddedDim / 8))) = uint4{};
+  constexpr int kTokenChunks = kRingSlabs * 8;
+  for (int i = threadIdx.x; i < (num_read - 1 - last) * kTokenChunks; i += 32 * kComputers) {
+    const int token = last + 1 + i / kTokenChunks;
+    *reinterpret_cast<uint4*>(values + chunk_offset(token, i % kTokenChunks)) = uint4{};
   }
   if (HAS_COPY_ENGINE) async_fence();
   named_barrier(1, 32 * kComputers);

@@ -1,13 +1,11 @@
 // Hooks of decode_attention.cu for a cache of one byte a number: e4m3 or int8, with a scale for each kv head.
 //
-//   e4m3   s eeee mmm             its exponent is biased by 7, that of a half by 15, that of a bfloat16 by 127. So the
-//   half   s 0eeee mmm0000000     same bits, moved to the others' places, are the number divided by 2^8, or by 2^120,
-//   bf16   s 0000eeee mmm0000     subnormal ones included
+//   e4m3   s eeee mmm             its exponent is biased by 7, that of a half by 15. So the same bits, moved to the others'
+//   half   s 0eeee mmm0000000     places, are the number divided by 2^8, subnormal ones included
 //
-// The ring has bytes, as the cache has them, and computers make 16-bit numbers of four at a time, still without their
-// scales: they multiply that of keys into the scores, and that of values into the result. What a bfloat16 lacks, 2^120,
-// comes in three parts: 2^64 into the queries and the weights, so that no product is a subnormal number; 2^56 with the
-// scale; for values 2^64 once more, as their weights' sum has it, too. No instruction of a newer GPU is needed.
+// The ring has bytes, as the cache has them, and computers make halves of two at a time, still without their scales: that
+// of keys is multiplied into the queries, and that of values into the result. Where the GPU has an instruction for it, it
+// makes the halves of e4m3.
 #pragma once
 
 #include "hooks.cuh"
@@ -27,23 +25,12 @@ struct CodedCache : PlainHooks {
     return __ldg(scales + kv_head + (is_value ? num_kv_heads : 0));
   }
 
-  static constexpr bool kHasUnits = true;
-  template <typename Element>
   __device__ float unit(int kv_head, bool is_value, int num_kv_heads) const {
-    return scale(kv_head, is_value, num_kv_heads) * Code::template factor<Element>();
+    return scale(kv_head, is_value, num_kv_heads) * Code::factor();
   }
 
-  template <typename Element>
-  __device__ static uint32_t even(uint32_t word) {
-    return Code::template even<Element>(word);
-  }
-  template <typename Element>
-  __device__ static uint32_t odd(uint32_t word) {
-    return Code::template odd<Element>(word);
-  }
-
-  template <typename Element>
-  static constexpr int kRaise = Code::template kRaise<Element>;
+  __device__ static uint2 in_order(uint32_t word) { return Code::in_order(word); }
+  __device__ static uint2 turned(uint32_t word) { return Code::turned(word); }
 
   template <typename Element>
   __device__ uint2 to_stored(uint4 elements, int kv_head, bool is_value, int num_kv_heads) const {
@@ -57,31 +44,20 @@ struct CodedCache : PlainHooks {
 };
 
 struct E4M3 {
-  template <typename Element>
-  static constexpr int kRaise = is_half<Element> ? 0 : 64;
+#if __CUDA_ARCH__ >= 890
+  __device__ static float factor() { return 1.0f; }
 
-  // What is left to be multiplied
-  template <typename Element>
-  __device__ static float factor() {
-    return is_half<Element> ? 0x1p8f : 0x1p56f;
-  }
+  __device__ static uint2 in_order(uint32_t word) { return halves_of_e4m3(word); }
+  __device__ static uint2 turned(uint32_t word) { return halves_of_e4m3(__byte_perm(word, 0, 0x3120)); }
+#else
+  __device__ static float factor() { return 0x1p8f; }
 
-  template <typename Element>
-  __device__ static uint32_t even(uint32_t word) {
-    return placed<Element>(word << 8);
-  }
+  __device__ static uint2 in_order(uint32_t word) { return turned(__byte_perm(word, 0, 0x3120)); }
+  __device__ static uint2 turned(uint32_t word) { return {placed(word << 8), placed(word)}; }
 
-  // The upper half of each 16 bits
-  template <typename Element>
-  __device__ static uint32_t odd(uint32_t word) {
-    return placed<Element>(word);
-  }
-
-  template <typename Element>
-  __device__ static uint32_t placed(uint32_t word) {
-    const uint32_t moved = is_half<Element> ? word >> 1 & 0x3f803f80 : word >> 4 & 0x07f007f0;
-    return (word & 0x80008000) | moved;
-  }
+  // The upper byte of each 16 bits
+  __device__ static uint32_t placed(uint32_t word) { return (word & 0x80008000) | (word >> 1 & 0x3f803f80); }
+#endif
 
   // To the nearest, ties to even; 448 at most. Times 2^-120 its exponent is biased as in e4m3
   __device__ static uint32_t rounded(float x) {
@@ -92,30 +68,14 @@ struct E4M3 {
 };
 
 struct Int8 {
-  template <typename Element>
-  static constexpr int kRaise = 0;
+  __device__ static float factor() { return 1.0f; }
 
-  template <typename Element>
-  __device__ static float factor() {
-    return 1.0f;
-  }
+  __device__ static uint2 in_order(uint32_t word) { return {numbers(word, 0x4140), numbers(word, 0x4342)}; }
+  __device__ static uint2 turned(uint32_t word) { return {numbers(word, 0x4240), numbers(word, 0x4341)}; }
 
-  template <typename Element>
-  __device__ static uint32_t even(uint32_t word) {
-    const uint32_t biased = word ^ 0x80808080;  // by 128, so that none is negative
-    return pack<Element>(number<0>(biased), number<2>(biased));
-  }
-
-  template <typename Element>
-  __device__ static uint32_t odd(uint32_t word) {
-    const uint32_t biased = word ^ 0x80808080;
-    return pack<Element>(number<1>(biased), number<3>(biased));
-  }
-
-  // A byte in the last places of 2^23 adds itself
-  template <int kByte>
-  __device__ static float number(uint32_t biased) {
-    return __uint_as_float(__byte_perm(biased, 0x4b000000, 0x7440 + kByte)) - (0x1p23f + 128);
+  // Two bytes, biased by 128 so that none is negative: in the last places of 1024 they add themselves
+  __device__ static uint32_t numbers(uint32_t word, uint32_t places) {
+    return subtract_halves(__byte_perm(word ^ 0x80808080, 0x64, places), 0x64806480);
   }
 
   // To the nearest, ties to even; 127 at most

@@ -18,8 +18,8 @@
 //
 // An entry of the ring holds 64 tokens of one head, [slab of 128 bytes][token][128 bytes], copied in boxes of 16 tokens,
 // a slab at a time. Its 16-byte chunks are swizzled by the token, so that ldmatrix reads without bank conflicts. The copy
-// engine writes this layout under its 128-byte swizzle, and wgmma reads it. Codes of one byte become 16-bit numbers in
-// the computers' registers (attention_codes.cuh).
+// engine writes this layout under its 128-byte swizzle, and wgmma reads it. Codes of one byte become halves in the
+// computers' registers (attention_codes.cuh).
 //
 // This file has the products; parameters and memory are in attention_kind.cuh, the loader in attention_load.cuh, the
 // queries that go into the products in attention_queries.cuh, and the join after them in attention_join.cuh.
@@ -44,8 +44,9 @@ __device__ __forceinline__ float cap(float score, float softcap_log2) {
 #endif
 }
 
-// Scores, softmax and values of a piece by all computers, kTiles tiles of 16 rows; then writes the results.
-template <int kTiles>
+// Scores, softmax and values of a piece by all computers, kTiles tiles of 16 rows, or of 8 (kHalves: 1); then writes the
+// results.
+template <int kTiles, int kHalves>
 __device__ void compute(const Launch& launch, Shared& shared, const Piece& piece, int kv_head, uint4 newest,
                         int& count) {
   constexpr int kSplits = kComputers / kTiles;  // warps that share a tile's keys
@@ -73,18 +74,15 @@ __device__ void compute(const Launch& launch, Shared& shared, const Piece& piece
   const int full_begin = HAS_WINDOW ? first.position + first.num_queries - launch.window : 0;
   // Where nothing but the scale changes a product, it is multiplied within the exponential
   constexpr bool kScalesEarly = HAS_SOFTCAP || Hooks::kChangesScores;
-  float scale_log2 = launch.scale_log2, value_unit = 1.0f;
-  if (Hooks::kHasUnits) {
-    scale_log2 *= launch.hooks.unit<Element>(kv_head, false, launch.num_kv_heads);
-    value_unit = launch.hooks.unit<Element>(kv_head, true, launch.num_kv_heads);
-  }
+  const float scale_log2 = Hooks::kHasCodes ? 1.0f : launch.scale_log2;  // of codes, it is in the queries
+  const float value_unit = launch.hooks.unit(kv_head, true, launch.num_kv_heads);
   const float scale = kScalesEarly ? 1.0f : scale_log2;
   const auto token_of = [&](int n, int j) {
     const int column = lane % 4 * 2 + j % 2;
     return (split + n / 2 * kSplits) * kBox + n % 2 * 8 + (Hooks::kHasCodes ? code_token(column) : column);
   };
   float sums[kPaddedDim / 8][4] = {};
-  float m[2] = {kLowestProduct, kLowestProduct}, l[2] = {};
+  float m[2] = {kLowest, kLowest}, l[2] = {};
 
   for (int start = piece.begin; start < piece.end; start += kStage, ++count) {
     const int key_entry = 2 * count % kEntries, value_entry = (2 * count + 1) % kEntries;
@@ -111,12 +109,12 @@ __device__ void compute(const Launch& launch, Shared& shared, const Piece& piece
       }
       products_end(scores);
     } else if constexpr (Hooks::kHasCodes) {
-      multiply_key_codes<kTiles>(scores, queries, keys, tile, tile_rows, split);
+      multiply_key_codes<kTiles, kHalves>(scores, queries, keys, tile, tile_rows, split);
     } else {
 #pragma unroll
       for (int k = 0; k < kSteps; ++k) {
         uint32_t q[4];
-        load_query_fragments(q, queries, tile, tile_rows, k);
+        load_query_fragments<kHalves>(q, queries, tile, tile_rows, k);
 #pragma unroll
         for (int i = 0; i < kTiles; ++i) {
           uint32_t b[4];
@@ -135,7 +133,7 @@ __device__ void compute(const Launch& launch, Shared& shared, const Piece& piece
 #pragma unroll
       for (int n = 0; n < kTiles * 2; ++n) {
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
+        for (int j = 0; j < 2 * kHalves; ++j) {
           scores[n][j] = cap(scores[n][j] * scale_log2, launch.softcap_log2);
           if (Hooks::kChangesScores) {
             const int t = start + token_of(n, j);
@@ -148,7 +146,7 @@ __device__ void compute(const Launch& launch, Shared& shared, const Piece& piece
 #pragma unroll
       for (int n = 0; n < kTiles * 2; ++n) {
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
+        for (int j = 0; j < 2 * kHalves; ++j) {
           const int t = start + token_of(n, j);
           if (t >= row_end[j / 2] || t < row_begin[j / 2]) scores[n][j] = -INFINITY;
         }
@@ -157,12 +155,12 @@ __device__ void compute(const Launch& launch, Shared& shared, const Piece& piece
 #pragma unroll
     for (int n = 0; n < kTiles * 2; ++n) {
 #pragma unroll
-      for (int j = 0; j < 4; ++j) highest[j / 2] = fmaxf(highest[j / 2], scores[n][j]);
+      for (int j = 0; j < 2 * kHalves; ++j) highest[j / 2] = fmaxf(highest[j / 2], scores[n][j]);
     }
     bool rises = false;
     float alpha[2], below[2];
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
+    for (int half = 0; half < kHalves; ++half) {
       highest[half] = fmaxf(highest[half], __shfl_xor_sync(~0u, highest[half], 1));
       highest[half] = fmaxf(highest[half], __shfl_xor_sync(~0u, highest[half], 2));
       rises |= highest[half] > m[half];
@@ -175,7 +173,7 @@ __device__ void compute(const Launch& launch, Shared& shared, const Piece& piece
 #pragma unroll
       for (int n = 0; n < kPaddedDim / 8; ++n) {
 #pragma unroll
-        for (int j = 0; j < 4; ++j) sums[n][j] *= alpha[j / 2];
+        for (int j = 0; j < 2 * kHalves; ++j) sums[n][j] *= alpha[j / 2];
       }
     }
     uint32_t weights[kTiles][4];
@@ -184,12 +182,12 @@ __device__ void compute(const Launch& launch, Shared& shared, const Piece& piece
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
+        for (int j = 0; j < 2 * kHalves; ++j) {
           scores[2 * i + n][j] = exp2_fast(scores[2 * i + n][j] * scale + below[j / 2]);
           l[j / 2] += scores[2 * i + n][j];
         }
-        weights[i][2 * n] = pack<Element>(scores[2 * i + n][0], scores[2 * i + n][1]);
-        weights[i][2 * n + 1] = pack<Element>(scores[2 * i + n][2], scores[2 * i + n][3]);
+        weights[i][2 * n] = pack<Product>(scores[2 * i + n][0], scores[2 * i + n][1]);
+        weights[i][2 * n + 1] = kHalves == 2 ? pack<Product>(scores[2 * i + n][2], scores[2 * i + n][3]) : 0;
       }
     }
     barrier_wait(address(shared.full[value_entry]), value_parity);
@@ -230,7 +228,7 @@ __device__ void compute(const Launch& launch, Shared& shared, const Piece& piece
 
   // Warps that split a tile's keys add up, 8 rows of each tile at a time
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
+  for (int half = 0; half < kHalves; ++half) {
     m[half] = m[half] * scale - kRaise;
     l[half] += __shfl_xor_sync(~0u, l[half], 1);
     l[half] += __shfl_xor_sync(~0u, l[half], 2);
@@ -241,7 +239,7 @@ __device__ void compute(const Launch& launch, Shared& shared, const Piece& piece
   }
   named_barrier(1, 32 * kComputers);
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
+  for (int half = 0; half < kHalves; ++half) {
     if (half * 8 >= num_rows) break;
     float largest = kLowest;
     for (int i = 0; i < kSplits; ++i) {
@@ -279,9 +277,9 @@ __device__ void compute(const Launch& launch, Shared& shared, const Piece& piece
         x[0] += low.x, x[1] += low.y, x[2] += low.z, x[3] += low.w;
         x[4] += high.x, x[5] += high.y, x[6] += high.z, x[7] += high.w;
       }
-      if (Hooks::kHasUnits) {
+      if (Hooks::kHasCodes) {
 #pragma unroll
-        for (int j = 0; j < 8; ++j) x[j] = x[j] * kRaised * value_unit;
+        for (int j = 0; j < 8; ++j) x[j] *= value_unit;
       }
       if (member.num_parts == 1) {
         const int head = kv_head * GROUP + sub % GROUP;
@@ -347,12 +345,14 @@ extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS_PER_MULTIPROCESSOR
       place_queries(launch, shared, piece, kv_head, num_rows);
       if (HAS_WGMMA) async_fence();
       named_barrier(1, 32 * kComputers);
-      if (num_rows <= 16) {
-        compute<1>(launch, shared, piece, kv_head, newest, count);
+      if (num_rows <= 8) {
+        compute<1, 1>(launch, shared, piece, kv_head, newest, count);
+      } else if (num_rows <= 16) {
+        compute<1, 2>(launch, shared, piece, kv_head, newest, count);
       } else if (num_rows <= 32 && !HAS_WGMMA) {
-        compute<2>(launch, shared, piece, kv_head, newest, count);
+        compute<2, 2>(launch, shared, piece, kv_head, newest, count);
       } else {
-        compute<4>(launch, shared, piece, kv_head, newest, count);
+        compute<4, 2>(launch, shared, piece, kv_head, newest, count);
       }
       join(launch, shared, piece, kv_head);
       named_barrier(1, 32 * kComputers);

@@ -53,27 +53,18 @@ struct PlainHooks {
   template <typename Element, int kRotaryDim, bool kHasNorm>
   using Rotation = RotatedHalves<Element, kRotaryDim, kHasNorm>;
 
-  // How the cache stores numbers. If they are codes of one byte, the products ask for 16-bit numbers made of a word's
-  // bytes 0 and 2, and of 1 and 3, and the writer of new keys and values for eight codes
+  // How the cache stores numbers. If they are codes of one byte, the products ask for halves made of a word's bytes 0
+  // and 1, and 2 and 3 (in_order), or 0 and 2, and 1 and 3 (turned), and the writer of new keys and values for eight codes
   static constexpr bool kHasCodes = false;
   template <typename Element>
   using Stored = Element;
   using StoredEight = uint4;
-  template <typename Element>
-  __device__ static uint32_t even(uint32_t word) { return 0; }
-  template <typename Element>
-  __device__ static uint32_t odd(uint32_t word) { return 0; }
+  __device__ static uint2 in_order(uint32_t word) { return {}; }
+  __device__ static uint2 turned(uint32_t word) { return {}; }
   template <typename Element>
   __device__ StoredEight to_stored(uint4 x, int kv_head, bool is_value, int num_kv_heads) const { return x; }
 
-  // Queries, and the weights of values, are multiplied by 2^kRaise: where numbers made of codes are very small, so that
-  // products are not
-  template <typename Element>
-  static constexpr int kRaise = 0;
-
-  // What products of a kv head's keys or values are to be multiplied by, beside what cancels 2^kRaise
-  static constexpr bool kHasUnits = false;
-  template <typename Element>
+  // What the halves of a kv head's keys or values are to be multiplied by
   __device__ float unit(int kv_head, bool is_value, int num_kv_heads) const { return 1.0f; }
 };
 

@@ -457,6 +457,24 @@ __device__ __forceinline__ float high_half(uint32_t pair) {
   return is_half<T> ? to_float(Fp16{uint16_t(pair >> 16)}) : __uint_as_float(pair & 0xffff0000);
 }
 
+// Two halves less two others
+__device__ __forceinline__ uint32_t subtract_halves(uint32_t x, uint32_t y) {
+  uint32_t z;
+  asm("sub.f16x2 %0, %1, %2;" : "=r"(z) : "r"(x), "r"(y));
+  return z;
+}
+
+// Halves of four numbers of e4m3, the first in the lowest byte (sm_89)
+__device__ __forceinline__ uint2 halves_of_e4m3(uint32_t four) {
+  uint2 halves = {};
+#if __CUDA_ARCH__ >= 890
+  asm("{ .reg .b16 low, high; mov.b32 {low, high}, %2; cvt.rn.f16x2.e4m3x2 %0, low; cvt.rn.f16x2.e4m3x2 %1, high; }"
+      : "=r"(halves.x), "=r"(halves.y)
+      : "r"(four));
+#endif
+  return halves;
+}
+
 struct Eight {
   float x[8];
 };

@@ -37,6 +37,7 @@ from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.triton.attention.codes import unit
 from octavo.kernels.triton.attention.hopper import PoolBoxes, boxes, field, make_barriers, read_record
 from octavo.kernels.triton.attention.hopper_prefill_load import (
+    CODES_TILE,
     COLUMN,
     KV_TILE,
     NUM_QUERIES,
@@ -76,8 +77,9 @@ class HopperPrefill:
         """As `prefill_attention`: write the rows of `out` [T, Q * D] that belong to sequences with chunks. The cache
         is up to date."""
         dim, has_codes = layer.head_dim, pool.codes["HAS_CODES"]
+        tokens = min(pool.block_size, CODES_TILE.value if has_codes else KV_TILE.value)
         _kernel[(self._num_programs,)](
-            boxes(q, [ROWS.value, dim]), self._pools.boxes(pool, pool.block_size), out, block_table,
+            boxes(q, [ROWS.value, dim]), self._pools.boxes(pool, tokens), out, block_table,
             plan.totals, plan.tiles, self._counter, pool.scales, pool.sinks, layer.scale * LOG2_E, out.stride(0),
             block_table.stride(0),
             pool.block_stride // dim, pool.value_offset // dim, pool.layer_row, pool.rows.shape[0],
@@ -114,9 +116,9 @@ def _kernel(
     pieces = (totals, tiles, counter, layer_row)
     shape: gl.constexpr = (HEADS, GROUP, HAS_CODES, HAS_SINKS)
     if HAS_CODES:
-        places: gl.constexpr = 128 // D
-        k_codes = gl.allocate_shared_memory(pool_boxes.dtype, [places, KV_TILE, D], pool_boxes.layout)
-        v_codes = gl.allocate_shared_memory(pool_boxes.dtype, [places, KV_TILE, D], pool_boxes.layout)
+        places: gl.constexpr = 256 // D
+        k_codes = gl.allocate_shared_memory(pool_boxes.dtype, [places, CODES_TILE, D], pool_boxes.layout)
+        v_codes = gl.allocate_shared_memory(pool_boxes.dtype, [places, CODES_TILE, D], pool_boxes.layout)
         k_come = make_barriers(places, 1)
         k_gone = make_barriers(places, 1)
         v_come = make_barriers(places, 1)
@@ -127,8 +129,9 @@ def _kernel(
                 (_compute, (work, computing, result, 0, shape)),
                 (_compute, (work, computing, result, 1, shape)),
                 (make_numbers, (work, k, k_full, k_free, v, v_full, v_free, codes)),
-                (load_keys, (work, q, q_boxes, k_codes, k_come, k_gone, pool, pieces, HEADS, GROUP, CHAINED)),
-                (load_values, (work, v_codes, v_come, v_gone, pool, value_rows)),
+                (load_keys, (work, q, q_boxes, k_codes, k_come, k_gone, pool, pieces, HEADS, GROUP, BLOCK_SIZE,
+                             CHAINED)),
+                (load_values, (work, v_codes, v_come, v_gone, pool, value_rows, BLOCK_SIZE)),
             ],
             [4, 4, 1, 1],
             [216, 56, 24, 24],
@@ -138,8 +141,8 @@ def _kernel(
             [
                 (_compute, (work, computing, result, 0, shape)),
                 (_compute, (work, computing, result, 1, shape)),
-                (load_keys, (work, q, q_boxes, k, k_full, k_free, pool, pieces, HEADS, GROUP, CHAINED)),
-                (load_values, (work, v, v_full, v_free, pool, value_rows)),
+                (load_keys, (work, q, q_boxes, k, k_full, k_free, pool, pieces, HEADS, GROUP, BLOCK_SIZE, CHAINED)),
+                (load_values, (work, v, v_full, v_free, pool, value_rows, BLOCK_SIZE)),
             ],
             [4, 1, 1],
             [240, 24, 24],

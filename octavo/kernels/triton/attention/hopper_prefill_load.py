@@ -18,7 +18,8 @@ from octavo.kernels.triton.attention.hopper import field, load_box, read_record,
 KV_TILE = gl.constexpr(128)
 ROWS = gl.constexpr(PREFILL_TILE // 2)  # queries of a computing warpgroup
 
-ROWS_AT_ONCE = gl.constexpr(32)  # of a tile of codes, that become numbers
+CODES_TILE = gl.constexpr(64)  # tokens whose codes are on their way together
+ROWS_AT_ONCE = gl.constexpr(32)  # of these, that become numbers
 
 # the fields of a piece of work's record
 NUM_TILES = gl.constexpr(0)  # tiles of keys to walk; 0: no more work
@@ -34,7 +35,7 @@ KV_ROW = gl.constexpr(7)  # the row of the pool where the head's keys begin in b
 @gluon.jit
 def load_keys(
     work, q, q_boxes, k, k_full, k_free, pool, pieces,
-    HEADS: gl.constexpr, GROUP: gl.constexpr, CHAINED: gl.constexpr,
+    HEADS: gl.constexpr, GROUP: gl.constexpr, BLOCK_SIZE: gl.constexpr, CHAINED: gl.constexpr,
 ):  # fmt: skip
     """Fetch pieces of work, starting with the program's own, describe them in `records`, and load their queries and
     keys. The last record is empty."""
@@ -52,7 +53,7 @@ def load_keys(
     while piece < num_work:
         head = piece % HEADS
         num_tiles = gl.cdiv(position + gl.minimum(num_queries, 2 * ROWS), KV_TILE)
-        kv_row = layer_row + head // GROUP * pool_boxes.block_shape[0]
+        kv_row = layer_row + head // GROUP * BLOCK_SIZE
 
         slot = turn % 2
         mbarrier.wait(q_free.index(slot), (turn // 2 & 1) ^ 1)
@@ -66,13 +67,14 @@ def load_keys(
 
         table = block_table + table_row.to(gl.int64) * table_stride
         start = (num_tiles - 1) * KV_TILE
-        _load_tile(k, k_full, k_free, count, pool_boxes, table, start, seq_len, block_rows, kv_row, total_rows)
+        from_pool = (pool_boxes, table, seq_len, block_rows, kv_row, total_rows)
+        _load_tile(k, k_full, k_free, count, start, from_pool, BLOCK_SIZE)
         # look up the next piece while the rest of this one loads
         piece = gl.num_programs(0) + gl.atomic_add(counter, 1, sem="relaxed")
         token, num_queries, position, next_len, table_row = _look_up(piece, tiles, num_work, HEADS)
         for i in range(1, num_tiles):
             start = (num_tiles - 1 - i) * KV_TILE
-            _load_tile(k, k_full, k_free, count + i, pool_boxes, table, start, seq_len, block_rows, kv_row, total_rows)
+            _load_tile(k, k_full, k_free, count + i, start, from_pool, BLOCK_SIZE)
         count += num_tiles
         seq_len = next_len
         turn += 1
@@ -91,7 +93,7 @@ def _look_up(piece, tiles, num_work, HEADS: gl.constexpr):
 
 
 @gluon.jit
-def load_values(work, v, v_full, v_free, pool, value_rows):
+def load_values(work, v, v_full, v_free, pool, value_rows, BLOCK_SIZE: gl.constexpr):
     records, q_full, q_free = work
     pool_boxes, block_table, table_stride, block_rows, total_rows = pool
     turn = 0
@@ -102,29 +104,34 @@ def load_values(work, v, v_full, v_free, pool, value_rows):
         num_tiles, seq_len = field(record, NUM_TILES), field(record, SEQ_LEN)
         table = block_table + field(record, TABLE_ROW).to(gl.int64) * table_stride
         row = field(record, KV_ROW) + value_rows
+        from_pool = (pool_boxes, table, seq_len, block_rows, row, total_rows)
         for i in range(num_tiles):
             start = (num_tiles - 1 - i) * KV_TILE
-            _load_tile(v, v_full, v_free, count + i, pool_boxes, table, start, seq_len, block_rows, row, total_rows)
+            _load_tile(v, v_full, v_free, count + i, start, from_pool, BLOCK_SIZE)
         count += num_tiles
         turn += 1
         record = read_record(records, q_full, turn)
 
 
 @gluon.jit
-def _load_tile(ring, full, free, count, boxes, table, start, seq_len, block_rows, first_row, total_rows):
-    """Load the tokens from `start` on into the ring's next tile, block by block. Past the sequence's end it asks for a
+def _load_tile(ring, full, free, count, start, from_pool, BLOCK_SIZE: gl.constexpr):
+    """Load the tokens from `start` on into the ring's next places, box by box. Past the sequence's end it asks for a
     row outside the pool, for which the copy engine writes zeros."""
-    stages: gl.constexpr = ring.shape[0]
-    block_size: gl.constexpr = boxes.block_shape[0]
-    stage = count % stages
-    mbarrier.wait(free.index(stage), (count // stages & 1) ^ 1)
-    mbarrier.expect(full.index(stage), KV_TILE * ring.shape[2] * (ring.dtype.primitive_bitwidth // 8))
-    for b in gl.static_range(KV_TILE // block_size):
-        t = start + b * block_size
-        block = gl.load(table + gl.where(t < seq_len, t // block_size, 0))
-        row = gl.where(t < seq_len, block * block_rows + first_row, total_rows)
-        to = ring.index(stage).slice(b * block_size, block_size)
-        load_box(boxes, [row, 0], full.index(stage), to)
+    boxes, table, seq_len, block_rows, first_row, total_rows = from_pool
+    places: gl.constexpr = ring.shape[0]
+    tokens: gl.constexpr = ring.shape[1]
+    box: gl.constexpr = boxes.block_shape[0]
+    parts: gl.constexpr = KV_TILE // tokens
+    for part in gl.static_range(parts):
+        turn = count * parts + part
+        place = turn % places
+        mbarrier.wait(free.index(place), (turn // places & 1) ^ 1)
+        mbarrier.expect(full.index(place), tokens * ring.shape[2] * (ring.dtype.primitive_bitwidth // 8))
+        for b in gl.static_range(tokens // box):
+            t = start + part * tokens + b * box
+            block = gl.load(table + gl.where(t < seq_len, t // BLOCK_SIZE, 0))
+            row = gl.where(t < seq_len, block * block_rows + first_row + t % BLOCK_SIZE, total_rows)
+            load_box(boxes, [row, 0], full.index(place), ring.index(place).slice(b * box, box))
 
 
 @gluon.jit
@@ -150,13 +157,18 @@ def make_numbers(work, k, k_full, k_free, v, v_full, v_free, codes):
 def _make_tile(codes, come, gone, ring, full, free, count):
     """What a block's free slots hold become numbers, too: no code becomes NaN."""
     dim: gl.constexpr = ring.shape[2]
+    parts: gl.constexpr = KV_TILE // CODES_TILE
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // dim, dim // 8], [4, 1], [1, 0])
-    place, stage = count % codes.shape[0], count % ring.shape[0]
-    mbarrier.wait(come.index(place), count // codes.shape[0] & 1)
+    stage = count % ring.shape[0]
     mbarrier.wait(free.index(stage), (count // ring.shape[0] & 1) ^ 1)
-    for part in gl.static_range(KV_TILE // ROWS_AT_ONCE):
-        held = codes.index(place).slice(part * ROWS_AT_ONCE, ROWS_AT_ONCE).load(layout)
-        ring.index(stage).slice(part * ROWS_AT_ONCE, ROWS_AT_ONCE).store(loaded(held, ring.dtype))
+    for part in gl.static_range(parts):
+        turn = count * parts + part
+        place = turn % codes.shape[0]
+        mbarrier.wait(come.index(place), turn // codes.shape[0] & 1)
+        for i in gl.static_range(CODES_TILE // ROWS_AT_ONCE):
+            held = codes.index(place).slice(i * ROWS_AT_ONCE, ROWS_AT_ONCE).load(layout)
+            to = ring.index(stage).slice(part * CODES_TILE + i * ROWS_AT_ONCE, ROWS_AT_ONCE)
+            to.store(loaded(held, ring.dtype))
+        mbarrier.arrive(gone.index(place), count=1)
     fence_async_shared()
-    mbarrier.arrive(gone.index(place), count=1)
     mbarrier.arrive(full.index(stage), count=1)
