@@ -12,8 +12,9 @@ place, so paged keys cost no more than dense ones. A tile of queries walks its k
 diagonal, come first, and the long rest needs no mask. A piece of work is a tile of queries and a head; after its first
 piece, a program fetches pieces by a counter.
 
-Over a cache of fp8 codes four more warps make 16-bit tiles of them (`hopper_prefill_load.py`); a head's scales are
-multiplied into scores and results.
+Over a cache of fp8 codes four more warps make tiles of halves of them, since a half holds e4m3 and one instruction
+makes two; queries become halves, too, with all scales of their scores (`hopper_prefill_load.py`). The scale of values
+is multiplied into results.
 
 It takes what most models have: caches of 16 bits or fp8, heads of 64 or 128, no window and no cap;
 `prefill_attention.py` takes the rest.
@@ -34,7 +35,6 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from octavo.kernels.attention_layer import AttentionLayer
-from octavo.kernels.triton.attention.codes import unit
 from octavo.kernels.triton.attention.hopper import PoolBoxes, boxes, field, make_barriers, read_record
 from octavo.kernels.triton.attention.hopper_prefill_load import (
     CODES_TILE,
@@ -99,8 +99,9 @@ def _kernel(
     dtype: gl.constexpr = q_boxes.dtype
     # two tiles of queries, each with one half per computing warpgroup; barriers signal that a place is full or free
     q = gl.allocate_shared_memory(dtype, [2 * 2, ROWS, D], q_boxes.layout)
-    k = gl.allocate_shared_memory(dtype, [STAGES, KV_TILE, D], q_boxes.layout)
-    v = gl.allocate_shared_memory(dtype, [STAGES, KV_TILE, D], q_boxes.layout)
+    factor: gl.constexpr = gl.float16 if HAS_CODES else dtype
+    k = gl.allocate_shared_memory(factor, [STAGES, KV_TILE, D], q_boxes.layout)
+    v = gl.allocate_shared_memory(factor, [STAGES, KV_TILE, D], q_boxes.layout)
     records = gl.allocate_shared_memory(gl.int32, [2, 8], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     q_full = make_barriers(2, 1)
     q_free = make_barriers(2, 4 if HAS_CODES else 3)
@@ -109,9 +110,13 @@ def _kernel(
     v_full = make_barriers(STAGES, 1)
     v_free = make_barriers(STAGES, 2)
     turns = make_barriers(2, 1)
+    q_made = q_full  # queries can be multiplied: as they come, or as halves
+    if HAS_CODES:
+        q_made = make_barriers(2, 1)
     work = (records, q_full, q_free)
     pool = (pool_boxes, block_table, table_stride, block_rows, total_rows)
-    computing = (q, k, v, k_full, k_free, v_full, v_free, turns)
+    halves = q if dtype == factor else q._reinterpret(factor, [2 * 2, ROWS, D], q_boxes.layout)
+    computing = (halves, k, v, k_full, k_free, v_full, v_free, turns, q_made)
     result = (out_ptr, out_stride, scales, sinks, scale_log2)
     pieces = (totals, tiles, counter, layer_row)
     shape: gl.constexpr = (HEADS, GROUP, HAS_CODES, HAS_SINKS)
@@ -124,11 +129,12 @@ def _kernel(
         v_come = make_barriers(places, 1)
         v_gone = make_barriers(places, 1)
         codes = (k_codes, v_codes, k_come, k_gone, v_come, v_gone)
+        queries = (q, halves, q_made, scales, scale_log2, GROUP)
         gl.warp_specialize(
             [
                 (_compute, (work, computing, result, 0, shape)),
                 (_compute, (work, computing, result, 1, shape)),
-                (make_numbers, (work, k, k_full, k_free, v, v_full, v_free, codes)),
+                (make_numbers, (work, queries, k, k_full, k_free, v, v_full, v_free, codes)),
                 (load_keys, (work, q, q_boxes, k_codes, k_come, k_gone, pool, pieces, HEADS, GROUP, BLOCK_SIZE,
                              CHAINED)),
                 (load_values, (work, v_codes, v_come, v_gone, pool, value_rows, BLOCK_SIZE)),
@@ -152,7 +158,7 @@ def _kernel(
 @gluon.jit
 def _compute(work, computing, result, part: gl.constexpr, shape: gl.constexpr):
     records, q_full, q_free = work
-    q, k, v, k_full, k_free, v_full, v_free, turns = computing
+    q, k, v, k_full, k_free, v_full, v_free, turns, q_made = computing
     out_ptr, out_stride, scales, sinks, scale = result
     heads: gl.constexpr = shape[0]
     group: gl.constexpr = shape[1]
@@ -172,7 +178,10 @@ def _compute(work, computing, result, part: gl.constexpr, shape: gl.constexpr):
         num_queries, position, seq_len = field(record, NUM_QUERIES), field(record, POSITION), field(record, SEQ_LEN)
         slot = turn % 2
         kv_head = column // dim // group
-        scale_log2 = scale * unit(scales, kv_head, has_codes, True)
+        scale_log2, value_scale = scale, 1.0
+        if has_codes:
+            mbarrier.wait(q_made.index(slot), turn // 2 & 1)
+            scale_log2, value_scale = 1.0, gl.load(scales + heads // group + kv_head)
         end = position + gl.minimum(num_queries, 2 * ROWS)
         row_position = position + first + gl.arange(0, ROWS, gl.SliceLayout(1, score_layout))
 
@@ -234,8 +243,8 @@ def _compute(work, computing, result, part: gl.constexpr, shape: gl.constexpr):
         i = first + gl.arange(0, ROWS, value_rows)
         d = gl.arange(0, dim, gl.SliceLayout(0, value_layout))
         to = out_ptr + (token + i).to(gl.int64)[:, None] * out_stride + column + d[None, :]
-        inverse = unit(scales, heads // group + kv_head, has_codes, True) / gl.convert_layout(l, value_rows)
-        gl.store(to, (acc * inverse[:, None]).to(q.dtype), mask=(i < num_queries)[:, None])
+        inverse = value_scale / gl.convert_layout(l, value_rows)
+        gl.store(to, (acc * inverse[:, None]).to(out_ptr.dtype.element_ty), mask=(i < num_queries)[:, None])
         turn += 1
         record = read_record(records, q_full, turn)
 

@@ -1,7 +1,8 @@
 """Loads what `hopper_prefill.py` multiplies: tiles of queries, keys and values; and makes numbers of 8-bit codes.
 
 a cache of numbers    copy engine ──> rings of tiles
-a cache of codes      copy engine ──> tiles of codes ──four warps──> rings of tiles, as 16-bit numbers
+a cache of codes      copy engine ──> tiles of codes ──four warps──> rings of tiles, as halves
+                      copy engine ──> queries ──the same, times their scales──> halves, in their place
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 from triton.language.extra.cuda import gdc_wait
 
 from octavo.kernels.cuda.attention_sizes import PREFILL_TILE
-from octavo.kernels.triton.attention.codes import loaded
 from octavo.kernels.triton.attention.hopper import field, load_box, read_record, write_record
 
 KV_TILE = gl.constexpr(128)
@@ -20,6 +20,14 @@ ROWS = gl.constexpr(PREFILL_TILE // 2)  # queries of a computing warpgroup
 
 CODES_TILE = gl.constexpr(64)  # tokens whose codes are on their way together
 ROWS_AT_ONCE = gl.constexpr(32)  # of these, that become numbers
+QUERIES_AT_ONCE = gl.constexpr(16)
+
+_HALVES = gl.constexpr("""{
+    .reg .b16 low, high;
+    mov.b32 {low, high}, $2;
+    cvt.rn.f16x2.e4m3x2 $0, low;
+    cvt.rn.f16x2.e4m3x2 $1, high;
+}""")
 
 # the fields of a piece of work's record
 NUM_TILES = gl.constexpr(0)  # tiles of keys to walk; 0: no more work
@@ -135,16 +143,17 @@ def _load_tile(ring, full, free, count, start, from_pool, BLOCK_SIZE: gl.constex
 
 
 @gluon.jit
-def make_numbers(work, k, k_full, k_free, v, v_full, v_free, codes):
-    """The tiles of keys and values whose codes come, one after the other, as numbers."""
+def make_numbers(work, queries, k, k_full, k_free, v, v_full, v_free, codes):
+    """Halves of queries, and of the tiles of keys and values whose codes come, one after the other."""
     records, q_full, q_free = work
     k_codes, v_codes, k_come, k_gone, v_come, v_gone = codes
     turn = 0
     count = 0
     record = read_record(records, q_full, turn)
     while field(record, NUM_TILES) > 0:
+        num_tiles, column = field(record, NUM_TILES), field(record, COLUMN)
+        _make_queries(queries, turn % 2, column)
         mbarrier.arrive(q_free.index(turn % 2), count=1)
-        num_tiles = field(record, NUM_TILES)
         for i in range(num_tiles):
             _make_tile(k_codes, k_come, k_gone, k, k_full, k_free, count + i)
             _make_tile(v_codes, v_come, v_gone, v, v_full, v_free, count + i)
@@ -154,8 +163,25 @@ def make_numbers(work, k, k_full, k_free, v, v_full, v_free, codes):
 
 
 @gluon.jit
+def _make_queries(queries, slot, column):
+    """In their place, times the scales of their scores. What is too large for a half becomes the largest."""
+    q, halves, q_made, scales, scale, group = queries
+    dim: gl.constexpr = q.shape[2]
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // dim, dim // 8], [4, 1], [1, 0])
+    factor = scale * gl.load(scales + column // dim // group)
+    for part in gl.static_range(2):
+        for i in gl.static_range(ROWS // QUERIES_AT_ONCE):
+            x = q.index(slot * 2 + part).slice(i * QUERIES_AT_ONCE, QUERIES_AT_ONCE).load(layout).to(gl.float32)
+            x *= factor
+            x = gl.where(x > 65504.0, 65504.0, gl.where(x < -65504.0, -65504.0, x))
+            halves.index(slot * 2 + part).slice(i * QUERIES_AT_ONCE, QUERIES_AT_ONCE).store(x.to(gl.float16))
+    fence_async_shared()
+    mbarrier.arrive(q_made.index(slot), count=1)
+
+
+@gluon.jit
 def _make_tile(codes, come, gone, ring, full, free, count):
-    """What a block's free slots hold become numbers, too: no code becomes NaN."""
+    """What a block's free slots hold become numbers, too: a cache holds no code of NaN."""
     dim: gl.constexpr = ring.shape[2]
     parts: gl.constexpr = KV_TILE // CODES_TILE
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // dim, dim // 8], [4, 1], [1, 0])
@@ -168,7 +194,7 @@ def _make_tile(codes, come, gone, ring, full, free, count):
         for i in gl.static_range(CODES_TILE // ROWS_AT_ONCE):
             held = codes.index(place).slice(i * ROWS_AT_ONCE, ROWS_AT_ONCE).load(layout)
             to = ring.index(stage).slice(part * CODES_TILE + i * ROWS_AT_ONCE, ROWS_AT_ONCE)
-            to.store(loaded(held, ring.dtype))
+            to.store(gl.inline_asm_elementwise(_HALVES, "=r,=r,r", [held], dtype=gl.float16, is_pure=True, pack=4))
         mbarrier.arrive(gone.index(place), count=1)
     fence_async_shared()
     mbarrier.arrive(full.index(stage), count=1)
