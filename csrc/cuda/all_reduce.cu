@@ -1,4 +1,4 @@
-// Adds up all ranks' x over peer memory.
+// Adds up all ranks' x over peer memory, for messages so small that latency is their cost.
 //
 //   octavo_all_reduce         out = sum of all ranks' x
 //   octavo_all_reduce_norm    residual += sum of all ranks' x; out = rms_norm(residual)
@@ -12,23 +12,22 @@
 #ifndef PER_THREAD
 #define PER_THREAD 1
 #endif
-#ifndef RESIDENT
-#define RESIDENT 1
-#endif
 
 namespace octavo {
 namespace {
 
 constexpr int kPerThread = PER_THREAD;  // packets of a row
-constexpr int kResident = RESIDENT;     // thread blocks of a multiprocessor
 
-// The numbers of the thread's packets of a row that begins with packet `row`
+// The numbers of the thread's packets: `row_packets` apart from row to row
 template <typename Do>
-__device__ __forceinline__ void for_each_packet(const Reduction& given, int64_t row, Do&& act) {
+__device__ __forceinline__ void for_each_packet(const Reduction& given, Do&& act) {
+  for (int64_t row = int64_t(blockIdx.x) * given.row_packets; row < given.num_packets;
+       row += int64_t(gridDim.x) * given.row_packets) {
 #pragma unroll
-  for (int i = 0; i < kPerThread; ++i) {
-    const int column = threadIdx.x + i * blockDim.x;
-    if (column < given.row_packets && row + column < given.num_packets) act(i, row + column);
+    for (int i = 0; i < kPerThread; ++i) {
+      const int column = threadIdx.x + i * blockDim.x;
+      if (column < given.row_packets && row + column < given.num_packets) act(row + column);
+    }
   }
 }
 
@@ -38,18 +37,10 @@ __device__ __forceinline__ void count_call(Calls* calls, uint32_t call) {
   if (threadIdx.x == 0 && atomicAdd(&calls->arrived, 1) == gridDim.x - 1) *calls = {call + 1, 0};
 }
 
-// take(exchange, row), of each of the thread block's rows
-template <typename Take>
-__device__ __forceinline__ void exchange_rows(const Reduction& given, Take&& take) {
-  const uint32_t call = given.calls->begun;
-  const Exchange exchange(given, call);
-  const Rows rows{int64_t(blockIdx.x) * given.row_packets, int64_t(gridDim.x) * given.row_packets, given.num_packets};
-  in_turns(
-      rows, given.splits,
-      [&](int64_t row) { for_each_packet(given, row, [&](int, int64_t packet) { exchange.give(packet); }); },
-      [&] { count_call(given.calls, call); },
-      [&](int64_t row) { for_each_packet(given, row, [&](int, int64_t packet) { exchange.tell(packet); }); },
-      [&](int64_t row) { take(exchange, row); });
+__device__ __forceinline__ void exchange_up_to_sums(const Reduction& given, const Exchange& exchange, uint32_t call) {
+  for_each_packet(given, [&](int64_t packet) { exchange.give(packet); });
+  count_call(given.calls, call);
+  if (given.splits) for_each_packet(given, [&](int64_t packet) { exchange.tell(packet); });
 }
 
 // Over the thread block
@@ -68,19 +59,17 @@ __device__ __forceinline__ float add_up(float x) {
 }  // namespace
 }  // namespace octavo
 
-extern "C" __global__ void __launch_bounds__(512, octavo::kResident)
-    octavo_all_reduce(const __grid_constant__ octavo::Reduction given) {
+extern "C" __global__ void __launch_bounds__(512) octavo_all_reduce(const __grid_constant__ octavo::Reduction given) {
   using namespace octavo;
   wait_for_previous();
   allow_next();
-  exchange_rows(given, [&](const Exchange& exchange, int64_t row) {
-    for_each_packet(given, row, [&](int, int64_t packet) {
-      static_cast<Packet*>(given.out)[packet] = exchange.take(packet);
-    });
-  });
+  const uint32_t call = given.calls->begun;
+  const Exchange exchange(given, call);
+  exchange_up_to_sums(given, exchange, call);
+  for_each_packet(given, [&](int64_t packet) { static_cast<Packet*>(given.out)[packet] = exchange.take(packet); });
 }
 
-extern "C" __global__ void __launch_bounds__(512, octavo::kResident)
+extern "C" __global__ void __launch_bounds__(512)
     octavo_all_reduce_norm(const __grid_constant__ octavo::Reduction given) {
   using namespace octavo;
   Numbers weight[kPerThread] = {};
@@ -91,13 +80,23 @@ extern "C" __global__ void __launch_bounds__(512, octavo::kResident)
   }
   wait_for_previous();
   allow_next();
-  exchange_rows(given, [&](const Exchange& exchange, int64_t row) {
+  const uint32_t call = given.calls->begun;
+  const Exchange exchange(given, call);
+  exchange_up_to_sums(given, exchange, call);
+  for (int64_t row = int64_t(blockIdx.x) * given.row_packets; row < given.num_packets;
+       row += int64_t(gridDim.x) * given.row_packets) {
     Numbers x[kPerThread] = {};
     float squares = 0;
-    for_each_packet(given, row, [&](int i, int64_t packet) {
-      x[i] = add_residual(given, packet, exchange.take(packet), squares);
-    });
+#pragma unroll
+    for (int i = 0; i < kPerThread; ++i) {
+      const int column = threadIdx.x + i * blockDim.x;
+      if (column < given.row_packets) x[i] = add_residual(given, row + column, exchange.take(row + column), squares);
+    }
     const float scale = rsqrtf(add_up(squares) / float(given.row_packets * kElements) + given.eps);
-    for_each_packet(given, row, [&](int i, int64_t packet) { store_normed(given, packet, x[i], weight[i], scale); });
-  });
+#pragma unroll
+    for (int i = 0; i < kPerThread; ++i) {
+      const int column = threadIdx.x + i * blockDim.x;
+      if (column < given.row_packets) store_normed(given, row + column, x[i], weight[i], scale);
+    }
+  }
 }

@@ -77,6 +77,8 @@ struct Launch {
   float* part_values;     // [part row, kv head, member row, kDim]
   float* part_max_sum;    // [part row, kv head, member row, 2]
   int* done;              // [sequence, kv head] parts; 0 between launches
+  const float* row_scales;     // [tokens]; null: q has its scales
+  const float* column_scales;  // of q, as wide as it
   const float* q_norm;    // [kDim]
   const float* k_norm;
   const float* cos;       // [positions, ROTARY_DIM / 2]
@@ -112,6 +114,16 @@ struct Shared {
 // Where 16 bytes of a token (or a query row) lie in an entry of 64.
 __device__ __forceinline__ uint32_t chunk_offset(int token, int chunk) {
   return chunk / 8 * kSlabBytes + token * 128 + ((chunk % 8) ^ (token & 7)) * 16;
+}
+
+__device__ __forceinline__ float cap(float score, float softcap_log2) {
+#if HAS_SOFTCAP
+  // c * tanh(score / c), both times log2(e)
+  const float e = exp2_fast(-2.885390081777927f * fabsf(score / softcap_log2));
+  return copysignf((1.0f - e) / (1.0f + e) * softcap_log2, score);
+#else
+  return score;
+#endif
 }
 
 __device__ __forceinline__ uint32_t address(const uint64_t& barrier) { return shared_address(&barrier); }

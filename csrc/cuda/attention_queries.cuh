@@ -13,9 +13,18 @@ __device__ __forceinline__ uint4 packed(const float (&x)[8]) {
   return {pack<Element>(x[0], x[1]), pack<Element>(x[2], x[3]), pack<Element>(x[4], x[5]), pack<Element>(x[6], x[7])};
 }
 
-// Dims 8 * chunk to 8 * chunk + 7 of the head at `from`, normed and rotated. All kLanes threads of a head must call it.
-[[maybe_unused]] __device__ __forceinline__ Eight transform(const Launch& launch, const Element* from,
+// x times the scales that the projection left: of its row, and of its columns from `at` on
+__device__ __forceinline__ void multiply_scales(const Launch& launch, Eight& x, int token, int at) {
+  const float row = __ldg(launch.row_scales + token);
+  const Eight columns = eight(launch.column_scales + at);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) x.x[i] *= columns.x[i] * row;
+}
+
+// Dims 8 * chunk to 8 * chunk + 7 of a token's head, normed and rotated. All kLanes threads of a head must call it.
+[[maybe_unused]] __device__ __forceinline__ Eight transform(const Launch& launch, int token, int head,
                                                             const float* norm, int position, int chunk, bool is_there) {
+  const Element* from = launch.q + token * launch.q_stride + head * kDim;
   Eight own = {}, weight = {};
   Hooks::Rotation<Element, ROTARY_DIM, bool(HAS_NORM)> rotation;
   const int d = chunk * 8;
@@ -25,6 +34,10 @@ __device__ __forceinline__ uint4 packed(const float (&x)[8]) {
     if (HAS_NORM) weight = eight(norm + d);
     const int64_t angles = int64_t(position) * (ROTARY_DIM / 2);
     if (turns) rotation.load(from, norm, launch.cos + angles, launch.sin + angles, d);
+    if (launch.row_scales != nullptr) {
+      multiply_scales(launch, own, token, head * kDim + d);
+      if (turns) rotation.multiply(launch.column_scales + head * kDim, __ldg(launch.row_scales + token), d);
+    }
   }
   if (HAS_NORM) {
     float squares = 0;
@@ -76,40 +89,47 @@ __device__ void place_queries(const Launch& launch, Shared& shared, const Piece&
     const int sub = row % kMemberRows, query = sub / GROUP;
     const Member& member = piece.members[min(row, num_rows - 1) / kMemberRows];
     const bool is_there = row < num_rows && query < member.num_queries && chunk < kChunks;
-    const Element* from = launch.q + (member.token + query) * launch.q_stride + (kv_head * GROUP + sub % GROUP) * kDim;
+    const int token = member.token + query, head = kv_head * GROUP + sub % GROUP;
     uint4 x = {};
 #if IS_FUSED
-    x = packed(transform(launch, from, launch.q_norm, member.position + query, chunk, is_there).x);
+    x = packed(transform(launch, token, head, launch.q_norm, member.position + query, chunk, is_there).x);
 #else
-    if (is_there) x = reinterpret_cast<const uint4*>(from)[chunk];
+    if (is_there) x = reinterpret_cast<const uint4*>(launch.q + token * launch.q_stride + head * kDim)[chunk];
 #endif
     if (row < rows && chunk < kPaddedDim / 8) place_query(shared.q, row, chunk, is_there ? x : uint4{}, scale);
   }
 }
 
-// This thread's 16 bytes of the new token's key (warp 2, normed and rotated) or value (warp 3), if the piece writes them.
-// Read early, beside the queries: warps 2 and 3 have none of them where up to 4 heads share a kv head.
-__device__ __forceinline__ uint4 newest_chunk(const Launch& launch, const Piece& piece, int kv_head) {
-  uint4 x = {};
+// This thread's eight numbers of the new token's key (warp 2, normed and rotated) or value (warp 3), as the cache has
+// them, if the piece writes them. Read early, beside the queries: warps 2 and 3 have none of them where up to 4 heads
+// share a kv head.
+__device__ __forceinline__ Hooks::StoredEight newest_chunk(const Launch& launch, const Piece& piece, int kv_head) {
 #if IS_FUSED
+  uint4 x = {};
   const int kind = int(threadIdx.x / 32) - 2, chunk = threadIdx.x % kLanes;
-  if (!piece.writes || kind < 0) return x;
+  if (!piece.writes || kind < 0) return {};
   const Member& member = piece.members[0];
   const int head = launch.num_kv_heads * (GROUP + kind) + kv_head;
-  const Element* from = launch.q + member.token * launch.q_stride + head * kDim;
   if (kind == 0) {
-    x = packed(transform(launch, from, launch.k_norm, member.position, chunk, chunk < kChunks).x);
+    x = packed(transform(launch, member.token, head, launch.k_norm, member.position, chunk, chunk < kChunks).x);
   } else if (chunk < kChunks) {
-    x = reinterpret_cast<const uint4*>(from)[chunk];
+    x = reinterpret_cast<const uint4*>(launch.q + member.token * launch.q_stride + head * kDim)[chunk];
+    if (launch.row_scales != nullptr) {
+      Eight value = eight(reinterpret_cast<const Element*>(&x));
+      multiply_scales(launch, value, member.token, head * kDim + chunk * 8);
+      x = packed(value.x);
+    }
   }
+  return launch.hooks.to_stored<Element>(x, kv_head, kind == 1, launch.num_kv_heads);
+#else
+  return {};
 #endif
-  return x;
 }
 
 // Finishes the stage in which a sequence ends. If fused, writes the new token's key and value there and to the cache.
 // Zeroes the values after the last token, up to num_read tokens of the stage: they may hold NaN, and 0 * NaN is NaN.
-__device__ void finish_stage(const Launch& launch, const Piece& piece, int kv_head, uint4 newest, int start,
-                             int num_read, unsigned char* keys, unsigned char* values) {
+__device__ void finish_stage(const Launch& launch, const Piece& piece, int kv_head, Hooks::StoredEight newest,
+                             int start, int num_read, unsigned char* keys, unsigned char* values) {
   const int last = piece.end - 1 - start;  // the newest token's place in the stage
 #if IS_FUSED
   const int lane = threadIdx.x % 32, kind = int(threadIdx.x / 32) - 2;
@@ -117,10 +137,9 @@ __device__ void finish_stage(const Launch& launch, const Piece& piece, int kv_he
     const Member& member = piece.members[0];
     Stored* cell = launch.pool + member.newest_block * launch.block_stride + kind * launch.value_offset +
                    (kv_head * BLOCK_SIZE + member.position % BLOCK_SIZE) * kDim;
-    const auto stored = launch.hooks.to_stored<Element>(newest, kv_head, kind == 1, launch.num_kv_heads);
-    reinterpret_cast<Hooks::StoredEight*>(cell)[lane] = stored;
+    reinterpret_cast<Hooks::StoredEight*>(cell)[lane] = newest;
     unsigned char* entry = (kind == 0 ? keys : values) + chunk_offset(last, lane * 8 / kChunkDims);
-    reinterpret_cast<Hooks::StoredEight*>(entry)[lane % (kChunkDims / 8)] = stored;
+    reinterpret_cast<Hooks::StoredEight*>(entry)[lane % (kChunkDims / 8)] = newest;
   }
 #endif
   constexpr int kTokenChunks = kRingSlabs * 8;

@@ -22,40 +22,32 @@
 // computers' registers (attention_codes.cuh).
 //
 // This file has the products; parameters and memory are in attention_kind.cuh, the loader in attention_load.cuh, the
-// queries that go into the products in attention_queries.cuh, and the join after them in attention_join.cuh.
+// queries that go into the products in attention_queries.cuh, what comes after them in attention_results.cuh, and the
+// join in attention_join.cuh.
 // Split-KV decoding is from Flash-Decoding (Dao et al., 2023); stretches of equal work are from FlashInfer (Ye et al.,
 // 2025); reading a shared prefix once is from Hydragen (Juravsky et al., 2024) and ChunkAttention (Ye et al., 2024).
 
 #include "attention_codes.cuh"
+#include "attention_few_rows.cuh"
 #include "attention_join.cuh"
 #include "attention_load.cuh"
 #include "attention_queries.cuh"
+#include "attention_results.cuh"
 
 namespace octavo {
 namespace {
 
-__device__ __forceinline__ float cap(float score, float softcap_log2) {
-#if HAS_SOFTCAP
-  // c * tanh(score / c), both times log2(e)
-  const float e = exp2_fast(-2.885390081777927f * fabsf(score / softcap_log2));
-  return copysignf((1.0f - e) / (1.0f + e) * softcap_log2, score);
-#else
-  return score;
-#endif
-}
-
 // Scores, softmax and values of a piece by all computers, kTiles tiles of 16 rows, or of 8 (kHalves: 1); then writes the
-// results.
+// results. Over codes, pieces of up to 8 rows have products of their own (attention_few_rows.cuh).
 template <int kTiles, int kHalves>
-__device__ void compute(const Launch& launch, Shared& shared, const Piece& piece, int kv_head, uint4 newest,
-                        int& count) {
+__device__ void compute(const Launch& launch, Shared& shared, const Piece& piece, int kv_head,
+                        Hooks::StoredEight newest, int& count) {
   constexpr int kSplits = kComputers / kTiles;  // warps that share a tile's keys
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int tile = warp % kTiles, split = warp / kTiles;
   const int num_rows = piece.num_members * kMemberRows;
   const int tile_rows = num_rows - tile * 16;
 
-  constexpr int kSteps = kPaddedDim / 16;
   constexpr bool kWide = kTiles == 4 && HAS_WGMMA;  // all four warps multiply together
   const uint32_t queries = shared_address(shared.q);
   int row_begin[2], row_end[2];  // the tokens that each of the thread's two rows sees
@@ -75,7 +67,6 @@ __device__ void compute(const Launch& launch, Shared& shared, const Piece& piece
   // Where nothing but the scale changes a product, it is multiplied within the exponential
   constexpr bool kScalesEarly = HAS_SOFTCAP || Hooks::kChangesScores;
   const float scale_log2 = Hooks::kHasCodes ? 1.0f : launch.scale_log2;  // of codes, it is in the queries
-  const float value_unit = launch.hooks.unit(kv_head, true, launch.num_kv_heads);
   const float scale = kScalesEarly ? 1.0f : scale_log2;
   const auto token_of = [&](int n, int j) {
     const int column = lane % 4 * 2 + j % 2;
@@ -261,43 +252,7 @@ __device__ void compute(const Launch& launch, Shared& shared, const Piece& piece
       }
     }
     named_barrier(1, 32 * kComputers);
-    for (int i = threadIdx.x; i < kTiles * 8 * kChunks; i += 32 * kComputers) {
-      const int t = i / (8 * kChunks), r = i / kChunks % 8, d = i % kChunks * 8;
-      const int row = t * 16 + half * 8 + r, sub = row % kMemberRows, query = sub / GROUP;
-      const Member& member = piece.members[min(row, num_rows - 1) / kMemberRows];
-      if (row >= num_rows || query >= member.num_queries) continue;
-      float top = kLowest, sum = 0;
-      float x[8] = {};
-      for (int j = 0; j < kSplits; ++j) top = fmaxf(top, shared.max_sum[t + j * kTiles][half * 8 + r][0]);
-      for (int j = 0; j < kSplits; ++j) {
-        const float* max_sum = shared.max_sum[t + j * kTiles][half * 8 + r];
-        sum += max_sum[1] * exp2_fast(max_sum[0] - top);
-        const float4* from = reinterpret_cast<const float4*>(&shared.sums[t + j * kTiles][r][d]);
-        const float4 low = from[0], high = from[1];
-        x[0] += low.x, x[1] += low.y, x[2] += low.z, x[3] += low.w;
-        x[4] += high.x, x[5] += high.y, x[6] += high.z, x[7] += high.w;
-      }
-      if (Hooks::kHasCodes) {
-#pragma unroll
-        for (int j = 0; j < 8; ++j) x[j] *= value_unit;
-      }
-      if (member.num_parts == 1) {
-        const int head = kv_head * GROUP + sub % GROUP;
-        Element* out = launch.out + (member.token + query) * launch.out_stride + head * kDim + d;
-        if (Hooks::kHasSinks) sum += exp2_fast(launch.hooks.sink(head) - top);
-        const float inverse = 1.0f / sum;
-#pragma unroll
-        for (int j = 0; j < 8; ++j) x[j] *= inverse;
-        *reinterpret_cast<uint4*>(out) = packed(x);
-      } else {
-        const int64_t part_row = piece.part_row + row / kMemberRows;
-        const int64_t at = (part_row * launch.num_kv_heads + kv_head) * kMemberRows + sub;
-        float4* out = reinterpret_cast<float4*>(launch.part_values + at * kDim + d);
-        __stcg(out, make_float4(x[0], x[1], x[2], x[3]));
-        __stcg(out + 1, make_float4(x[4], x[5], x[6], x[7]));
-        if (d == 0) __stcg(reinterpret_cast<float2*>(launch.part_max_sum) + at, make_float2(top, sum));
-      }
-    }
+    write_results<kTiles>(launch, shared, piece, kv_head, half);
     named_barrier(1, 32 * kComputers);
   }
 }
@@ -341,12 +296,16 @@ extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS_PER_MULTIPROCESSOR
       barrier_wait(address(shared.piece_full[turn % 2]), turn / 2 & 1);
       if (piece.end == 0) return;
       const int num_rows = piece.num_members * kMemberRows;
-      const uint4 newest = newest_chunk(launch, piece, kv_head);
+      const auto newest = newest_chunk(launch, piece, kv_head);
       place_queries(launch, shared, piece, kv_head, num_rows);
       if (HAS_WGMMA) async_fence();
       named_barrier(1, 32 * kComputers);
       if (num_rows <= 8) {
-        compute<1, 1>(launch, shared, piece, kv_head, newest, count);
+        if constexpr (Hooks::kHasCodes) {
+          compute_few(launch, shared, piece, kv_head, newest, count);
+        } else {
+          compute<1, 1>(launch, shared, piece, kv_head, newest, count);
+        }
       } else if (num_rows <= 16) {
         compute<1, 2>(launch, shared, piece, kv_head, newest, count);
       } else if (num_rows <= 32 && !HAS_WGMMA) {

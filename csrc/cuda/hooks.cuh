@@ -25,6 +25,13 @@ struct RotatedHalves {
     sin = eight(sin_row + angle);
   }
 
+  // columns: of the head, from dim 0 on; the numbers lack these scales, and `row`
+  __device__ __forceinline__ void multiply(const float* columns, float row, int d) {
+    const Eight own = eight(columns + (d < kRotaryDim / 2 ? d + kRotaryDim / 2 : d - kRotaryDim / 2));
+#pragma unroll
+    for (int i = 0; i < 8; ++i) partner.x[i] *= own.x[i] * row;
+  }
+
   // Applies the head's norm
   __device__ __forceinline__ void scale(float factor) {
 #pragma unroll

@@ -393,6 +393,13 @@ __device__ __forceinline__ void multiply_add_64(float (&c)[8][4], const uint32_t
 #undef OCTAVO_SUMS
 #undef OCTAVO_C
 
+// A matrix of 8 x 8 16-bit numbers turned: a thread has columns 2 (lane % 4) and that + 1 of row lane / 4
+__device__ __forceinline__ uint32_t transposed(uint32_t pair) {
+  uint32_t turned;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(turned) : "r"(pair));
+  return turned;
+}
+
 // Numbers
 
 // Four bytes of a table of eight, at the places in the low 16 bits of `places`, 4 bits each. Where such a place has its

@@ -13,6 +13,7 @@ struct RotatedPairs {
     sin = *reinterpret_cast<const float4*>(sin_row + d / 2);
   }
 
+  __device__ void multiply(const float*, float, int) {}
   __device__ void scale(float) {}
 
   __device__ void turn(Eight& own, int) const {

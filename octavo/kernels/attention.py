@@ -47,6 +47,9 @@ class AttentionBackend(Protocol):
     decodes_in_parts: ClassVar[bool]
     """Whether its decodes leave partial results in `AttentionMemory.workspace`."""
 
+    scales_projections: ClassVar[bool]
+    """Whether its fused decodes multiply a projection that lacks the scales of its rows and columns by these."""
+
     longest_captured: ClassVar[int | None]
     """Steps with longer chunks cannot be captured: their lengths must be known on the host. None: all steps can."""
 
@@ -210,6 +213,11 @@ class ModelAttention:
         if in_parts:
             self._memory.reserve_workspace()
         return launch
+
+    def scales_projection(self, layer: AttentionLayer) -> bool:
+        """Whether the layer's fused decodes do, whatever the step; see `AttentionBackend`."""
+        first = self._chains[layer][0]
+        return first.scales_projections and first.decodes_alone
 
     def prefill(self, layer: AttentionLayer) -> AttentionLaunch:
         launch: AttentionLaunch = _unreachable

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from tests.gpu.device import DEVICE, ON_GPU, TOLERANCE, needs_gpu, relative_error
 
 from octavo.kernels.cuda.weights import DeviceWeights  # isort: skip
-from octavo.kernels.kv_layout import KVDType  # isort: skip
+from octavo.kernels.kv_layout import LARGEST_CODE, KVDType  # isort: skip
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform  # isort: skip
 from tests.gpu.paged_batch import PagedBatch, make_batch  # isort: skip
 from tests.gpu.test_attention import check_written, transformed_heads  # isort: skip
@@ -44,19 +45,21 @@ def share(batch: PagedBatch, seed: int) -> int:
 
 def run(
     batch: PagedBatch, *, fused: bool, shares: bool, threshold: int = 1, fixed_part: int = 0, copies: bool = True,
-    source: Path | None = None, hooks: tuple[int, ...] = (),
+    source: Path | None = None, hooks: tuple[int, ...] = (), scales: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, SharedPlan]:  # fmt: skip
-    """source, hooks: a custom kernel, and the addresses passed to it."""
+    """source, hooks: a custom kernel, and the addresses passed to it. scales: of rows and columns, which qkv lacks."""
     layer, gpu = batch.layer, find_gpu(0)
     assert gpu is not None
     shape = Shape.of(layer, threshold)
     num, tokens = len(batch.query_lens), int(batch.seq_lens.sum())
     plan = SharedPlan(
-        shape, num, shape.num_stretches(gpu, layer.head_dim), gpu, DEVICE,
+        shape, num, shape.num_stretches(gpu, layer.head_dim, has_codes=batch.layout.dtype in LARGEST_CODE), gpu, DEVICE,
         shares=shares, fixed_part=fixed_part, max_num_tokens=tokens,
     )  # fmt: skip
     partials = Partials.allocate(plan.max_part_rows(), num, shape, layer.head_dim, DEVICE)
     transform = HeadTransform.of(layer, DeviceWeights(DEVICE, torch.float32)) if fused else None
+    if transform is not None and scales is not None:
+        transform = replace(transform, row_scales=scales[0], column_scales=scales[1])
     kind = Kind.of(layer, batch.qkv.dtype, batch.layout, fused, threshold)
     kernel = DecodeAttention(kind, gpu, has_copy_engine=copies, source=source, hooks=hooks)
     q = batch.qkv if fused else batch.split_qkv()[0].flatten(1).contiguous()
@@ -117,6 +120,22 @@ def test_codes_of_8_bits(dim: int, fused: bool, dtype: torch.dtype, codes: KVDTy
     plan = check(batch, fused=fused, shares=True)
     assert plan.units[: int(plan.totals[0]), 10].any(), "nothing was shared"
     check(make_batch(DECODES, window=40, softcap=2.0, head_dim=dim, dtype=dtype, codes=codes), fused=True, shares=True)
+
+
+@pytest.mark.parametrize("codes", [None, "fp8"])
+@pytest.mark.parametrize("has_norm", [False, True])
+def test_scales_that_the_projection_left(has_norm: bool, codes: KVDType | None) -> None:
+    """Powers of two, with which nothing is rounded otherwise."""
+    batch = make_batch(DECODES, num_heads=8, head_dim=128, rotary_dim=64, has_norm=has_norm, codes=codes)
+    expected, _ = run(batch, fused=True, shares=False)
+    written = batch.raw_pool.view(torch.uint8).clone()  # what nobody wrote may be NaN
+    rows, columns = (
+        torch.randint(-3, 4, (count,), device=DEVICE).float().exp2() for count in (len(batch.qkv), batch.qkv.shape[1])
+    )
+    batch.qkv.div_(rows[:, None] * columns)
+    out, _ = run(batch, fused=True, shares=False, scales=(rows, columns))
+    assert torch.equal(out, expected)
+    assert torch.equal(batch.raw_pool.view(torch.uint8), written)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

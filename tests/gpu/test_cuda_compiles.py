@@ -95,6 +95,8 @@ def test_rings_fit_into_shared_memory() -> None:
     assert Occupancy.of(wide, 128, (8, 0)) == Occupancy(blocks=2, entries=3)
     assert Occupancy.of(wide, 128, (8, 9)) == Occupancy(blocks=1, entries=4)
     assert Occupancy.of(wide, 256, (12, 0)) is None
+    assert Occupancy.of(wide, 128, (9, 0), has_codes=True) == Occupancy(blocks=3, entries=6)
+    assert Occupancy.of(wide, 256, (9, 0), has_codes=True) == Occupancy(blocks=2, entries=4)
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,9 @@ def test_a_product_leaves_its_scales_to_what_makes_fp8_of_it() -> None:
     assert "left_by" not in out.arguments
     assert up.arguments["left_by"] is out.arguments["weight"]
     assert down.arguments["left_by"] is up.arguments["weight"]
+    attends = replace(QUANTISES, leaves_scales=True, scales_projection=lambda layer: True)
+    first, attention, *_ = fuse(layer(), attends).instructions
+    assert (first.arguments["leaves_scales"], attention.arguments["left_by"]) == (True, first.arguments["weight"])
     biased = fuse(layer(has_bias=True), replace(QUANTISES, leaves_scales=True))
     assert biased.instructions[2].op == "linear", "whoever makes fp8 of it knows no bias"
 

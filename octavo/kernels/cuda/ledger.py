@@ -13,7 +13,7 @@ from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda_cpp import shape as cuda_cpp
 from octavo.kernels.cuda_cpp.quantized_format import format_of, held_bytes
 from octavo.kernels.device import StepLimits
-from octavo.kernels.kv_layout import KV_ELEMENTS, KVDType, KVLayout
+from octavo.kernels.kv_layout import KV_ELEMENTS, LARGEST_CODE, KVDType, KVLayout
 from octavo.kernels.ledger import Contents, Entry, Ledger
 from octavo.kernels.mixture import Mixture
 from octavo.kernels.parameters import Linear, Shape
@@ -110,10 +110,6 @@ def _activations(
         is_own = is_fused and format_of(linear, dtype, gpu, is_fixed=False) is not None
         return is_own and sizes.become_codes(linear, num_rows, dtype, gpu)
 
-    def peer_slots(ranks: int) -> Shape:
-        most = sizes.peer_bytes(ranks, model.whole.instructions, tokens, element_bytes)
-        return sizes.peer_slots(ranks, most)
-
     fusions = Fusions(attention=is_fused, adapters=is_fused, quantises=partial(quantises, seqs))
     chunks = model.body if model.gives_logits else model.whole
     body = Fusions(adapters=is_fused, quantises=partial(quantises, tokens))
@@ -123,8 +119,7 @@ def _activations(
     if not model.gives_logits:
         yield Entry("activations", element_bytes * tokens * own, "hidden states for the next stage")
         if any(each.op == "all_reduce" for each in model.body.instructions):
-            numbers = (2, sizes.MAX_PEERS)  # one of them takes the most
-            yield _entry("results of other ranks", [max(peer_slots(ranks) for ranks in numbers)])
+            yield _entry("results of other ranks", [sizes.peer_slots(sizes.MAX_PEERS, sizes.PEER_BYTES)])
         return
     heads = elements(model.head, fusions, seqs)
     yield Entry("activations", element_bytes * heads, f"logits of {seqs:,} sequences")
@@ -132,7 +127,7 @@ def _activations(
         yield Entry("activations", element_bytes * seqs * (own + 2 * vocab), "logits of all ranks")
         ranks = round(vocab / own)
         if 1 < ranks <= sizes.MAX_PEERS:
-            yield _entry("results of other ranks", [peer_slots(ranks)])
+            yield _entry("results of other ranks", [sizes.peer_slots(ranks, sizes.PEER_BYTES)])
         parted = sizes.parted_draw(ranks, seqs), sizes.parted_top_k(ranks, seqs)
         yield _entry("draws from parts", [shape for shapes in parted for shape in shapes.values()])
 
@@ -207,10 +202,14 @@ def _attention(
     takes_cuda = asked not in ("hopper", "triton") and seqs <= cuda_cpp.MAX_SEQUENCES
     ours = [layer for layer in layers if takes_cuda and not cuda_cpp.why_not(layer, dtype, kv, gpu)]
     if ours:
-        yield _entry("decodes in CUDA C++", cuda_cpp.workspace(ours, seqs, gpu, 1))
+        has_codes = kv.dtype in LARGEST_CODE
+        yield _entry("decodes in CUDA C++", cuda_cpp.workspace(ours, seqs, gpu, 1, has_codes=has_codes))
         short = cuda_cpp.short_chunk(ours, seqs, limits.short_chunk if len(ours) == len(layers) else 1)
         if short > 1:
-            yield _entry(f"chunks of up to {short} tokens in CUDA C++", cuda_cpp.workspace(ours, seqs, gpu, short))
+            yield _entry(
+                f"chunks of up to {short} tokens in CUDA C++",
+                cuda_cpp.workspace(ours, seqs, gpu, short, has_codes=has_codes),
+            )
     if len(ours) < len(layers):
         yield _entry("decodes in Triton", attention_sizes.decode_workspace(seqs, layers).values())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +30,7 @@ from octavo.kernels.triton.linear.skinny_linear import choose_tiling, library_li
 
 if TYPE_CHECKING:
     from octavo.kernels.cuda.adapters import DeviceAdapters
+    from octavo.kernels.cuda.quantized_product import QuantizedProduct
     from octavo.kernels.triton.linear.tile_linear import TileLinear
 
 
@@ -215,19 +217,23 @@ class Program:
     ) -> Launch:
         """The product; with a residual also the sum that is normed, in the residual's memory. left_by: the product
         whose scales are left to this one's rows."""
-        from octavo.kernels.cuda.quantized_product import QuantizedProduct
-
         norm_H = None if norm_weight is None else self._weights.vector(norm_weight)
-        product = self._shared.quantized_product(weight)
-        before = None if left_by is None else self._shared.quantized_product(left_by)
-        assert isinstance(product, QuantizedProduct), "only rows of such a product become fp8"
-        assert before is None or isinstance(before, QuantizedProduct), "only such a product leaves its scales"
+        product = self._scaled_product(weight)
+        before = None if left_by is None else self._scaled_product(left_by)
 
         def launch(step: DeviceStep, x: torch.Tensor, *rest: torch.Tensor) -> None:
             out, total = rest[-2:] if len(rest) > 1 else (rest[0], None)
             product.run_quantising(x, out, total=total, norm_weight=norm_H, left_by=before, **how)
 
         return launch
+
+    def _scaled_product(self, weight: Linear) -> QuantizedProduct:
+        """One whose rows become fp8, and that may leave its scales."""
+        from octavo.kernels.cuda.quantized_product import QuantizedProduct
+
+        product = self._shared.quantized_product(weight)
+        assert isinstance(product, QuantizedProduct), f"{weight.name} is no product of rows in fp8"
+        return product
 
     def _tiles(self, matrix: torch.Tensor, gate: Activation | None = None) -> TileLinear | None:
         if self._parts is None:
@@ -294,5 +300,17 @@ class Program:
 
         return launch
 
-    def _attention(self, layer: AttentionLayer) -> Launch:
-        return self._shared.attention.decode(layer, HeadTransform.of(layer, self._weights))
+    def _attention(self, layer: AttentionLayer, left_by: Linear | None = None) -> Launch:
+        """left_by: the projection, which leaves its scales where it has many rows."""
+        transform, decode = HeadTransform.of(layer, self._weights), self._shared.attention.decode
+        whole = decode(layer, transform)
+        if left_by is None:
+            return whole
+        product = self._scaled_product(left_by)
+        scaled = replace(transform, row_scales=product.scales, column_scales=product.weight.scales)
+        unscaled = decode(layer, scaled)
+
+        def launch(step: DeviceStep, qkv: torch.Tensor, out: torch.Tensor) -> None:
+            (unscaled if product.leaves_scales(len(qkv)) else whole)(step, qkv, out)
+
+        return launch

@@ -169,7 +169,7 @@ class QuantizedProduct:
     ) -> None:  # fmt: skip
         """A product whose rows become fp8 in the kernel that norms, adds up or activates them; see `quantise_rows`.
         leaves_scales: out lacks them; left_by: x is its product and lacks them. Few rows are multiplied as they are."""
-        if left_by is not None and left_by.takes(len(x)):
+        if left_by is not None and not left_by.leaves_scales(len(x)):
             left_by = None
         if self.takes(len(x)) and left_by is None:
             if total is not None:
@@ -182,7 +182,11 @@ class QuantizedProduct:
         before: dict[str, Any] = {"norm_weight": norm_weight, "eps": eps, "total": total, "activation": activation}
         if left_by is not None:
             before["column_scales"] = left_by.weight.scales
-        self._run_scaled(x, out, one=self.one if leaves_scales and not self.takes(len(x)) else None, **before)
+        self._run_scaled(x, out, one=self.one if leaves_scales and self.leaves_scales(len(x)) else None, **before)
+
+    def leaves_scales(self, num_rows: int) -> bool:
+        """Whether results of so many rows lack their scales, if `run_quantising` is asked for that."""
+        return not self.takes(num_rows)
 
     def _run_scaled(self, x: torch.Tensor, out: torch.Tensor, **before: Any) -> None:
         assert self.scaled is not None, "these rows do not become fp8"

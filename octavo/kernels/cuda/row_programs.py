@@ -68,8 +68,9 @@ def programs_by_rows(
         if shared.quantized is not None:
             fusions = replace(fusions, fuses=shared.quantized.fuses(num_rows))
             if is_fused:
-                leaves = num_rows <= TILED_ROWS[-1]
-                fusions = replace(fusions, quantises=shared.quantized.quantises(num_rows), leaves_scales=leaves)
+                leaves, scales = num_rows <= TILED_ROWS[-1], shared.attention.scales_projection
+                fusions = replace(fusions, leaves_scales=leaves, scales_projection=scales)
+                fusions = replace(fusions, quantises=shared.quantized.quantises(num_rows))
         return Program(fuse(recording, fusions), shared, min(num_rows, max_num_seqs), room)
 
     if shared.see is not None or shared.is_fixed:  # op by op, as the model calls them: nothing is fused

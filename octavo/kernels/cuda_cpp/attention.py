@@ -18,7 +18,7 @@ from octavo.kernels.cuda.step import AttentionLaunch, DeviceStep
 from octavo.kernels.cuda_cpp.attention_plan import SharedPlan, compile_plan
 from octavo.kernels.cuda_cpp.decode_attention import DecodeAttention, Kind, Partials
 from octavo.kernels.cuda_cpp.shape import MAX_SEQUENCES, Shape, short_chunk, why_not
-from octavo.kernels.kv_layout import KVDType, KVLayout
+from octavo.kernels.kv_layout import LARGEST_CODE, KVDType, KVLayout
 from octavo.kernels.triton.attention.memory import TORCH_DTYPE, AttentionMemory
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform
 
@@ -28,6 +28,7 @@ class CudaAttention:
     more than MAX_SEQUENCES, to other backends."""
 
     decodes_in_parts: ClassVar[bool] = False  # it has partial results of its own
+    scales_projections: ClassVar[bool] = True
     longest_captured: ClassVar[int | None] = None
 
     @staticmethod
@@ -84,7 +85,7 @@ class DecodesOf:
             shape = Shape.of(layer, max_queries)
             key, dim, seqs = (layer.group, layer.window, shape), layer.head_dim, memory.max_num_seqs
             if key not in self._plans:
-                stretches = shape.num_stretches(gpu, dim)
+                stretches = shape.num_stretches(gpu, dim, has_codes=memory.kv.dtype in LARGEST_CODE)
                 # partial results of short chunks, which have many rows, would take hundreds of megabytes if they shared
                 self._plans[key] = SharedPlan(shape, seqs, stretches, gpu, device, shares=max_queries == 1)
             if (shape, dim) not in self._partials:

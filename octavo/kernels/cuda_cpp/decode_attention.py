@@ -46,7 +46,7 @@ class _Launch(Structure):
             (name, c_void_p)
             for name in (
                 "q", "out", "pool", "block_table", "part_values", "part_max_sum", "done",
-                "q_norm", "k_norm", "cos", "sin",
+                "row_scales", "column_scales", "q_norm", "k_norm", "cos", "sin",
             )
         ),
         *((name, c_int64) for name in ("q_stride", "out_stride", "table_stride", "block_stride", "value_offset")),
@@ -104,7 +104,7 @@ class Kind:
     def compile(self, gpu: GPU, *, has_copy_engine: bool | None = None, source: Path | None = None) -> bytes:
         """has_copy_engine: use Hopper's copy engine; by default wherever there is one. source: a file that includes the
         kernel and defines its own hooks (csrc/cuda/hooks.cuh)."""
-        occupancy = Occupancy.of(self.shape, self.head_dim, gpu.capability)
+        occupancy = Occupancy.of(self.shape, self.head_dim, gpu.capability, has_codes=self.codes is not None)
         assert occupancy is not None, "a layer that does not fit is not compiled"
         copies = gpu.capability >= (9, 0) if has_copy_engine is None else has_copy_engine
         macros = {
@@ -121,16 +121,12 @@ class Kind:
             "IS_CHAINED": int(gpu.chains),
             "HAS_COPY_ENGINE": int(copies),
             "HAS_WGMMA": int(copies and gpu.capability[0] == 9 and self.codes is None),
-            "RING_ENTRIES": occupancy.entries * self._slabs(64) // self._slabs(64 if self.codes is None else 128),
+            "RING_ENTRIES": occupancy.entries,
             "BLOCKS_PER_MULTIPROCESSOR": occupancy.blocks,
         }
         if (hooks := _HOOKS.get((self.codes, self.has_sinks))) is not None:
             macros["HOOKS"] = hooks
         return compile_kernel("decode_attention", macros, gpu.capability, source)
-
-    def _slabs(self, dims: int) -> int:
-        """Of a head, so many dims each."""
-        return -(-self.head_dim // dims)
 
 
 class DecodeAttention:
@@ -155,10 +151,11 @@ class DecodeAttention:
         heads = transform if transform is not None else HeadTransform.none(q)
         arrays = (
             q, out, pool.data, block_table, partials.values, partials.max_sum, partials.done,
-            heads.q_norm, heads.k_norm, heads.cos, heads.sin,
+            heads.row_scales, heads.column_scales, heads.q_norm, heads.k_norm, heads.cos, heads.sin,
         )  # fmt: skip
+        addresses = (0 if array is None else array.data_ptr() for array in arrays)
         launch = _Launch(
-            plan.struct, *(array.data_ptr() for array in arrays), q.stride(0), out.stride(0), block_table.stride(0),
+            plan.struct, *addresses, q.stride(0), out.stride(0), block_table.stride(0),
             pool.block_stride, pool.value_offset, pool.layer_row, pool.block_stride // layer.head_dim,
             layer.num_kv_heads, plan.num_stretches, layer.window or 0, layer.scale * _LOG2_E,
             (layer.softcap or 0.0) * _LOG2_E, heads.eps,

@@ -79,8 +79,8 @@ class Shape:
     def can_share(self) -> bool:
         return self.query_tiles == 1 and self.members_in_tile > 1
 
-    def num_stretches(self, gpu: GPU, head_dim: int) -> int:
-        occupancy = Occupancy.of(self, head_dim, gpu.capability)
+    def num_stretches(self, gpu: GPU, head_dim: int, *, has_codes: bool = False) -> int:
+        occupancy = Occupancy.of(self, head_dim, gpu.capability, has_codes=has_codes)
         assert occupancy is not None, "a layer that does not fit is not planned"
         return max(1, gpu.num_multiprocessors * occupancy.blocks // self.num_kv_heads)
 
@@ -88,24 +88,29 @@ class Shape:
 @dataclass(frozen=True, slots=True)
 class Occupancy:
     """How many thread blocks run on a multiprocessor, and how many entries each one's ring has. An entry holds the keys
-    or the values of 64 tokens."""
+    or the values of 64 tokens: 16-bit numbers, or codes of a byte."""
 
     blocks: int
     entries: int
 
     @classmethod
-    def of(cls, shape: Shape, head_dim: int, capability: tuple[int, int]) -> Occupancy | None:
-        """Two thread blocks if their rings are long enough, else one; None if one does not fit."""
+    def of(
+        cls, shape: Shape, head_dim: int, capability: tuple[int, int], *, has_codes: bool = False
+    ) -> Occupancy | None:
+        """Two thread blocks if their rings are long enough, over codes three, whose products take longer beside their
+        reads; else fewer. None if one does not fit."""
         room = 1024 * next((size for known, size in _SHARED_KIB if known == capability), _NEWER_SHARED_KIB)
-        entry = -(-head_dim // 64) * 64 * 128
-        fixed = entry + 2 * (32 + 4 * _MEMBER_INTS * shape.members_in_tile) + 2048  # queries, members, barriers
-        for blocks, least in ((2, 3), (1, 2)):
+        entry, queries = (-(-head_dim // dims) * 64 * 128 for dims in (128 if has_codes else 64, 64))
+        fixed = queries + 2 * (32 + 4 * _MEMBER_INTS * shape.members_in_tile) + 2048  # and members, and barriers
+        for blocks, least in _BLOCKS[has_codes]:
             entries = (room // blocks - fixed) // entry
             if entries >= least:
                 return cls(blocks, min(entries, 12))
         return None
 
 
+#: thread blocks of a multiprocessor, and the shortest ring with which there are so many
+_BLOCKS = {False: ((2, 3), (1, 2)), True: ((3, 6), (2, 3), (1, 2))}
 #: KiB of shared memory for thread blocks on a multiprocessor, by compute capability
 _SHARED_KIB = (((8, 0), 162), ((8, 6), 98), ((8, 7), 162), ((8, 9), 98), ((12, 0), 98), ((12, 1), 98))
 _NEWER_SHARED_KIB = 226
@@ -139,13 +144,16 @@ def partial_shapes(part_rows: int, num_seqs: int, shape: Shape, head_dim: int) -
 
 
 def workspace(
-    layers: Sequence[AttentionLayer], max_num_seqs: int, gpu: GPU, max_queries: int
+    layers: Sequence[AttentionLayer], max_num_seqs: int, gpu: GPU, max_queries: int, *, has_codes: bool
 ) -> Iterator[tuple[int, ...]]:
     """All plans and partial results of a model with these layers, for sequences of up to max_queries new tokens."""
     plans = {(layer.group, layer.window, Shape.of(layer, max_queries)): layer for layer in layers}
     parts: dict[tuple[Shape, int], int] = {}
     for (_, _, shape), layer in plans.items():
-        stretches, seqs = shape.num_stretches(gpu, layer.head_dim), max_num_seqs * shape.query_tiles
+        stretches, seqs = (
+            shape.num_stretches(gpu, layer.head_dim, has_codes=has_codes),
+            max_num_seqs * shape.query_tiles,
+        )
         yield from plan_shapes(seqs, stretches).values()
         rows = max_part_rows(shape, seqs, stretches, shares=max_queries == 1)
         parts.setdefault((shape, layer.head_dim), rows)

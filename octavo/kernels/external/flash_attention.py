@@ -35,6 +35,7 @@ class FlashAttention:
     short_chunk = 1
     num_bytes = 0
     decodes_in_parts: ClassVar[bool] = False
+    scales_projections: ClassVar[bool] = False
     longest_captured: ClassVar[int | None] = MIN_CHUNK - 1
 
     @staticmethod

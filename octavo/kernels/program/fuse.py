@@ -9,7 +9,8 @@
     rms_norm, mixture                  ->  mixture with norm                 if its router's kernel takes it
     rms_norm, linear                   ->  quantising_linear               ┐ rows that become fp8 before a product do so
     add_rms_norm, linear               ->  quantising_linear               │ in what gives them; and the product before
-    gated_activation, linear           ->  quantising_linear               ┘ it may leave its scales to that
+    gated_activation, linear           ->  quantising_linear               ┘ it may leave its scales to that, or to
+                                                                             attention
     all_reduce, add_rms_norm           ->  all_reduce_add_rms_norm           between ranks
     add_adapters, gated_activation     ->  add_adapters with gate
     linear, add_adapters               ->  linear with adapters              and what fuses with a product then does
@@ -24,6 +25,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.mixture import Mixture
 from octavo.kernels.parameters import Linear
 from octavo.kernels.program.recorder import Instruction, Recording, Value
@@ -44,6 +46,7 @@ class Fusions:
     fuses: Callable[[Linear, bool], bool] = lambda weight, gated: True  # whether anything but that; a gate
     quantises: Callable[[Linear], bool] = lambda weight: False  # whether a product's rows become fp8 before it
     leaves_scales: bool = False  # such a product is faster without scales, which what makes the next one's rows can do
+    scales_projection: Callable[[AttentionLayer], bool] = lambda layer: False  # whether attention can, too
     takes_norm: Callable[[int, int], bool] = lambda columns, depth: False  # whether such a product does
     takes_gate: Callable[[int, int], bool] = lambda columns, depth: False
     routes_norm: Callable[[Mixture], bool] = lambda layer: False  # whether a mixture's router does
@@ -158,13 +161,13 @@ def _quantised(first: Instruction, second: Instruction, fusions: Fusions) -> lis
 
 
 def _with_scales_left(recording: Recording, fusions: Fusions) -> Recording:
-    """Products whose result the next instruction makes fp8 of leave their scales to that."""
+    """Products leave their scales to the next instruction, if it makes fp8 of their result, or attends with it."""
     uses = Counter(value for instruction in recording.instructions for value in instruction.inputs)
     uses.update(recording.kept)
     result = [*recording.instructions]
     for i in range(len(result) - 1):
         first, second = result[i : i + 2]
-        if first.op not in ("linear", "quantising_linear") or second.op != "quantising_linear":
+        if first.op not in ("linear", "quantising_linear") or not _takes_scales(second, fusions):
             continue
         weight, is_given = first.arguments["weight"], second.inputs[0] is first.outputs[0]
         if not is_given or uses[first.outputs[0]] > 1 or weight.biases or "adapters" in first.arguments:
@@ -173,6 +176,12 @@ def _with_scales_left(recording: Recording, fusions: Fusions) -> Recording:
             result[i] = replace(first, op="quantising_linear", arguments=first.arguments | {"leaves_scales": True})
             result[i + 1] = replace(second, arguments=second.arguments | {"left_by": weight})
     return replace(recording, instructions=result)
+
+
+def _takes_scales(instruction: Instruction, fusions: Fusions) -> bool:
+    if instruction.op == "attention":
+        return fusions.scales_projection(instruction.arguments["layer"])
+    return instruction.op == "quantising_linear"
 
 
 def _residual(first: Instruction, second: Instruction, fusions: Fusions) -> list[Instruction] | None:

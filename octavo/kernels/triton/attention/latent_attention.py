@@ -39,6 +39,7 @@ class LatentAttention:
     decodes_alone = False
     short_chunk = 1
     decodes_in_parts: ClassVar[bool] = False  # it has partial results of its own
+    scales_projections: ClassVar[bool] = False
     longest_captured: ClassVar[int | None] = None
 
     @staticmethod

@@ -24,7 +24,8 @@ from octavo.kernels.triton.chain import wait_for_previous
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeadTransform:
-    """The changes to a q or k head between projection and attention. Tensors are float32 on the device."""
+    """The changes to a q or k head between projection and attention. Tensors are float32 on the device. row_scales,
+    column_scales: what the projection lacks, for backends that multiply it (`AttentionBackend.scales_projections`)."""
 
     q_norm: torch.Tensor
     k_norm: torch.Tensor
@@ -33,6 +34,8 @@ class HeadTransform:
     rotary_dim: int  # 0: no rotation
     has_norm: bool
     eps: float
+    row_scales: torch.Tensor | None = None  # of each row of q, and
+    column_scales: torch.Tensor | None = None  # of its columns [(Q + 2K) * D]
 
     @classmethod
     def of(cls, layer: AttentionLayer, weights: DeviceWeights) -> HeadTransform:

@@ -36,6 +36,7 @@ class TritonAttention:
     short_chunk = 1
     num_bytes = 0
     decodes_in_parts: ClassVar[bool] = True
+    scales_projections: ClassVar[bool] = False
     longest_captured: ClassVar[int | None] = None
 
     @staticmethod
@@ -84,6 +85,7 @@ class HopperAttention:
     short_chunk = 1
     num_bytes = 0
     decodes_in_parts: ClassVar[bool] = True
+    scales_projections: ClassVar[bool] = False
     longest_captured: ClassVar[int | None] = None
 
     @staticmethod
@@ -150,6 +152,7 @@ class FixedAttention:
     decodes_alone = False
     short_chunk = 1
     decodes_in_parts: ClassVar[bool] = False  # it has partial results of its own
+    scales_projections: ClassVar[bool] = False
     longest_captured: ClassVar[int | None] = None
 
     @staticmethod
