@@ -1,10 +1,10 @@
-"""Sums of all ranks, from 8 KB to 4 MB: over peer memory, by NCCL, and by torch's symmetric memory without multicast.
+"""Sums of all ranks, from 8 KB to 64 MB: over peer memory, by NCCL, and by torch's symmetric memory without multicast.
 
 python -m benchmarks.kernels.gpu_all_reduce [ranks]
 
 Microseconds a call in a CUDA graph of calls one after another, the slowest rank's. `one shot` and `split` are the two
-ways of Octavo's kernel; the engine takes the one that `one_shot_bytes` chooses, and NCCL beyond `PEER_BYTES`. Then the
-same with what follows in a layer: residual add and RMSNorm, in one kernel and in two.
+ways of Octavo's kernel; the engine takes the one that `one_shot_bytes` chooses, and NCCL for what is larger than
+`peer_bytes`. Then the same with what follows in a layer: residual add and RMSNorm, in one kernel and in two.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from octavo.kernels.cuda_cpp.peer_memory import PeerMemory
 from octavo.kernels.triton.elementwise import norm
 from tests.gpu.gpu_ranks import on_all_gpus
 
-MOST = 4 << 20
-SIZES = [(8 << 10) << power for power in range(10)]
+MOST = 64 << 20
+SIZES = [(8 << 10) << power for power in range(14)]
 HIDDEN = 4096
 CALLS = 40
 Row = dict[str, float | str]

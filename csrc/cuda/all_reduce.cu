@@ -1,4 +1,4 @@
-// Adds up all ranks' x over peer memory, for messages so small that latency is their cost.
+// Adds up all ranks' x over peer memory.
 //
 //   octavo_all_reduce         out = sum of all ranks' x
 //   octavo_all_reduce_norm    residual += sum of all ranks' x; out = rms_norm(residual)
@@ -12,22 +12,23 @@
 #ifndef PER_THREAD
 #define PER_THREAD 1
 #endif
+#ifndef RESIDENT
+#define RESIDENT 1
+#endif
 
 namespace octavo {
 namespace {
 
 constexpr int kPerThread = PER_THREAD;  // packets of a row
+constexpr int kResident = RESIDENT;     // thread blocks of a multiprocessor
 
-// The numbers of the thread's packets: `row_packets` apart from row to row
+// The numbers of the thread's packets of a row that begins with packet `row`
 template <typename Do>
-__device__ __forceinline__ void for_each_packet(const Reduction& given, Do&& act) {
-  for (int64_t row = int64_t(blockIdx.x) * given.row_packets; row < given.num_packets;
-       row += int64_t(gridDim.x) * given.row_packets) {
+__device__ __forceinline__ void for_each_packet(const Reduction& given, int64_t row, Do&& act) {
 #pragma unroll
-    for (int i = 0; i < kPerThread; ++i) {
-      const int column = threadIdx.x + i * blockDim.x;
-      if (column < given.row_packets && row + column < given.num_packets) act(row + column);
-    }
+  for (int i = 0; i < kPerThread; ++i) {
+    const int column = threadIdx.x + i * blockDim.x;
+    if (column < given.row_packets && row + column < given.num_packets) act(i, row + column);
   }
 }
 
@@ -37,10 +38,18 @@ __device__ __forceinline__ void count_call(Calls* calls, uint32_t call) {
   if (threadIdx.x == 0 && atomicAdd(&calls->arrived, 1) == gridDim.x - 1) *calls = {call + 1, 0};
 }
 
-__device__ __forceinline__ void exchange_up_to_sums(const Reduction& given, const Exchange& exchange, uint32_t call) {
-  for_each_packet(given, [&](int64_t packet) { exchange.give(packet); });
-  count_call(given.calls, call);
-  if (given.splits) for_each_packet(given, [&](int64_t packet) { exchange.tell(packet); });
+// take(exchange, row), of each of the thread block's rows
+template <typename Take>
+__device__ __forceinline__ void exchange_rows(const Reduction& given, Take&& take) {
+  const uint32_t call = given.calls->begun;
+  const Exchange exchange(given, call);
+  const Rows rows{int64_t(blockIdx.x) * given.row_packets, int64_t(gridDim.x) * given.row_packets, given.num_packets};
+  in_turns(
+      rows, given.splits,
+      [&](int64_t row) { for_each_packet(given, row, [&](int, int64_t packet) { exchange.give(packet); }); },
+      [&] { count_call(given.calls, call); },
+      [&](int64_t row) { for_each_packet(given, row, [&](int, int64_t packet) { exchange.tell(packet); }); },
+      [&](int64_t row) { take(exchange, row); });
 }
 
 // Over the thread block
@@ -59,17 +68,19 @@ __device__ __forceinline__ float add_up(float x) {
 }  // namespace
 }  // namespace octavo
 
-extern "C" __global__ void __launch_bounds__(512) octavo_all_reduce(const __grid_constant__ octavo::Reduction given) {
+extern "C" __global__ void __launch_bounds__(512, octavo::kResident)
+    octavo_all_reduce(const __grid_constant__ octavo::Reduction given) {
   using namespace octavo;
   wait_for_previous();
   allow_next();
-  const uint32_t call = given.calls->begun;
-  const Exchange exchange(given, call);
-  exchange_up_to_sums(given, exchange, call);
-  for_each_packet(given, [&](int64_t packet) { static_cast<Packet*>(given.out)[packet] = exchange.take(packet); });
+  exchange_rows(given, [&](const Exchange& exchange, int64_t row) {
+    for_each_packet(given, row, [&](int, int64_t packet) {
+      static_cast<Packet*>(given.out)[packet] = exchange.take(packet);
+    });
+  });
 }
 
-extern "C" __global__ void __launch_bounds__(512)
+extern "C" __global__ void __launch_bounds__(512, octavo::kResident)
     octavo_all_reduce_norm(const __grid_constant__ octavo::Reduction given) {
   using namespace octavo;
   Numbers weight[kPerThread] = {};
@@ -80,23 +91,13 @@ extern "C" __global__ void __launch_bounds__(512)
   }
   wait_for_previous();
   allow_next();
-  const uint32_t call = given.calls->begun;
-  const Exchange exchange(given, call);
-  exchange_up_to_sums(given, exchange, call);
-  for (int64_t row = int64_t(blockIdx.x) * given.row_packets; row < given.num_packets;
-       row += int64_t(gridDim.x) * given.row_packets) {
+  exchange_rows(given, [&](const Exchange& exchange, int64_t row) {
     Numbers x[kPerThread] = {};
     float squares = 0;
-#pragma unroll
-    for (int i = 0; i < kPerThread; ++i) {
-      const int column = threadIdx.x + i * blockDim.x;
-      if (column < given.row_packets) x[i] = add_residual(given, row + column, exchange.take(row + column), squares);
-    }
+    for_each_packet(given, row, [&](int i, int64_t packet) {
+      x[i] = add_residual(given, packet, exchange.take(packet), squares);
+    });
     const float scale = rsqrtf(add_up(squares) / float(given.row_packets * kElements) + given.eps);
-#pragma unroll
-    for (int i = 0; i < kPerThread; ++i) {
-      const int column = threadIdx.x + i * blockDim.x;
-      if (column < given.row_packets) store_normed(given, row + column, x[i], weight[i], scale);
-    }
-  }
+    for_each_packet(given, row, [&](int i, int64_t packet) { store_normed(given, packet, x[i], weight[i], scale); });
+  });
 }

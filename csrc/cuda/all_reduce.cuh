@@ -4,6 +4,9 @@
 //   split        rank 0  x ──────────▶ the packet's owner           the owner adds up, and
 //                owner   sum ────────▶ all others' slots            tells the others
 //
+// Packets of a large message are sent a few rows before those whose sums are taken, so that links and memory are busy
+// together. A thread block has the same rows in the same order on all ranks, so each comes to send what another waits for.
+//
 // A packet is its own flag: a slot is empty (kEmpty) until it arrives, and emptied by the thread that reads it. So the
 // only wait is for the packets themselves, in this rank's own memory, and they may arrive in any order.
 //
@@ -143,6 +146,30 @@ struct Exchange {
 
   __device__ void empty(Packet* at) const { store_for_all(at, {kEmpty, kEmpty, kEmpty, kEmpty}); }
 };
+
+constexpr int kAhead = 4;  // rows
+
+// A thread block's rows, as the numbers of their first packets
+struct Rows {
+  int64_t first, step, end;
+};
+
+// send(row) for rows up to kAhead ahead of the one that take(row) waits for, and begun() when the first are on their way.
+// If split, all are sent at once, and then tell(row) for all, since their owners' sums come back.
+template <typename Send, typename Begun, typename Tell, typename Take>
+__device__ __forceinline__ void in_turns(const Rows& rows, bool splits, Send&& send, Begun&& begun, Tell&& tell,
+                                         Take&& take) {
+  const int64_t ahead = splits ? rows.end : rows.first + kAhead * rows.step;
+  int64_t sent = rows.first;
+  for (; sent < rows.end && sent < ahead; sent += rows.step) send(sent);
+  begun();
+  for (int64_t row = rows.first; splits && row < rows.end; row += rows.step) tell(row);
+  for (int64_t row = rows.first; row < rows.end; row += rows.step) {
+    if (sent < rows.end) send(sent);
+    sent += rows.step;
+    take(row);
+  }
+}
 
 // residual += x, rounded. Returns the sum, and adds its square to `squares`.
 __device__ __forceinline__ Numbers add_residual(const Reduction& given, int64_t packet, const Packet& x,

@@ -200,9 +200,8 @@ def test_ctrl_c_in_a_terminal_is_the_engines_alone() -> None:
         assert not is_running(worker)
 
 
-def test_a_server_whose_worker_dies_starts_its_engine_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.server.live.EXECUTOR", "mp")
-    with live_and_clean(tmp_path) as server:
+def test_a_server_whose_worker_dies_starts_its_engine_again(tmp_path: Path) -> None:
+    with live_and_clean(tmp_path, engine={"distributed_executor_backend": "mp"}) as server:
         worker = worker_of(server.children()["engine"])
         stream = Stream(server, prompt="Once", params={"temperature": 0, "max_tokens": 1500, "ignore_eos": True})
         stream.start()

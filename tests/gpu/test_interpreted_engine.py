@@ -47,18 +47,23 @@ def engine(folder: object, backend: str, **options: object) -> LLM:
 
 @pytest.mark.usefixtures("interpreter")
 @pytest.mark.parametrize(
-    ("name", "decode_threshold", "short_chunk"),
-    [("qwen3", 1, 1), ("qwen3", 16, 1), ("qwen2-moe", 1, 16), ("gpt-oss", 1, 1)],
+    ("name", "num_layers", "decode_threshold", "short_chunk"),
+    [("qwen3", 2, 1, 1), ("qwen3", 1, 16, 1), ("qwen2-moe", 2, 1, 16), ("gpt-oss", 2, 1, 1)],
 )
 def test_it_gives_the_hosts_tokens(
-    name: str, decode_threshold: int, short_chunk: int, tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    num_layers: int,
+    decode_threshold: int,
+    short_chunk: int,
+    tiny_folder: TinyFolder,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(TritonAttention, "short_chunk", short_chunk)
     gather = RequestStates.gather
     monkeypatch.setattr(
         RequestStates, "gather", lambda *given: replace(gather(*given), decode_threshold=decode_threshold)
     )
-    gives_the_hosts_tokens(tiny_folder(name, num_hidden_layers=2))
+    gives_the_hosts_tokens(tiny_folder(name, num_hidden_layers=num_layers))
 
 
 @pytest.mark.usefixtures("interpreter")

@@ -24,7 +24,16 @@ pytestmark = [
 COUNTS = [count for count in (2, 4, 8) if count <= torch.cuda.device_count()]
 EPS = 1e-6
 WIDTHS = {torch.float32: (64, 4096), torch.bfloat16: (64, 1000, 4096, 8192), torch.float16: (128, 5120)}
-CASES = [(dtype, width, rows) for dtype in WIDTHS for width, rows in product(WIDTHS[dtype], (1, 2, 7, 64, 256, 700))]
+#: of the last, each thread block sends rows while it adds up earlier ones
+ROWS = (1, 2, 7, 64, 256, 700, 3000)
+CASES = [
+    (dtype, width, rows)
+    for dtype in WIDTHS
+    for width, rows in product(WIDTHS[dtype], ROWS)
+    if width * rows <= 3000 * 4096
+]
+#: ranks, and the largest message at once; two ranks exchange larger ones in pieces
+CALLS = [(count, sizes.PEER_BYTES) for count in COUNTS] + [(2, sizes.MOST_PEER_BYTES)]
 Sums = dict[torch.dtype, RankSums]
 
 
@@ -49,10 +58,12 @@ def total(parts: list[torch.Tensor]) -> torch.Tensor:
     return found.to(parts[0].dtype)
 
 
-def rank_sums(ranks: Collectives, device: torch.device, dtype: torch.dtype) -> RankSums:
+def rank_sums(
+    ranks: Collectives, device: torch.device, dtype: torch.dtype, most_bytes: int = sizes.PEER_BYTES
+) -> RankSums:
     gpu = find_gpu(ranks.rank)
     assert isinstance(gpu, GPU)
-    sums = RankSums(ranks, dtype, gpu, device, peer_memory=True)
+    sums = RankSums(ranks, dtype, gpu, device, most_bytes)
     assert ranks.link.startswith("peer memory"), ranks.link
     ranks.link = "NCCL"
     return sums
@@ -62,17 +73,21 @@ def bits(x: torch.Tensor) -> bytes:
     return sha256(x.cpu().view(torch.uint8).numpy().tobytes()).digest()
 
 
-def run_sums(ranks: Collectives, device: torch.device) -> list[bytes]:
+def is_exact(ranks: Collectives, x: torch.Tensor) -> bool:
+    """Whether peer memory carries it."""
+    return ranks.size == 2 or x.nbytes <= sizes.PEER_BYTES
+
+
+def run_sums(ranks: Collectives, device: torch.device, most_bytes: int) -> list[bytes]:
     """The results' bits."""
-    sums = {dtype: rank_sums(ranks, device, dtype) for dtype in WIDTHS}
+    sums = {dtype: rank_sums(ranks, device, dtype, most_bytes) for dtype in WIDTHS}
     found = []
     for dtype, width, rows in CASES:
         parts = summands(ranks.size, dtype, rows, width, device)
         x = parts[ranks.rank].clone()
-        is_small = x.nbytes <= sizes.PEER_BYTES
         sums[dtype].all_reduce(x)
         expected = total(parts)
-        if is_small:
+        if is_exact(ranks, x):
             assert torch.equal(x.nan_to_num(7), expected.nan_to_num(7)), (dtype, width, rows)
         finite = expected.isfinite() & x.isfinite()
         assert finite.float().mean() > 0.9
@@ -81,14 +96,14 @@ def run_sums(ranks: Collectives, device: torch.device) -> list[bytes]:
     return found
 
 
-@pytest.mark.parametrize("count", COUNTS)
-def test_sums_are_exact_and_the_same_on_all(count: int) -> None:
-    first, *others = on_all_gpus(count, run_sums)
+@pytest.mark.parametrize(("count", "most_bytes"), CALLS)
+def test_sums_are_exact_and_the_same_on_all(count: int, most_bytes: int) -> None:
+    first, *others = on_all_gpus(count, run_sums, most_bytes)
     assert all(other == first for other in others)
 
 
-def run_norms(ranks: Collectives, device: torch.device) -> list[bytes]:
-    sums = {dtype: rank_sums(ranks, device, dtype) for dtype in WIDTHS}
+def run_norms(ranks: Collectives, device: torch.device, most_bytes: int) -> list[bytes]:
+    sums = {dtype: rank_sums(ranks, device, dtype, most_bytes) for dtype in WIDTHS}
     found = []
     for dtype, width, rows in CASES:
         parts = [part.nan_to_num(1, 1, 1) for part in summands(ranks.size, dtype, rows, width, device)]
@@ -99,16 +114,16 @@ def run_norms(ranks: Collectives, device: torch.device) -> list[bytes]:
         sums[dtype].prepare_norm(width)
         sums[dtype].add_rms_norm(x, fused_residual, weight, EPS, x)
         norm.add_rms_norm(plain, plain_residual, weight, EPS, plain)
-        if x.nbytes <= sizes.PEER_BYTES:
+        if is_exact(ranks, x):
             assert torch.equal(fused_residual, plain_residual), (dtype, width, rows)
         assert relative_error(x, plain) < TOLERANCE[dtype], (dtype, width, rows)
         found += [bits(x), bits(fused_residual)]
     return found
 
 
-@pytest.mark.parametrize("count", COUNTS)
-def test_the_norm_in_the_same_kernel(count: int) -> None:
-    first, *others = on_all_gpus(count, run_norms)
+@pytest.mark.parametrize(("count", "most_bytes"), CALLS)
+def test_the_norm_in_the_same_kernel(count: int, most_bytes: int) -> None:
+    first, *others = on_all_gpus(count, run_norms, most_bytes)
     assert all(other == first for other in others)
 
 
@@ -117,8 +132,7 @@ def run_graphs(ranks: Collectives, device: torch.device) -> int:
     number of elements that were ever wrong."""
     sums = rank_sums(ranks, device, torch.bfloat16)
     wrong = torch.zeros((), dtype=torch.int64, device=device)
-    beyond = 300 if ranks.size == 2 else 256  # NCCL's sum of two is exact
-    shapes = [(1, 4096), (beyond, 4096), (33, 8192), (3, 64), (256, 1024)]
+    shapes = [(1, 4096), (600 if ranks.size == 2 else 256, 4096), (33, 8192), (3, 64), (256, 1024)]
     cases = []
     for rows, width in shapes:
         parts = [part.nan_to_num(1, 1, 1) for part in summands(ranks.size, torch.bfloat16, rows, width, device)]
@@ -157,7 +171,7 @@ def test_a_thousand_replays(count: int) -> None:
 def run_switched_off(ranks: Collectives, device: torch.device) -> bool:
     gpu = find_gpu(ranks.rank)
     assert isinstance(gpu, GPU)
-    sums = RankSums(ranks, torch.float32, gpu, device, peer_memory=False)
+    sums = RankSums(ranks, torch.float32, gpu, device, 0)
     x = torch.full((4, 64), float(ranks.rank), device=device)
     sums.all_reduce(x)
     return bool(x.eq(sum(range(ranks.size))).all()) and "disable_custom_all_reduce is set" in ranks.link

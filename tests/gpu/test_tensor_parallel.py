@@ -14,6 +14,7 @@ import torch
 
 from octavo import LLM, SamplingParams
 from octavo.executor import processes
+from tests import test_real_models as real_models
 from tests.conftest import TinyFolder
 from tests.gpu.device import ON_GPU
 
@@ -49,7 +50,15 @@ def check(folder: object, **options: Any) -> str:
 @pytest.mark.parametrize("name", ["qwen3", "gemma3", "gpt2", "qwen2-moe"])
 def test_two_gpus_give_ones_tokens(name: str, eager: bool, tiny_folder: TinyFolder) -> None:
     card = check(tiny_folder(name), enforce_eager=eager, enable_expert_parallel="moe" in name)
-    assert card.endswith("exchanging by peer memory, and NCCL for large messages: cuda:0, cuda:1")
+    assert card.endswith("exchanging by peer memory: cuda:0, cuda:1")
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_give_a_real_models_text() -> None:
+    """With four heads of queries, and one of keys and values that both ranks have."""
+    options = {"dtype": "float32", "backend": "triton", "tensor_parallel_size": 2}
+    with real_models.open_model("gemma3-270m", **options) as llm:
+        real_models.check_float32_text("gemma3-270m", llm)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

@@ -27,13 +27,19 @@ from octavo.server.settings import ServerSettings
 from octavo.processes.supervisor import ServeOptions, Supervisor
 log_to_stderr("server")
 sys.exit(Supervisor(ServeOptions(
-    engine=engine_config(model="smollm2", num_threads=1, max_model_len=2048, num_gpu_blocks_override=512,
-                         distributed_executor_backend={executor!r}, data_parallel_size={engines},
-                         pipeline_parallel_size={stages}),
+    engine=engine_config(**{engine!r}),
     admission=AdmissionConfig(), server=ServerConfig(host="127.0.0.1", port=0, **{server!r}),
     settings={settings}, model_name="smollm2", app="{app}", transfer=TransferConfig(**{transfer!r}),
 )).run())
 """
+#: the options of its engine
+ENGINE: dict[str, Any] = {
+    "model": "smollm2",
+    "num_threads": 1,
+    "max_model_len": 2048,
+    "num_gpu_blocks_override": 512,
+    "distributed_executor_backend": EXECUTOR,
+}
 #: the folder with faults for a server's processes
 FAULTS = Path(__file__).parent / "faults"
 #: the app of the front ends, and its settings: the plain one, or the API
@@ -43,21 +49,20 @@ PATIENCE_S = 60.0  # the machine may be busy
 
 
 class LiveServer:
-    """directory: only for its temporary files. path: where its processes look for modules first. engines, stages:
-    their numbers. transfer: fields of TransferConfig."""
+    """directory: only for its temporary files. path: where its processes look for modules first. engine: options that
+    differ from ENGINE. transfer: fields of TransferConfig."""
 
     def __init__(
         self,
         directory: Path,
         app: tuple[str, str] = PLAIN,
         path: Sequence[Path] = (),
-        engines: int = 1,
-        stages: int = 1,
+        engine: dict[str, Any] | None = None,
         transfer: dict[str, Any] | None = None,
         **server: Any,
     ) -> None:
-        made_of = {"transfer": transfer or {}, "app": app[0], "settings": app[1], "engines": engines, "stages": stages}
-        code = CODE.format(server=server, executor=EXECUTOR, **made_of)
+        made_of = {"transfer": transfer or {}, "app": app[0], "settings": app[1], "engine": ENGINE | (engine or {})}
+        code = CODE.format(server=server, **made_of)
         self.directory = directory
         self.lines: list[str] = []
         self.process = subprocess.Popen(
@@ -152,11 +157,10 @@ def live(
     directory: Path,
     app: tuple[str, str] = PLAIN,
     path: Sequence[Path] = (),
-    engines: int = 1,
-    stages: int = 1,
+    engine: dict[str, Any] | None = None,
     **server: Any,
 ) -> Iterator[LiveServer]:
-    served = LiveServer(directory, app, path, engines, stages, **server)
+    served = LiveServer(directory, app, path, engine, **server)
     try:
         yield served
     finally:

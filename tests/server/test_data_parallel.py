@@ -27,8 +27,8 @@ LONGISH = {"temperature": 0, "max_tokens": 250, "ignore_eos": True}
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     """At its end it must let the requests of both engines finish, and leave nothing behind."""
-    options: dict[str, Any] = {"engines": 2, "path": [FAULTS], "api_server_count": 2, "shutdown_timeout": 60}
-    with live(tmp_path_factory.mktemp("tmp"), **options) as server:
+    options: dict[str, Any] = {"path": [FAULTS], "api_server_count": 2, "shutdown_timeout": 60}
+    with live(tmp_path_factory.mktemp("tmp"), engine={"data_parallel_size": 2}, **options) as server:
         yield server
         children = server.children()
         streams = [Stream(server, prompt="One, two,", params={**LONGISH, "max_tokens": 60}, rank=one) for one in (0, 1)]

@@ -21,7 +21,7 @@ LONG = {"temperature": 0, "max_tokens": 1500, "ignore_eos": True}
 def test_it_answers_as_one_rank_and_ends_what_a_dead_stage_computed(tmp_path: Path) -> None:
     with LLM("smollm2", num_threads=1, max_model_len=2048) as llm:
         expected = llm.generate([PROMPT], SamplingParams(**GREEDY), use_tqdm=False)[0].outputs[0].text
-    with live_and_clean(tmp_path, stages=2) as server:
+    with live_and_clean(tmp_path, engine={"pipeline_parallel_size": 2}) as server:
         assert read_answer(server, prompt=PROMPT, params=GREEDY) == expected
         left = Stream(server, prompt="Once upon a time", params=LONG)
         left.start()

@@ -110,6 +110,10 @@ def _activations(
         is_own = is_fused and format_of(linear, dtype, gpu, is_fixed=False) is not None
         return is_own and sizes.become_codes(linear, num_rows, dtype, gpu)
 
+    def peer_slots(ranks: int) -> Shape:
+        most = sizes.peer_bytes(ranks, model.whole.instructions, tokens, element_bytes)
+        return sizes.peer_slots(ranks, most)
+
     fusions = Fusions(attention=is_fused, adapters=is_fused, quantises=partial(quantises, seqs))
     chunks = model.body if model.gives_logits else model.whole
     body = Fusions(adapters=is_fused, quantises=partial(quantises, tokens))
@@ -119,7 +123,8 @@ def _activations(
     if not model.gives_logits:
         yield Entry("activations", element_bytes * tokens * own, "hidden states for the next stage")
         if any(each.op == "all_reduce" for each in model.body.instructions):
-            yield _entry("results of other ranks", [sizes.peer_slots(sizes.MAX_PEERS, sizes.PEER_BYTES)])
+            numbers = (2, sizes.MAX_PEERS)  # one of them takes the most
+            yield _entry("results of other ranks", [max(peer_slots(ranks) for ranks in numbers)])
         return
     heads = elements(model.head, fusions, seqs)
     yield Entry("activations", element_bytes * heads, f"logits of {seqs:,} sequences")
@@ -127,7 +132,7 @@ def _activations(
         yield Entry("activations", element_bytes * seqs * (own + 2 * vocab), "logits of all ranks")
         ranks = round(vocab / own)
         if 1 < ranks <= sizes.MAX_PEERS:
-            yield _entry("results of other ranks", [sizes.peer_slots(ranks, sizes.PEER_BYTES)])
+            yield _entry("results of other ranks", [peer_slots(ranks)])
         parted = sizes.parted_draw(ranks, seqs), sizes.parted_top_k(ranks, seqs)
         yield _entry("draws from parts", [shape for shapes in parted for shape in shapes.values()])
 

@@ -36,7 +36,7 @@ from octavo.kernels.cuda.quantized_product import QuantizedProducts
 from octavo.kernels.cuda.rank_sums import RankSums
 from octavo.kernels.cuda.row_programs import Passes, first_for
 from octavo.kernels.cuda.shared import Shared
-from octavo.kernels.cuda.sizes import MAX_EDITED_ROWS
+from octavo.kernels.cuda.sizes import MAX_EDITED_ROWS, peer_bytes
 from octavo.kernels.cuda.step import DeviceStep, Staging, StepKind, slots_of
 from octavo.kernels.cuda.weights import DeviceWeights
 from octavo.kernels.cuda.whole_logits import WholeLogits
@@ -102,7 +102,8 @@ class TritonModel:
         is_fixed = attention == "deterministic"
         self._sums = None
         if ranks is not None and ranks.size > 1:
-            self._sums = RankSums(ranks, TORCH_DTYPE[dtype], gpu, device, peer_memory=peer_memory, is_fixed=is_fixed)
+            most = peer_bytes(ranks.size, whole.instructions, limits.max_num_tokens, TORCH_DTYPE[dtype].itemsize)
+            self._sums = RankSums(ranks, TORCH_DTYPE[dtype], gpu, device, most if peer_memory else 0, is_fixed=is_fixed)
         products = list(contents.products.values())
         self._quantized = QuantizedProducts.of(products, dtype, most_rows, device, gpu, is_fixed=is_fixed)
         self._adapters: DeviceAdapters | None = None

@@ -1,9 +1,10 @@
-"""RankSums: adds up what ranks have computed on GPUs: small messages over peer memory, large ones by NCCL.
+"""RankSums: adds up what ranks have computed on GPUs: over peer memory, and large messages of many ranks by NCCL.
 
-    linear | all_reduce, add_rms_norm | linear       one kernel if the message is small, else NCCL and the norm
+    linear | all_reduce, add_rms_norm | linear       one kernel over peer memory, or NCCL and the norm
 
 A step of few sequences has messages of some kilobytes, whose cost is latency; a chunk of a prompt has megabytes, whose
-cost is bandwidth. All ranks have messages of the same size, so they choose alike.
+cost is bandwidth. Two ranks send each other whole messages, which take no more bytes than parts of them would. All
+ranks have messages of the same size, so they choose alike.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 
 from octavo.distributed.collectives import Collectives
 from octavo.kernels.cuda.driver import GPU
-from octavo.kernels.cuda.sizes import MAX_PEERS, PEER_BYTES, peer_slots
+from octavo.kernels.cuda.sizes import MAX_PEERS, peer_slots
 from octavo.kernels.cuda_cpp.all_reduce import PeerAllReduce
 from octavo.kernels.cuda_cpp.compile import find_nvcc
 from octavo.kernels.cuda_cpp.peer_memory import PeerMemory, PeerMemoryError
@@ -23,11 +24,12 @@ from octavo.kernels.triton.sampling.parted_top_k import PartedTopK
 
 
 class RankSums:
-    """num_bytes: what they take on this rank's GPU. is_fixed: sums must have the same bits whatever a message's size.
-    Tells the ranks' link what carries them, and why not peer memory."""
+    """most_bytes: of a message over peer memory, by `sizes.peer_bytes`; 0: none go there. num_bytes: what they take on
+    this rank's GPU. is_fixed: sums must have the same bits whatever a message's size. Tells the ranks' link what
+    carries them, and why not peer memory."""
 
     def __init__(
-        self, ranks: Collectives, dtype: torch.dtype, gpu: GPU, device: torch.device, *, peer_memory: bool,
+        self, ranks: Collectives, dtype: torch.dtype, gpu: GPU, device: torch.device, most_bytes: int, *,
         is_fixed: bool = False,
     ) -> None:  # fmt: skip
         self._ranks, self._device, self._chained = ranks, device, gpu.chains
@@ -36,10 +38,10 @@ class RankSums:
         if not ranks.can_capture:  # on the host, for ranks that share a GPU
             return
         reason = "a deterministic engine adds up in one order" if is_fixed else None
-        reason = reason if peer_memory else "disable_custom_all_reduce is set"
+        reason = reason if most_bytes else "disable_custom_all_reduce is set"
         try:
-            self._peers, self.num_bytes = _meet(ranks, dtype, gpu, device, reason)
-            ranks.link = f"peer memory, and {ranks.link} for large messages"
+            self._peers, self.num_bytes = _meet(ranks, dtype, gpu, device, most_bytes, reason)
+            ranks.link = "peer memory" if ranks.size == 2 else f"peer memory, and {ranks.link} for large messages"
         except PeerMemoryError as error:
             ranks.link = f"{ranks.link}, not over peer memory: {error}"
 
@@ -77,7 +79,7 @@ class RankSums:
 
 
 def _meet(
-    ranks: Collectives, dtype: torch.dtype, gpu: GPU, device: torch.device, reason: str | None
+    ranks: Collectives, dtype: torch.dtype, gpu: GPU, device: torch.device, most_bytes: int, reason: str | None
 ) -> tuple[PeerAllReduce, int]:
     """All ranks do it together. Raises PeerMemoryError on all of them, or on none."""
     if reason is None and ranks.size > MAX_PEERS:
@@ -86,5 +88,5 @@ def _meet(
         reason = "its kernel is compiled by nvcc, which is not here: pip install 'octavo[cuda]'"
     if ranks.smallest(int(reason is None))[0] == 0:
         raise PeerMemoryError(reason or "another rank cannot use it")
-    memory = PeerMemory(ranks, 4 * peer_slots(ranks.size, PEER_BYTES)[0])
-    return PeerAllReduce(memory, ranks.rank, dtype, gpu, device, PEER_BYTES), memory.num_bytes
+    memory = PeerMemory(ranks, 4 * peer_slots(ranks.size, most_bytes)[0])
+    return PeerAllReduce(memory, ranks.rank, dtype, gpu, device, most_bytes), memory.num_bytes

@@ -46,7 +46,8 @@ SHRINK_SPLITS = {512: 4}
 STAGING_BYTES = 8 << 20
 MOVE_BYTES = 32 << 20  # of KV blocks that travel at once
 MAX_PEERS = 8  # ranks that exchange over peer memory
-PEER_BYTES = 2 << 20  # the largest message that they exchange so
+PEER_BYTES = 2 << 20  # the largest message that many of them exchange so
+MOST_PEER_BYTES = 64 << 20  # that two ranks exchange at once
 
 
 def num_bytes(shapes: Iterable[Shape]) -> int:
@@ -222,10 +223,20 @@ def peer_slots(num_ranks: int, most_bytes: int) -> Shape:
     return (2 * num_ranks * most_bytes // 4,)
 
 
+def peer_bytes(num_ranks: int, instructions: Sequence[Instruction], max_rows: int, element_bytes: int) -> int:
+    """The largest message that ranks exchange at once over peer memory. Two ranks exchange all of a step's so, which is
+    faster than NCCL at any size; more of them the small ones, whose cost is latency."""
+    if num_ranks != 2:
+        return PEER_BYTES
+    widths = [i.inputs[0].width for i in instructions if i.op == "all_reduce"]
+    largest = max_rows * max(widths, default=0) * element_bytes
+    return min(max(-(-largest // 16) * 16, PEER_BYTES), MOST_PEER_BYTES)
+
+
 def one_shot_bytes(num_ranks: int) -> int:
     """Up to this size every rank adds up whole messages. That is one trip instead of two, but num_ranks / 2 times the
     bytes."""
-    return PEER_BYTES if num_ranks == 2 else 256 << 10 if num_ranks <= 4 else 128 << 10
+    return MOST_PEER_BYTES if num_ranks == 2 else 256 << 10 if num_ranks <= 4 else 128 << 10
 
 
 def offer_width(num_ranks: int) -> int:

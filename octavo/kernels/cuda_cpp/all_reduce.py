@@ -1,4 +1,4 @@
-"""PeerAllReduce: launches csrc/cuda/all_reduce.cu, the sum of small tensors of all ranks over peer memory."""
+"""PeerAllReduce: launches csrc/cuda/all_reduce.cu, the sum of all ranks' tensors over peer memory."""
 
 from __future__ import annotations
 
@@ -22,13 +22,19 @@ _MAX_PER_THREAD = 8
 def compile_all_reduce(num_ranks: int, dtype: torch.dtype, capability: tuple[int, int], per_thread: int = 1) -> bytes:
     """per_thread: packets of a row that a thread of the kernel with a norm has."""
     macros: dict[str, str | int] = {"RANKS": num_ranks, "ELEMENT": _ELEMENTS[dtype], "PER_THREAD": per_thread}
+    macros["RESIDENT"] = _resident(num_ranks, per_thread)
     return compile_kernel("all_reduce", macros, capability)
 
 
+def _resident(num_ranks: int, per_thread: int) -> int:
+    """Thread blocks of a multiprocessor at once: two, where a thread's packets are few enough for its registers."""
+    return 2 if num_ranks == 2 and per_thread <= 2 else 1
+
+
 class PeerAllReduce:
-    """memory: of at least `peer_slots` for messages of most_bytes. All ranks make the same calls. one_shot: messages up
-    to this size are added up whole on each rank; others in parts, which ranks then tell each other. dtype: of what is
-    normed; sums may be float32, too."""
+    """memory: of at least `peer_slots` for messages of most_bytes, whole packets; two ranks exchange larger ones in
+    pieces. All ranks make the same calls. one_shot: messages up to this size are added up whole on each rank; others in
+    parts, which ranks then tell each other. dtype: of what is normed; sums may be float32, too."""
 
     def __init__(
         self, memory: PeerMemory, rank: int, dtype: torch.dtype, gpu: GPU, device: torch.device, most_bytes: int,
@@ -48,7 +54,8 @@ class PeerAllReduce:
 
     def takes(self, x: torch.Tensor) -> bool:
         """Whether `all_reduce` does."""
-        return x.dtype in self._plain and 0 < x.nbytes <= self.most_bytes and x.nbytes % _PACKET_BYTES == 0
+        is_small = x.nbytes <= self.most_bytes or self._size == 2
+        return x.dtype in self._plain and is_small and x.nbytes > 0 and x.nbytes % _PACKET_BYTES == 0
 
     def takes_norm(self, x: torch.Tensor) -> bool:
         """Whether `add_rms_norm` does."""
@@ -63,22 +70,28 @@ class PeerAllReduce:
 
     def all_reduce(self, x: torch.Tensor) -> None:
         """Replace x, contiguous, by the sum of all ranks'."""
-        packets = x.nbytes // _PACKET_BYTES
-        threads = 128
-        while threads < _MAX_THREADS and packets > threads * self._gpu.num_multiprocessors:
-            threads *= 2
-        self._launch(self._plain[x.dtype], threads, threads, x, x, None, None, 0.0)
+        flat, most = x.view(-1), self.most_bytes // x.element_size()
+        for first in range(0, len(flat), most):
+            piece = flat[first : first + most]
+            packets = piece.nbytes // _PACKET_BYTES
+            threads = 128
+            while threads < _MAX_THREADS and packets > threads * self._gpu.num_multiprocessors:
+                threads *= 2
+            self._launch(self._plain[x.dtype], 1, threads, threads, piece, piece, None, None, 0.0)
 
     def add_rms_norm(
         self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor
     ) -> None:
         """residual += the sum of all ranks' x [T, H]; out = rms_norm(residual). All contiguous; `out` may be x."""
         packets, per_thread = x.shape[1] * x.element_size() // _PACKET_BYTES, self._per_thread(x.shape[1])
-        threads = -(-packets // (32 * per_thread)) * 32
-        self._launch(self._norms[per_thread], threads, packets, x, out, residual, weight, eps)
+        threads, num_rows = -(-packets // (32 * per_thread)) * 32, self.most_bytes // (packets * _PACKET_BYTES)
+        kernel = self._norms[per_thread]
+        for first in range(0, len(x), num_rows):
+            piece, beside, to = (each[first : first + num_rows] for each in (x, residual, out))
+            self._launch(kernel, per_thread, threads, packets, piece, to, beside, weight, eps)
 
     def _launch(
-        self, kernel: Kernel, threads: int, row_packets: int, x: torch.Tensor, out: torch.Tensor,
+        self, kernel: Kernel, per_thread: int, threads: int, row_packets: int, x: torch.Tensor, out: torch.Tensor,
         residual: torch.Tensor | None, weight: torch.Tensor | None, eps: float,
     ) -> None:  # fmt: skip
         packets = x.nbytes // _PACKET_BYTES
@@ -87,7 +100,7 @@ class PeerAllReduce:
             self._slots, self._calls.data_ptr(), x.data_ptr(), out.data_ptr(), *beside,
             self.most_bytes // _PACKET_BYTES, packets, row_packets, self._rank, int(x.nbytes > self._one_shot), eps,
         )  # fmt: skip
-        blocks = min(-(-packets // row_packets), self._gpu.num_multiprocessors)
+        blocks = min(-(-packets // row_packets), _resident(self._size, per_thread) * self._gpu.num_multiprocessors)
         stream = torch.cuda.current_stream().cuda_stream
         kernel.launch(blocks, threads, (given,), shared_bytes=0, stream=stream, chained=self._gpu.chains)
 

@@ -71,14 +71,11 @@ void run(int rank, int seed, int num_calls, uint4* const* slots, std::string& fa
     reduction.splits = given.splits;
     const Exchange exchange(reduction, call);
     if (random() % 8 == 0) std::this_thread::yield();
-    // blocks in an order of each rank's own: all give before any waits
-    const int64_t first = random() % given.num_packets;
-    const auto each = [&](auto act) {
-      for (int64_t i = 0; i < given.num_packets; ++i) act((first + i) % given.num_packets);
-    };
-    each([&](int64_t packet) { exchange.give(packet); });
-    each([&](int64_t packet) { if (given.splits) exchange.tell(packet); });
-    each([&](int64_t packet) { x[packet] = exchange.take(packet); });
+    // split, blocks in an order of each rank's own: all give before any waits
+    const int64_t first = given.splits ? random() % given.num_packets : 0;
+    const auto packet = [&](int64_t i) { return (first + i) % given.num_packets; };
+    in_turns({0, 1, given.num_packets}, given.splits, [&](int64_t i) { exchange.give(packet(i)); }, [] {},
+             [&](int64_t i) { exchange.tell(packet(i)); }, [&](int64_t i) { x[packet(i)] = exchange.take(packet(i)); });
     if (failure.empty()) failure = compare(given, x);
   }
 }
