@@ -9,47 +9,47 @@ namespace {
 // Walks the pieces of this thread block's stretches; every warp's walk is the same.
 struct Walk {
   const Launch& launch;
-  int stretch, unit, kv_head, stretch_length, num_units;
-  int num_stretches;
-  int4 span, place, cut;  // the unit's fields, in order
+  int stretch, kv_head;
+  Stretch now;  // its `unit` and `first` are those of the piece
+  bool is_first = true;  // of the stretch's pieces
 
   __device__ explicit Walk(const Launch& launch) : launch(launch) {
     kv_head = blockIdx.x % launch.num_kv_heads;
     stretch = blockIdx.x / launch.num_kv_heads;
-    num_units = launch.plan.totals[0];
-    stretch_length = launch.plan.totals[1];
-    num_stretches = launch.plan.totals[2];
-    unit = stretch < num_stretches ? launch.plan.stretch_units[stretch] : 0;
+    read(now, launch.plan.stretches[stretch]);
     find();
   }
 
-  // Reads the unit's fields; if no part of the unit is in this stretch, those of the next stretch's first unit.
+  // If no part of the unit is in this stretch, goes on to the next stretch's first unit.
   __device__ void find() {
-    while (stretch < num_stretches) {
-      if (unit < num_units) {
-        const int4* fields = reinterpret_cast<const int4*>(launch.plan.units + unit);
-        span = fields[0];
-        place = fields[1];
-        cut = fields[2];
-        if (place.z <= stretch) return;
-      }
+    while (stretch < now.num_stretches && (now.unit >= now.num_units || now.first.first_stretch > stretch)) {
       stretch += launch.num_stretches;
-      if (stretch < num_stretches) unit = launch.plan.stretch_units[stretch];
+      if (stretch < now.num_stretches) read(now, launch.plan.stretches[stretch]);
+      is_first = true;
     }
   }
 
-  __device__ bool has_piece() const { return stretch < num_stretches; }
-  __device__ int begin() const { return first_token(stretch); }
-  __device__ int end() const { return min(span.z, first_token(stretch + 1)); }
+  // 16 bytes at a time
+  template <typename T>
+  static __device__ void read(T& to, const T& from) {
+    const int4* words = reinterpret_cast<const int4*>(&from);
+#pragma unroll
+    for (int i = 0; i < int(sizeof(T) / 16); ++i) reinterpret_cast<int4*>(&to)[i] = words[i];
+  }
 
-  // The first token of the first of the unit's boxes that begins in this stretch or after it.
-  __device__ int first_token(int stretch) const {
-    const int start = cut.x, cost = cut.y;
-    return span.y + max(stretch * stretch_length - start + cost - 1, 0) / cost * kBox;
+  __device__ bool has_piece() const { return stretch < now.num_stretches; }
+  __device__ int begin() const { return first_token(now.first, stretch, now.length); }
+  __device__ int end() const { return min(now.first.end, first_token(now.first, stretch + 1, now.length)); }
+
+  // Of the four boxes with which the stretch begins
+  __device__ int first_block(int box) const {
+    const int even = box & 2 ? now.blocks[2] : now.blocks[0], odd = box & 2 ? now.blocks[3] : now.blocks[1];
+    return box & 1 ? odd : even;
   }
 
   __device__ void advance() {
-    ++unit;
+    is_first = false;
+    if (++now.unit < now.num_units) read(now.first, launch.plan.units[now.unit]);
     find();
   }
 };
@@ -62,16 +62,17 @@ __device__ __forceinline__ void announce(const Launch& launch, Shared& shared, c
   if (!walk.has_piece()) {
     if (lane == 0) piece.end = 0;
   } else {
-    const int num_members = walk.span.w;
-    const uint4* from = reinterpret_cast<const uint4*>(launch.plan.members + walk.place.x);
+    const Unit& unit = walk.now.first;
+    const int num_members = unit.num_members;
+    const uint4* from = reinterpret_cast<const uint4*>(launch.plan.members + unit.members);
     const uint32_t to = shared_address(piece.members);
     for (int i = lane; i < num_members * int(sizeof(Member) / 16); i += 32) copy_16(to + 16 * i, from + i, true);
     if (lane == 0) {
       piece.begin = walk.begin();
       piece.end = walk.end();
       piece.num_members = num_members;
-      piece.part_row = walk.place.y + (walk.stretch - walk.place.z) * num_members;
-      piece.writes = IS_FUSED && !walk.cut.z && walk.end() == walk.span.z;
+      piece.part_row = unit.part_rows + (walk.stretch - unit.first_stretch) * num_members;
+      piece.writes = IS_FUSED && !unit.is_shared && walk.end() == unit.end;
     }
   }
   arrive_when_copied(address(shared.piece_full[turn % 2]));
@@ -81,7 +82,7 @@ __device__ __forceinline__ void announce(const Launch& launch, Shared& shared, c
 [[maybe_unused]] __device__ __forceinline__ void prefetch_angles(const Launch& launch, const Walk& walk) {
   const int lane = threadIdx.x % 32;
   if (lane >= ROTARY_DIM / 32) return;  // lines of 32 angles, of cosines and sines
-  const int64_t angles = int64_t(launch.plan.members[walk.place.x].position) * (ROTARY_DIM / 2);
+  const int64_t angles = int64_t(launch.plan.members[walk.now.first.members].position) * (ROTARY_DIM / 2);
   prefetch((lane % 2 ? launch.sin : launch.cos) + angles + lane / 2 * 32);
 }
 
@@ -95,11 +96,13 @@ __device__ void load(const Launch& launch, const void* map, Shared& shared) {
     if (turn == 0 && IS_FUSED && ROTARY_DIM > 0) prefetch_angles(launch, walk);
     const int begin = walk.begin(), end = walk.end();
     const int num_boxes = (end - begin + kBox - 1) / kBox;
-    const int* table = launch.block_table + walk.span.x * launch.table_stride;
+    const int* table = launch.block_table + walk.now.first.table_row * launch.table_stride;
     int blocks = 0;  // the blocks of 32 boxes, one per lane
     for (int first = 0; first < num_boxes; first += kStageBoxes, ++count) {
-      if (first % 32 == 0) {
-        const int box = min(first + lane, num_boxes - 1);
+      if (first == 0 && walk.is_first) {  // known, so that they do not wait for the table
+        blocks = walk.first_block(lane);
+      } else if (first % 32 == 0 || (first == kStageBoxes && walk.is_first)) {
+        const int box = min(first / 32 * 32 + lane, num_boxes - 1);
         blocks = table[(begin + box * kBox) / BLOCK_SIZE];
       }
       const int boxes = min(num_boxes - first, kStageBoxes);

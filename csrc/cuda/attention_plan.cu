@@ -6,11 +6,14 @@
 //   3  rest     the rest of each sequence becomes a unit of its own: at least its newest block
 //   4  stretches    cut the line of work, all units end to end, into equal pieces
 //
+// A step of one sequence has nothing to sort or to add up: all threads know its unit at once.
+//
 // Blocks are shared only as prefixes: if two tables agree at one place they agree at all places before. So the end of a
 // common run is found by bisection.
 
-#include "attention_plan.h"
 #include "ptx.cuh"
+
+#include "attention_plan.h"
 
 #ifndef THREADS
 #define THREADS 1024
@@ -34,6 +37,7 @@ constexpr int kMaxSequences = 4096;
 constexpr int kUnitCost = UNIT_COST, kMemberCost = MEMBER_COST;
 constexpr int kUnitLength = UNIT_LENGTH, kMemberLength = MEMBER_LENGTH;
 constexpr int kLeastPart = 64;
+constexpr int kMostWhole = 9 * kBox;  // tokens of a sequence alone, as of a short window, whose parts would cost a join
 constexpr unsigned kAlone = 0x80000000u;  // above every block id
 
 // Returns the sum over all earlier threads; `total` is the sum over all. Every thread must call it.
@@ -268,6 +272,20 @@ __device__ void share(const Planner& p, int& num_units, int& num_members) {
   }
 }
 
+// The unit of sequence s alone, from token `begin` on.
+__device__ Unit own_unit(const PlanStep& step, int s, int table_row, int begin, int tokens) {
+  Unit unit = {};
+  unit.table_row = table_row;
+  unit.begin = begin;
+  if (step.window > 0) {
+    const int queries = step.query_start_loc[s + 1] - step.query_start_loc[s];
+    unit.begin = max(begin, tokens - queries + 1 - step.window) / kBox * kBox;
+  }
+  unit.end = tokens;
+  unit.num_members = 1;
+  return unit;
+}
+
 // Part 3: the rest of each sequence.
 __device__ void own_units(const Planner& p, int& num_units, int& num_members) {
   const PlanStep& step = p.step;
@@ -277,16 +295,8 @@ __device__ void own_units(const Planner& p, int& num_units, int& num_members) {
     int total;
     const int before = scan(tokens > 0, total);
     if (tokens > 0) {
-      Unit rest = {};
-      rest.table_row = p.row[v];
-      rest.begin = p.next[v] * step.block_size;
-      if (step.window > 0) {
-        const int s = v / p.tiles_of_queries;
-        const int queries = step.query_start_loc[s + 1] - step.query_start_loc[s];
-        rest.begin = max(rest.begin, tokens - queries + 1 - step.window) / kBox * kBox;
-      }
-      rest.end = tokens;
-      rest.num_members = 1;
+      const int s = v / p.tiles_of_queries;
+      Unit rest = own_unit(step, s, p.row[v], p.next[v] * step.block_size, tokens);
       rest.members = num_members + before;
       p.plan.units[num_units + before] = rest;
       Path& path = p.plan.paths[v];
@@ -304,35 +314,62 @@ __device__ int last_stretch(const Unit& unit, int stretch) {
   return (unit.start + (num_boxes(unit) - 1) * unit.box_cost) / stretch;
 }
 
+// What the unit takes of the line of work. Sets its start, so far within that.
+__device__ int place(const PlanStep& step, Unit& unit) {
+  const int fixed = step.fixed_part;  // if above 0, each unit begins a stretch
+  unit.box_cost = box_cost(step, unit.num_members);
+  unit.start = fixed > 0 ? 0 : start_length(unit.num_members);
+  const int room = num_boxes(unit) * unit.box_cost;
+  return unit.start + (fixed > 0 ? (room + fixed - 1) / fixed * fixed : room);
+}
+
+// The head of each stretch's record, for a line of work of this length, in stretches of `least` or more; but `unit`, where
+// a unit begins or goes on
+__device__ Stretch heads(const PlanStep& step, const Plan& plan, int num_units, int length, int least) {
+  const int even = (length + step.num_stretches - 1) / step.num_stretches;
+  Stretch head = {};
+  head.unit = head.num_units = num_units;
+  head.length = step.fixed_part > 0 ? step.fixed_part : (max(even, least) + kBox - 1) / kBox * kBox;
+  head.num_stretches = (length + head.length - 1) / head.length;
+  if (threadIdx.x == 0) {
+    plan.totals[0] = num_units;
+    plan.totals[1] = head.length;
+    plan.totals[2] = head.num_stretches;
+  }
+  return head;
+}
+
+__device__ int num_records(const PlanStep& step, const Stretch& head) {
+  return max(step.num_stretches, head.num_stretches);  // thread blocks without work must know that they have none
+}
+
+// Adds to stretch i's record what it needs of its first unit.
+__device__ void describe(const PlanStep& step, Stretch& record, const Unit& unit, int i) {
+  record.first = unit;
+  const int begin = first_token(unit, i, record.length);
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const int token = min(begin + j * kBox, unit.end - 1);
+    record.blocks[j] = step.block_table[unit.table_row * step.table_stride + token / step.block_size];
+  }
+}
+
 // Part 4. A box belongs to the stretch in which it begins.
 __device__ void cut(const Planner& p, int num_units) {
   const PlanStep& step = p.step;
   Unit* units = p.plan.units;
-  const int fixed = step.fixed_part;  // if above 0, each unit begins a stretch
-  int length = 0;                     // of the line of work
+  int length = 0;  // of the line of work
   for (int base = 0; base < num_units; base += kThreads) {
     const int u = base + threadIdx.x;
-    int room = 0, before = 0;
-    if (u < num_units) {
-      units[u].box_cost = box_cost(step, units[u].num_members);
-      room = num_boxes(units[u]) * units[u].box_cost;
-      before = fixed > 0 ? 0 : start_length(units[u].num_members);
-      if (fixed > 0) room = (room + fixed - 1) / fixed * fixed;
-    }
+    const int room = u < num_units ? place(step, units[u]) : 0;
     int total;
-    const int start = length + scan(before + room, total);
-    if (u < num_units) units[u].start = start + before;
+    const int start = length + scan(room, total);
+    if (u < num_units) units[u].start += start;
     length += total;
   }
-  int stretch = (length + step.num_stretches - 1) / step.num_stretches;
-  stretch = fixed > 0 ? fixed : max((stretch + kBox - 1) / kBox * kBox, kLeastPart);
-  const int num_stretches = (length + stretch - 1) / stretch;
-  for (int i = threadIdx.x; i < num_stretches; i += kThreads) p.plan.stretch_units[i] = num_units;
-  if (threadIdx.x == 0) {
-    p.plan.totals[0] = num_units;
-    p.plan.totals[1] = stretch;
-    p.plan.totals[2] = num_stretches;
-  }
+  const Stretch head = heads(step, p.plan, num_units, length, kLeastPart);
+  const int stretch = head.length;
+  for (int i = threadIdx.x; i < num_records(step, head); i += kThreads) p.plan.stretches[i] = head;
   __syncthreads();
   int part_rows = 0;
   for (int base = 0; base < num_units; base += kThreads) {
@@ -350,10 +387,32 @@ __device__ void cut(const Planner& p, int num_units) {
       units[u].part_rows = before;
       units[u].first_stretch = first;
       units[u].num_parts = parts;
-      for (int i = from; i < first + parts; ++i) p.plan.stretch_units[i] = u;
+      for (int i = from; i < first + parts; ++i) p.plan.stretches[i].unit = u;
     }
     part_rows += total;
   }
+  __syncthreads();
+  for (int i = threadIdx.x; i < head.num_stretches; i += kThreads) {
+    Stretch record = head;
+    record.unit = p.plan.stretches[i].unit;
+    if (record.unit == num_units) continue;
+    describe(step, record, units[record.unit], i);
+    p.plan.stretches[i] = record;
+  }
+}
+
+// Sequence v as a member of any unit.
+__device__ Member member_of(const PlanStep& step, int v, int tiles_of_queries, int row, int num_tokens) {
+  const int s = v / tiles_of_queries, first_query = v % tiles_of_queries * step.tile_queries;
+  const int token = step.query_start_loc[s], queries = step.query_start_loc[s + 1] - token;
+  Member member = {};
+  member.sequence = v;
+  member.token = token + first_query;
+  member.position = num_tokens - queries + first_query;
+  member.num_queries = min(queries - first_query, step.tile_queries);
+  member.newest_block = step.block_table[row * step.table_stride + (num_tokens - 1) / step.block_size];
+  member.num_tokens = num_tokens;
+  return member;
 }
 
 // Writes each sequence's Member at its place in each of its units.
@@ -363,15 +422,7 @@ __device__ void describe_members(const Planner& p) {
     const int length = p.num_tokens[v];
     if (length == 0) continue;
     const Path path = p.plan.paths[v];
-    const int s = v / p.tiles_of_queries, first_query = v % p.tiles_of_queries * step.tile_queries;
-    const int token = step.query_start_loc[s], queries = step.query_start_loc[s + 1] - token;
-    Member member = {};
-    member.sequence = v;
-    member.token = token + first_query;
-    member.position = length - queries + first_query;
-    member.num_queries = min(queries - first_query, step.tile_queries);
-    member.newest_block = p.table(p.row[v], (length - 1) / step.block_size);
-    member.num_tokens = length;
+    Member member = member_of(step, v, p.tiles_of_queries, p.row[v], length);
     int places[kSharedLevels + 1];
 #pragma unroll
     for (int i = 0; i <= kSharedLevels; ++i) {
@@ -388,6 +439,35 @@ __device__ void describe_members(const Planner& p) {
   }
 }
 
+// The plan of one sequence: as parts 3 and 4 make it, but no thread waits for another.
+__device__ void plan_one(const PlanStep& step, const Plan& plan) {
+  const int queries = step.query_start_loc[1] - step.query_start_loc[0], tokens = step.seq_lens[0], row = step.rows[0];
+  const bool decodes = tokens > 0 && queries > 0 && queries <= step.max_queries;
+  Unit unit = own_unit(step, 0, row, 0, tokens);
+  const int length = decodes ? place(step, unit) : 0;
+  const bool is_whole = decodes && tokens - unit.begin <= kMostWhole;
+  const Stretch head = heads(step, plan, decodes, length, is_whole ? length : kLeastPart);
+  unit.first_stretch = unit.start / head.length;
+  unit.num_parts = decodes ? last_stretch(unit, head.length) - unit.first_stretch + 1 : 0;
+  for (int i = threadIdx.x; i < num_records(step, head); i += kThreads) {
+    Stretch record = head;
+    if (i >= unit.first_stretch && i < unit.first_stretch + unit.num_parts) {
+      record.unit = 0;
+      describe(step, record, unit, i);
+    }
+    plan.stretches[i] = record;
+  }
+  if (threadIdx.x > 0) return;
+  plan.paths[0].num_units = decodes;
+  if (!decodes) return;
+  Member member = member_of(step, 0, 1, row, tokens);
+  member.parts[0] = {0, 1, unit.num_parts};
+  member.num_parts = unit.num_parts;
+  plan.units[0] = unit;
+  plan.members[0] = member;
+  plan.paths[0].unit[0] = plan.paths[0].rank[0] = 0;
+}
+
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(kThreads) octavo_attention_plan(const PlanStep step, const Plan plan) {
@@ -395,6 +475,10 @@ extern "C" __global__ void __launch_bounds__(kThreads) octavo_attention_plan(con
   Planner planner(step, plan, memory);
   wait_for_previous();
   allow_next();  // the next kernel waits for this one before it ends, and attention starts after that
+  if (planner.num == 1) {
+    plan_one(step, plan);
+    return;
+  }
   planner.read();
   __syncthreads();
   int num_units = 0, num_members = 0;

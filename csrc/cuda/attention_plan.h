@@ -18,7 +18,7 @@ constexpr int kTileRows = 64;    // query rows of a unit, at most
 constexpr int kSharedLevels = 4; // shared units on a sequence's path, at most
 
 // Tokens [begin, end) of one row of the block table, and the members that see them all (or up to their own token).
-struct Unit {
+struct alignas(16) Unit {
   int table_row;
   int begin;        // a multiple of kBox
   int end;
@@ -52,6 +52,17 @@ struct Member {
 };
 static_assert(sizeof(Member) == 96, "members are copied 16 bytes at a time");
 
+// What a thread block reads first, 16 bytes at a time: all that it needs to begin its stretch.
+struct alignas(16) Stretch {
+  int unit;          // the first one, or num_units: none
+  int num_units;
+  int length;        // of a stretch
+  int num_stretches; // with work
+  Unit first;        // that unit
+  int blocks[4];     // where its first boxes in this stretch are
+};
+static_assert(sizeof(Unit) == 48 && sizeof(Stretch) == 80, "stretches are read 16 bytes at a time");
+
 // A sequence's path through the units, used only while the plan is made.
 struct Path {
   int num_units;
@@ -62,7 +73,7 @@ struct Path {
 
 struct Plan {
   int* totals;      // [4] units, length of a stretch, stretches with work, 0
-  int* stretch_units;  // [stretches] the first unit of each stretch
+  Stretch* stretches;
   Unit* units;
   Member* members;  // unit by unit
   Path* paths;      // one for each sequence
@@ -85,5 +96,10 @@ struct PlanStep {
   int shares;        // whether to look for units that several sequences share
   int fixed_part;    // tokens; if above 0, every part has this size, whatever else is in the step
 };
+
+// The first token of the first of the unit's boxes that begins in this stretch or after it.
+__device__ __forceinline__ int first_token(const Unit& unit, int stretch, int stretch_length) {
+  return unit.begin + max(stretch * stretch_length - unit.start + unit.box_cost - 1, 0) / unit.box_cost * kBox;
+}
 
 }  // namespace octavo

@@ -52,6 +52,7 @@ struct Ring {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int unit_groups = launch.depth >> launch.group_bits, turn_groups = kWarps * kPiece >> launch.group_bits;
   const int num_turns = (share.num_pieces - warp + kWarps - 1) / kWarps;  // through a unit
+  const uint64_t policy = once_policy();  // so that what all layers read stays in the L2 cache
   int entry = 0;  // the oldest, in bytes
   // To be copied next
   int unit = num_turns > 0 ? share.first_unit : share.num_units, num_left = num_turns, tile = 0;
@@ -85,17 +86,21 @@ struct Ring {
     copies_end_group();
   }
 
+  __device__ __forceinline__ void copy_once(uint32_t to, const void* from) const {
+    copy_16_once(to, from, true, policy);
+  }
+
   __device__ __forceinline__ void copy(uint32_t to) const {
     // with a gate, tile 1 has the outputs that tile 0's activation multiplies
     const uint8_t* from = weight + (tile == 0 ? 0 : int64_t(launch.columns) * launch.depth / 2);
 #pragma unroll
-    for (int i = 0; i < kPiece / 64; ++i) copy_16(to + i * 512 + lane * 16, from + i * 512, true);
+    for (int i = 0; i < kPiece / 64; ++i) copy_once(to + i * 512 + lane * 16, from + i * 512);
     if constexpr (HAS_GROUPS) {
       const int64_t place = group + (tile == 0 ? 0 : launch.columns / 16 * unit_groups);
       const int chunks = 4 * max(1, kPiece >> launch.group_bits);
-      if (lane < chunks) copy_16(to + kWeightBytes + lane * 16, launch.scales + place * 16 + lane * 4, true);
+      if (lane < chunks) copy_once(to + kWeightBytes + lane * 16, launch.scales + place * 16 + lane * 4);
       if (HAS_ZEROS && lane >= 16 && lane < 16 + chunks / 2) {
-        copy_16(to + kWeightBytes + kScaleBytes + (lane - 16) * 16, launch.zeros + place * 16 + (lane - 16) * 8, true);
+        copy_once(to + kWeightBytes + kScaleBytes + (lane - 16) * 16, launch.zeros + place * 16 + (lane - 16) * 8);
       }
     }
   }

@@ -203,6 +203,22 @@ __device__ __forceinline__ void copy_16(uint32_t to, const void* from, bool is_t
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(is_there ? 16 : 0) : "memory");
 }
 
+// For copies of what is read once: others stay in the L2 cache in its place
+__device__ __forceinline__ uint64_t once_policy() {
+  uint64_t policy = 0;
+#if __CUDA_ARCH__ >= 800
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+#endif
+  return policy;
+}
+
+// One thread copies 16 bytes by such a policy; zeros unless `is_there`
+__device__ __forceinline__ void copy_16_once(uint32_t to, const void* from, bool is_there, uint64_t policy) {
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(to), "l"(from),
+               "r"(is_there ? 16 : 0), "l"(policy)
+               : "memory");
+}
+
 // The thread's copies since the last call become a group
 __device__ __forceinline__ void copies_end_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 

@@ -14,7 +14,7 @@ from octavo.kernels.cuda_cpp.shape import Shape, max_part_rows, plan_shapes
 
 
 class PlanArrays(Structure):
-    _fields_ = tuple((name, c_void_p) for name in ("totals", "stretch_units", "units", "members", "paths"))
+    _fields_ = tuple((name, c_void_p) for name in ("totals", "stretches", "units", "members", "paths"))
 
 
 class _PlanStep(Structure):
@@ -69,7 +69,7 @@ class SharedPlan:
             stretches += seqs + max_num_tokens * shape.query_tiles // fixed_part
         shapes = plan_shapes(seqs, stretches).values()
         self.arrays = [torch.zeros(shape, dtype=torch.int32, device=device) for shape in shapes]
-        self.totals, self.stretch_units, self.units, self.members, self.paths = self.arrays
+        self.totals, self.stretches, self.units, self.members, self.paths = self.arrays
         self.struct = PlanArrays(*(array.data_ptr() for array in self.arrays))
         cubin, self._threads = compile_plan(seqs, gpu, costs)
         self._kernel = Kernel(cubin, "octavo_attention_plan")
@@ -77,7 +77,7 @@ class SharedPlan:
         self._kernel.allow_shared(self._shared_bytes)
 
     def max_part_rows(self) -> int:
-        return max_part_rows(self.shape, len(self.paths), len(self.stretch_units), shares=self._shares)
+        return max_part_rows(self.shape, len(self.paths), len(self.stretches), shares=self._shares)
 
     def make(
         self, *, query_start_loc: torch.Tensor, seq_lens: torch.Tensor, rows: torch.Tensor, block_table: torch.Tensor,

@@ -18,7 +18,7 @@ MAX_SEQUENCES = 4096  # as many as the plan can sort in shared memory
 TILE_ROWS = 64
 BOX_TOKENS = 16
 SHARED_LEVELS = 4
-_UNIT_INTS, _MEMBER_INTS, _PATH_INTS = 12, 24, 12
+_STRETCH_INTS, _UNIT_INTS, _MEMBER_INTS, _PATH_INTS = 20, 12, 24, 12
 
 
 def why_not(layer: AttentionLayer, dtype: KVDType, kv: KVLayout, gpu: GPU) -> list[str]:
@@ -121,7 +121,7 @@ def plan_shapes(num_seqs: int, num_stretches: int) -> dict[str, tuple[int, ...]]
     num_units = num_seqs * (SHARED_LEVELS + 1)  # each has a member
     return {
         "totals": (4,),
-        "stretch_units": (num_stretches,),
+        "stretches": (num_stretches, _STRETCH_INTS),
         "units": (num_units, _UNIT_INTS),
         "members": (num_units, _MEMBER_INTS),
         "paths": (num_seqs, _PATH_INTS),

@@ -8,6 +8,8 @@
 #define __device__
 #define __forceinline__ inline
 
+using std::max;
+
 #include "attention_plan.h"
 
 struct float2 {

@@ -2,6 +2,7 @@
 #include "attention_plan.cu"  // the test puts it beside this file, so that it finds the ptx.cuh here
 
 #include <cstdio>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -79,10 +80,16 @@ struct Check {
     if (step.fixed_part == 0 && num_stretches > step.num_stretches) return "more stretches than blocks of threads";
     std::vector<int> covered(num_units, 0);
     std::vector<char> is_written(room.part_rows, 0);
+    for (int stretch = num_stretches; stretch < step.num_stretches; ++stretch) {
+      if (plan.stretches[stretch].num_stretches != num_stretches) return "a thread block that does not know of its rest";
+    }
     for (int stretch = 0; stretch < num_stretches; ++stretch) {
-      for (int u = plan.stretch_units[stretch]; u < num_units && plan.units[u].first_stretch <= stretch; ++u) {
+      const Stretch& record = plan.stretches[stretch];
+      if (Failure failure = begins(record, stretch); !failure.empty()) return failure;
+      for (int u = record.unit; u < num_units && plan.units[u].first_stretch <= stretch; ++u) {
         const Unit& unit = plan.units[u];
-        const int begin = first_token(unit, stretch), end = min(unit.end, first_token(unit, stretch + 1));
+        const int begin = first_token(unit, stretch, stretch_length);
+        const int end = min(unit.end, first_token(unit, stretch + 1, stretch_length));
         if (begin != unit.begin + covered[u] || end <= begin) return "a stretch with tokens of another";
         covered[u] += end - begin;
         const int part = stretch - unit.first_stretch, row = unit.part_rows + part * unit.num_members;
@@ -100,8 +107,19 @@ struct Check {
     return "";
   }
 
-  int first_token(const Unit& unit, int stretch) const {
-    return unit.begin + max(stretch * stretch_length - unit.start + unit.box_cost - 1, 0) / unit.box_cost * kBox;
+  // A stretch's record says what the totals and its first unit say, and which blocks that one reads first.
+  Failure begins(const Stretch& record, int stretch) const {
+    const bool same = record.num_units == num_units && record.length == stretch_length &&
+                      record.num_stretches == num_stretches;
+    if (!same) return "a stretch of another plan";
+    if (record.unit == num_units) return "";
+    const Unit& unit = plan.units[record.unit];
+    if (memcmp(&record.first, &unit, sizeof(unit)) != 0) return "a stretch that begins with another unit";
+    for (int box = 0; box < 4; ++box) {
+      const int token = first_token(unit, stretch, stretch_length) + box * kBox;
+      if (token < unit.end && record.blocks[box] != block(unit.table_row, token)) return "a stretch of other blocks";
+    }
+    return "";
   }
 
   Failure all() const {
