@@ -102,7 +102,7 @@ class DecodeSteps:
         elif variant != "logits":
             model.draw(logits, draw, tokens, has_edits=False, has_filters=variant == "filtered")
         if variant != "logits":
-            advance_rows(rows, tokens, self._rows.records, chained=model.chained)
+            advance_rows(rows, tokens, self._rows.records, self._rows.kept_tokens, chained=model.chained)
         return logits
 
     def _capture(self, *key: Any) -> torch.cuda.CUDAGraph | None:

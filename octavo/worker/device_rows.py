@@ -27,7 +27,8 @@ from octavo.worker.rows import RequestStates
 
 
 class DeviceRows:
-    """records and block_tables are the device's; `step_rows` holds the rows of the step, -1 where it is padded."""
+    """records, block_tables and kept_tokens (`triton/rows.py`) are the device's; `step_rows` holds the rows of the
+    step, -1 where it is padded."""
 
     def __init__(
         self,
@@ -44,6 +45,7 @@ class DeviceRows:
         shapes = device_rows(len(states.block_tables), self._num_rows, self._num_blocks)
         zeros = {name: torch.zeros(shape, dtype=torch.int32, device=device) for name, shape in shapes.items()}
         self.records, self.step_rows, self._tables = zeros["records"], zeros["step_rows"], zeros["tables"]
+        self.kept_tokens = zeros["kept_tokens"]
         self.block_tables = tuple(self._tables)
         self._is_stale = np.ones(self._num_rows, np.bool_)
         self._writes: list[tuple[int, int, int, int]] = []  # group, row, start, end
@@ -51,7 +53,7 @@ class DeviceRows:
 
     @property
     def num_bytes(self) -> int:
-        return self.records.nbytes + self.step_rows.nbytes + self._tables.nbytes
+        return self.records.nbytes + self.step_rows.nbytes + self.kept_tokens.nbytes + self._tables.nbytes
 
     def touch(self, rows: list[int]) -> None:
         """Mark rows that the host changed."""

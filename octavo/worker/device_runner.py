@@ -168,7 +168,7 @@ class DeviceRunner:
         logits = self._decodes.run(size, variant, has_adapters=self._last_has_adapters)
         entries = np.arange(len(rows), dtype=np.int32)
         if variant != "logits":
-            return self._launch(plan, rows, positions, self._decodes.tokens(len(rows)), logits, entries)
+            return self._launch(plan, rows, positions, None, logits, entries)
         if self._sampler.reports_logprobs(rows):
             return self._launch(plan, rows, positions, self._draw(logits, rows, entries, positions), logits, entries)
         step = self._add(plan, rows, positions)
@@ -269,15 +269,19 @@ class DeviceRunner:
         plan: StepPlan,
         rows: IntArray,
         positions: IntArray,
-        tokens: torch.Tensor,
+        tokens: torch.Tensor | None,
         logits: torch.Tensor,
         logits_rows: IntArray,
     ) -> LaunchedStep:
-        """Start copying the tokens to the host. Log-probabilities wait here: the next step overwrites the logits."""
+        """Start copying the tokens to the host; None: those that the rows keep. Log-probabilities wait here: the next
+        step overwrites the logits."""
         step = self._add(plan, rows, positions)
         if self._sampler.processed.faults:
             step.faults = self._sampler.processed.take_faults()
-        self._launched.send(step, tokens)
+        if tokens is None:
+            self._launched.send_kept(step, self._rows.kept_tokens)
+        else:
+            self._launched.send(step, tokens)
         if self._sampler.reports_logprobs(rows):
             step.logprobs = self._logprobs.of_drawn(rows, positions, logits, logits_rows, self._launched.fetch(step))
         return step

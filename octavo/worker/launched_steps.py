@@ -1,7 +1,9 @@
 """Steps that were launched on a device, and the copies that bring their tokens to the host.
 
-    device   tokens of step 2 | step 3 ...            each step's device-to-host copy follows its draw in stream order
+    device   tokens of step 2 | step 3 ...            each step's device-to-host copy follows its draw
     pinned   [ slot a: step 1 ][ slot b: step 2 ]     a slot is reused once its step's tokens have been read
+
+Tokens that rows keep for some steps (`triton/rows.py`) are copied beside the next step, others in stream order.
 
 A step's tokens enter the host's rows when they are fetched, in the order of the steps. A draw that needs the tokens of
 the step before on the host, as under a grammar, is launched late: as soon as they are there, while the device computes
@@ -11,7 +13,7 @@ the logits.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -71,7 +73,8 @@ class LaunchedSteps:
         self._states = states
         self._is_gpu = device.type == "cuda"
         self._steps: deque[LaunchedStep] = deque()
-        self._free_slots: list[torch.Tensor] = []
+        self._free_slots: dict[torch.Size, list[torch.Tensor]] = {}
+        self._aside: torch.cuda.Stream | None = None
         self._max_num_seqs = max_num_seqs
         self._num_unknown: IntArray = np.zeros(max_num_seqs, np.int32)  # tokens of a row that are not on the host
         self._tenant: IntArray = np.zeros(max_num_seqs, np.int32)  # how many sequences have been in a row
@@ -92,7 +95,20 @@ class LaunchedSteps:
     def send(self, step: LaunchedStep, tokens: torch.Tensor) -> None:
         """A step's draw of tokens [N] int32 has been launched. Their copy is queued in stream order, so work launched
         later may overwrite them."""
-        step.fetch = self._send(tokens)
+        slot = self._slot((self._max_num_seqs,))
+        slot[: len(tokens)].copy_(tokens, non_blocking=True)
+        step.fetch = _Fetch(slot, np.arange(len(tokens)), self._event())
+
+    def send_kept(self, step: LaunchedStep, kept: torch.Tensor) -> None:
+        """As `send`, of tokens that `advance_rows` kept, [rows, K]. Work launched later does not wait for the copy."""
+        slot = self._slot(kept.shape)
+        places = step.rows.astype(np.int64) * kept.shape[1] + step.positions % kept.shape[1]
+        if self._is_gpu:
+            self._aside = self._aside or torch.cuda.Stream(kept.device)  # type: ignore[no-untyped-call]
+            self._aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._aside):
+            slot.copy_(kept, non_blocking=True)
+            step.fetch = _Fetch(slot, places, self._event())
 
     def finish_draw(self) -> None:
         """Launch the last step's draw, if that was left for later. A fault is that step's."""
@@ -154,24 +170,23 @@ class LaunchedSteps:
         self._states.fill(step.rows[same], step.positions[same], step.token_ids[same])
         self._num_unknown[step.rows[same]] -= 1
 
-    def _send(self, tokens: torch.Tensor) -> _Fetch:
-        slot = self._free_slots.pop() if self._free_slots else self._new_slot()
-        slot[: len(tokens)].copy_(tokens, non_blocking=True)
-        copied = None
-        if self._is_gpu:
-            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            copied.record()
-        return _Fetch(slot, len(tokens), copied)
+    def _event(self) -> torch.cuda.Event | None:
+        if not self._is_gpu:
+            return None
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        copied.record()
+        return copied
 
     def _wait(self, fetch: _Fetch) -> IntArray:
         if fetch.copied is not None:
             fetch.copied.synchronize()
-        token_ids: IntArray = fetch.slot[: fetch.num_tokens].numpy().copy()
-        self._free_slots.append(fetch.slot)
+        token_ids: IntArray = fetch.slot.view(-1).numpy()[fetch.places]
+        self._free_slots[fetch.slot.shape].append(fetch.slot)
         return token_ids
 
-    def _new_slot(self) -> torch.Tensor:
-        return torch.zeros(self._max_num_seqs, dtype=torch.int32, pin_memory=self._is_gpu)
+    def _slot(self, shape: Sequence[int]) -> torch.Tensor:
+        free = self._free_slots.setdefault(torch.Size(shape), [])
+        return free.pop() if free else torch.zeros(*shape, dtype=torch.int32, pin_memory=self._is_gpu)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -179,7 +194,7 @@ class _Fetch:
     """One step's tokens in flight."""
 
     slot: torch.Tensor
-    num_tokens: int
+    places: NDArray[np.int64]  # of the tokens in the slot
     copied: torch.cuda.Event | None  # None: the device is the host itself
 
 

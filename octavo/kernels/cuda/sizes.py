@@ -261,11 +261,16 @@ def move_buffer(block_bytes: int, size: int = MOVE_BYTES) -> Shape:
     return max(1, size // block_bytes), block_bytes
 
 
+#: tokens of a row that the device keeps for the host, more than steps that are launched before one is fetched
+KEPT_TOKENS = 8
+
+
 def device_rows(num_groups: int, max_num_seqs: int, num_blocks: int) -> Shapes:
     """num_blocks: columns of a block table."""
     return {
         "records": (max_num_seqs, ENTRY_WIDTH),
         "step_rows": (max_num_seqs,),
+        "kept_tokens": (max_num_seqs, KEPT_TOKENS),
         "tables": (num_groups, max_num_seqs, num_blocks),
     }
 

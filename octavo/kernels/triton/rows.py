@@ -11,6 +11,8 @@
 
 A record is a row's entry of a draw (`sampling/columns.py`), with the last token in place of the logits row; its
 position field is the sequence's length. So a step of decodes reads nothing from the host.
+
+A row's last few tokens are kept by their positions, too: the host copies them while later steps run.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo.kernels.cuda.sizes import KEPT_TOKENS
 from octavo.kernels.cuda.step import DeviceStep
 from octavo.kernels.triton.chain import wait_for_previous
 from octavo.sampling.columns import ENTRY_WIDTH, WORDS
@@ -36,11 +39,14 @@ def gather_rows(
     )  # fmt: skip
 
 
-def advance_rows(rows: torch.Tensor, tokens: torch.Tensor, records: torch.Tensor, *, chained: bool) -> None:
-    """Append tokens [S] to the sequences in `rows`. Padding, and a failed draw (-1), change nothing."""
+def advance_rows(
+    rows: torch.Tensor, tokens: torch.Tensor, records: torch.Tensor, kept: torch.Tensor | None = None, *, chained: bool
+) -> None:
+    """Append tokens [S] to the sequences in `rows`. Padding, and a failed draw (-1), change nothing. kept [rows,
+    KEPT_TOKENS]: gets the token of row r at position p as kept[r, p % KEPT_TOKENS], a failed draw as -1."""
     _advance_kernel[(len(rows),)](
-        rows, tokens, records, WIDTH=ENTRY_WIDTH, TOKEN=TOKEN, LENGTH=LENGTH, CHAINED=chained, launch_pdl=chained,
-        num_warps=1,
+        rows, tokens, records, records if kept is None else kept, WIDTH=ENTRY_WIDTH, TOKEN=TOKEN, LENGTH=LENGTH,
+        KEPT=0 if kept is None else KEPT_TOKENS, CHAINED=chained, launch_pdl=chained, num_warps=1,
     )  # fmt: skip
 
 
@@ -67,13 +73,18 @@ def _gather_kernel(
 
 @triton.jit
 def _advance_kernel(
-    rows, tokens, records, WIDTH: tl.constexpr, TOKEN: tl.constexpr, LENGTH: tl.constexpr, CHAINED: tl.constexpr
-):
+    rows, tokens, records, kept,
+    WIDTH: tl.constexpr, TOKEN: tl.constexpr, LENGTH: tl.constexpr, KEPT: tl.constexpr, CHAINED: tl.constexpr,
+):  # fmt: skip
     i = tl.program_id(0)
     wait_for_previous(CHAINED)
     row = tl.load(rows + i)
     token = tl.load(tokens + i)
-    if (row >= 0) & (token >= 0):
+    if row >= 0:
         record = records + row * WIDTH
-        tl.store(record + TOKEN, token)
-        tl.store(record + LENGTH, tl.load(record + LENGTH) + 1)
+        length = tl.load(record + LENGTH)
+        if KEPT > 0:
+            tl.store(kept + row * KEPT + length % KEPT, token)
+        if token >= 0:
+            tl.store(record + TOKEN, token)
+            tl.store(record + LENGTH, length + 1)
