@@ -39,51 +39,51 @@ struct Computer {
   const Launch& launch;
   Shared& shared;
   const Tiles& tiles;
-  const Share& share;
+  const Units& units;
   Loader& loader;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, team = warp / kTeam, member = warp % kTeam;
   const int output = lane / 4, own_half = lane % 4 / 2, own_group = lane % 2;
   const bool has_x = lane / 8 % 2 == own_group;
-  int turn = 0, count = 0;
+  const uint32_t low = kept(kLow), turned_low = kept(kTurnedLow);
+  Scales scales{launch, units};
+  int entry = 0, parity = 0;
 
   __device__ __forceinline__ void run() {
-    int i = share.first + team;
-    Scales next;
-    if (i < share.end) next.load(launch, Unit(launch, tiles, share.first_out, i));
-    for (; i < share.end; i += kTeams, ++turn) {
-      const Unit unit(launch, tiles, share.first_out, i);
-      const Scales now = next;
-      if (i + kTeams < share.end) next.load(launch, Unit(launch, tiles, share.first_out, i + kTeams));
-      float bias = 0;
-      if (!IS_DOWN && launch.bias != nullptr && lane < 16) {
-        bias = to_float(launch.bias[int64_t(unit.matrix(lane >= 8)) * launch.columns + unit.out + lane % 8]);
-      }
-      const float sum = multiply(unit, now);
+    scales.take();
+    scales.take();
+#pragma unroll 1
+    for (int unit = 0; unit < units.num_units; ++unit) {
+      const int tile = __shfl_sync(~0u, units.tile, unit);
+      const bool has_second = __shfl_sync(~0u, units.has_second, unit);
       if constexpr (IS_DOWN) {
-        add(unit, i, sum);
+        const int own = tile + (own_half && has_second);
+        const float weight = __shfl_sync(~0u, tiles.weight, own);
+        const float sum = multiply(tile + (lane / 16 && has_second), own);
+        add(unit, own_half && !has_second ? 0 : sum * weight);
       } else {
-        finish(unit, sum, bias);
+        const int64_t row = units.row(launch, unit, lane / 8 % 2, lane % 8);
+        const float bias = launch.bias == nullptr ? 0.0f : to_float(launch.bias[row]);
+        finish(unit, tile, multiply(0, 0), bias);
       }
     }
   }
 
-  // The sum over this lane's groups, of its output of its matrix
-  __device__ __forceinline__ float multiply(const Unit& unit, const Scales& scales) {
-    const int x_row = IS_DOWN ? unit.tile(lane / 16) : 0, scale_row = IS_DOWN ? unit.tile(own_half) : 0;
+  // The sum over this lane's groups, of its output of its matrix. The rows of x: whose integers, and whose scales
+  __device__ __forceinline__ float multiply(int x_row, int scale_row) {
     float sum = 0;
-#pragma unroll
-    for (int stage = 0; stage < STAGES; ++stage, ++count) {
-      const int entry = count % ENTRIES;
-      barrier_wait(shared_address(&shared.full[warp][entry]), count / ENTRIES & 1);
-#pragma unroll
+#pragma unroll 1
+    for (int stage = 0; stage < STAGES; ++stage) {
+      barrier_wait(shared_address(&shared.full[warp][entry]), parity);
+#pragma unroll 1
       for (int i = 0; i < SPANS; ++i) {
-        const int span = (stage * kTeam + member) * SPANS + i;
-        const uint8_t* x = has_x ? shared.x[x_row][span][0][own_group][lane / 4 % 2] + own_half * 16 : shared.zeros;
+        const int span = span_at(stage * SPANS + i);
+        const uint8_t* x = shared.x[x_row][span] + own_group * 64 + lane / 4 % 2 * 32 + own_half * 16;
         const float* x_scales = shared.x_scales[scale_row][span] + own_group * 4;
-        multiply_span(sum, shared.ring[warp][entry] + i * 1024, x, x_scales, scales.powers[stage * SPANS + i]);
+        multiply_span(sum, shared.ring[warp][entry] + i * 1024, has_x ? x : shared.zeros, x_scales, scales.take());
       }
       __syncwarp();
       loader.copy_next();
+      if (++entry == ENTRIES) entry = 0, parity ^= 1;
     }
     return sum;
   }
@@ -109,13 +109,13 @@ struct Computer {
   __device__ __forceinline__ void multiply_word(int (&c)[4], uint32_t first, uint32_t second, uint32_t x0,
                                                 uint32_t x1) const {
     uint32_t a[4];
-    look_up_all(a, kLow, kHigh, first, second);
+    look_up_all(a, low, kHigh, first, second);
     if (kBegins) {
       multiply_signed_bytes(c, a, x0, x1);
     } else {
       multiply_add_signed_bytes(c, a, x0, x1);
     }
-    look_up_all(a, kTurnedLow, kTurnedHigh, first ^ 0x88888888, second ^ 0x88888888);
+    look_up_all(a, turned_low, kTurnedHigh, first ^ 0x88888888, second ^ 0x88888888);
     multiply_add_signed_bytes(c, a, x0, x1);
   }
 
@@ -128,41 +128,39 @@ struct Computer {
   }
 
   // gate_up: one warp of the team has its sums
-  __device__ __forceinline__ void finish(const Unit& unit, float sum, float bias) {
+  __device__ __forceinline__ void finish(int unit, int tile, float sum, float bias) {
     sum += __shfl_xor_sync(~0u, sum, 1);
-    if (own_group == 0) shared.sums[turn % 2][warp][own_half * 8 + output] = sum;
+    if (own_group == 0) shared.sums[unit % 2][warp][own_half * 8 + output] = sum;
+    const int64_t pair = __shfl_sync(~0u, tiles.pair, tile), out = __shfl_sync(~0u, units.out, unit);
     if (kTeam > 1) {
       named_barrier(1 + team, kTeam * 32);
     } else {
       __syncwarp();
     }
-    const int64_t pair = __shfl_sync(~0u, tiles.pair, unit.first_tile);
-    if (member != turn % kTeam) return;
+    if (member != unit % kTeam) return;
     float y = bias;
 #pragma unroll
-    for (int j = 0; j < kTeam; ++j) y += shared.sums[turn % 2][team * kTeam + j][lane % 16];
-    const float up = __shfl_xor_sync(~0u, y, 8);
-    if (lane >= 8) return;
-    const float z = gated(y, up, launch.gate, launch.alpha, launch.limit);
-    launch.out[pair * launch.out_stride + unit.out + lane] = ELEMENT{uint16_t(pack<ELEMENT>(z, 0))};
+    for (int j = 0; j < kTeam; ++j) y += shared.sums[unit % 2][team * kTeam + j][lane % 16];
+    const float up = __shfl_xor_sync(~0u, y, 8), z = gated(y, up, GATE, launch.alpha, launch.limit);
+    if (lane < 8) launch.out[pair * launch.out_stride + out + lane] = ELEMENT{uint16_t(pack<ELEMENT>(z, 0))};
   }
 
   // down: to this warp's sums of the outputs
-  __device__ __forceinline__ void add(const Unit& unit, int i, float sum) {
-    const float weight = __shfl_sync(~0u, tiles.weight, unit.tile(own_half));
-    sum = own_half && !unit.has_second ? 0 : sum * weight;
+  __device__ __forceinline__ void add(int unit, float sum) const {
     sum += __shfl_xor_sync(~0u, sum, 1);
     sum += __shfl_xor_sync(~0u, sum, 2);
-    if (lane % 4 == 0) shared.sums[i / ((tiles.num_tiles + 1) / 2)][warp][output] += sum;
+    const int out = __shfl_sync(~0u, units.out, unit) / 8 - units.first_out;
+    if (lane % 4 == 0) shared.sums[out][warp][output] += sum;
   }
 };
 
 // What is added to an output of `down`: by thread, those of a block
-__device__ __forceinline__ float rest_of(const Launch& launch, const Tiles& tiles, const Share& share) {
-  const int output = share.first_out * 8 + threadIdx.x;
-  const bool is_there = threadIdx.x < share.num_outs * 8;
+__device__ __forceinline__ float rest_of(const Launch& launch, const Tiles& tiles, const Units& units) {
+  const int output = units.first_out * 8 + threadIdx.x;
+  const bool is_there = threadIdx.x < units.num_outs * 8;
   float y = is_there && launch.residual != nullptr ? to_float(launch.residual[output]) : 0;
   if (launch.bias == nullptr) return y;
+#pragma unroll 1
   for (int i = 0; i < tiles.num_tiles; ++i) {
     const int64_t expert = __shfl_sync(~0u, tiles.expert, i);
     const float weight = __shfl_sync(~0u, tiles.weight, i);
@@ -171,15 +169,16 @@ __device__ __forceinline__ float rest_of(const Launch& launch, const Tiles& tile
   return y;
 }
 
-__device__ __forceinline__ void begin(Shared& shared) {
+__device__ __forceinline__ void begin(const Launch& launch, Shared& shared) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  if (lane == 0) {
-    for (int i = 0; i < ENTRIES; ++i) barrier_init(shared_address(&shared.full[warp][i]), 1);
-    barrier_fence_init();
-  }
-  for (int i = threadIdx.x; i < 128; i += kThreads) reinterpret_cast<uint32_t*>(shared.zeros)[i] = 0;
+  if (lane < ENTRIES) barrier_init(shared_address(&shared.full[warp][lane]), 1);
+  if (threadIdx.x == 0) barrier_init(shared_address(&shared.rows_full), 1);
+  barrier_fence_init();
+  if (threadIdx.x < 32) reinterpret_cast<uint4*>(shared.zeros)[threadIdx.x] = uint4{};
+#pragma unroll 1
   for (int i = lane; IS_DOWN && i < kMostOuts * 8; i += 32) shared.sums[i / 8][warp][i % 8] = 0;
-  __syncwarp();
+  Rows{launch, shared}.clear();
+  __syncthreads();
 }
 
 }  // namespace
@@ -193,33 +192,37 @@ extern "C" __global__ void __launch_bounds__(octavo::kThreads, 2)
   extern __shared__ __align__(1024) uint8_t memory[];
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   if (threadIdx.x == 0) prefetch_map(&map);
-  begin(shared);
+  begin(launch, shared);
+  const Rows rows{launch, shared};
 #if IS_CHAINED
   if (!IS_DOWN) {  // the router has to have ended. It has when `down` starts
     wait_for_previous();
     allow_next();
   }
 #endif
+  if (!IS_DOWN && threadIdx.x < 32) rows.copy(1, 0);
   Tiles tiles;
   tiles.choose(launch.routing, !IS_DOWN && blockIdx.x == 0 && threadIdx.x < 32);
-  const Share share(launch, tiles.num_tiles);
-  Loader loader{launch, map, shared, tiles, share, int(share.first + threadIdx.x / 32 / kTeam)};
+  const Units units(launch, tiles);
+  Loader loader{launch, map, shared, units};
+#pragma unroll 1
   for (int i = 0; i < ENTRIES; ++i) loader.copy_next();
-  const float rest = IS_DOWN ? rest_of(launch, tiles, share) : 0;
+  const float rest = IS_DOWN ? rest_of(launch, tiles, units) : 0;
 #if IS_CHAINED
   if (IS_DOWN) {
     wait_for_previous();
     allow_next();
   }
 #endif
-  Rows{launch, shared}.stage(IS_DOWN ? tiles.pair : 0, IS_DOWN ? tiles.num_tiles : 1);
+  if (IS_DOWN && threadIdx.x < 32) rows.copy(tiles.num_tiles, tiles.pair);
+  rows.round();
   __syncthreads();
-  Computer{launch, shared, tiles, share, loader}.run();
+  Computer{launch, shared, tiles, units, loader}.run();
   if (!IS_DOWN) return;
   __syncthreads();
-  if (threadIdx.x >= share.num_outs * 8) return;
+  if (threadIdx.x >= units.num_outs * 8) return;
   float y = rest;
 #pragma unroll
   for (int i = 0; i < kWarps; ++i) y += shared.sums[threadIdx.x / 8][i][threadIdx.x % 8];
-  launch.out[share.first_out * 8 + threadIdx.x] = ELEMENT{uint16_t(pack<ELEMENT>(y, 0))};
+  launch.out[units.first_out * 8 + threadIdx.x] = ELEMENT{uint16_t(pack<ELEMENT>(y, 0))};
 }

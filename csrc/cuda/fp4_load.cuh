@@ -6,47 +6,53 @@
 namespace octavo {
 namespace {
 
-// Copies the weights of a warp, in the order in which it multiplies them
+// Copies the weights of a warp, in the order in which it multiplies them. The lane that has a unit copies it
 struct Loader {
   const Launch& launch;
   const TensorMap& map;  // [matrix][span][output][128 bytes]
   Shared& shared;
-  const Tiles& tiles;
-  const Share& share;
-  int unit, stage = 0, entry = 0;
+  const Units& units;
+  int unit = 0, stage = 0, entry = 0;
 
   __device__ __forceinline__ void copy_next() {
-    if (unit >= share.end) return;
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const Unit own(launch, tiles, share.first_out, unit);
-    if (lane == 0) {
+    const int warp = threadIdx.x / 32;
+    if (unit < units.num_units && threadIdx.x % 32 == unit) {
       const uint32_t full = shared_address(&shared.full[warp][entry]), to = shared_address(shared.ring[warp][entry]);
-      const int span = (stage * kTeam + warp % kTeam) * SPANS;
-      barrier_arrive_expecting(full, own.has_second ? kStageBytes : kMatrixBytes);
-      copy_box_once(to, &map, 0, own.out, span, own.first_matrix, full);
-      if (IS_DOWN && own.has_second) copy_box_once(to + kMatrixBytes, &map, 0, own.out, span, own.second_matrix, full);
+      const int span = span_at(stage * SPANS);
+      barrier_arrive_expecting(full, units.has_second ? kStageBytes : kMatrixBytes);
+      copy_box_once(to, &map, 0, units.out, span, units.first_matrix, full);
+      if (IS_DOWN && units.has_second) copy_box_once(to + kMatrixBytes, &map, 0, units.out, span, units.second_matrix, full);
     }
     entry = entry + 1 < ENTRIES ? entry + 1 : 0;
-    if (++stage < STAGES) return;
-    stage = 0, unit += kTeams;
+    if (++stage == STAGES) stage = 0, ++unit;
   }
 };
 
-// The scales of a lane's output of one matrix, of groups 4 (lane % 2) to that + 3 of its spans
+// The scales of a lane's output of one matrix, of groups 4 (lane % 2) to that + 3 of a span: four bytes, two spans ahead
 struct Scales {
-  uint32_t powers[STAGES * SPANS];
+  const Launch& launch;
+  const Units& units;
+  int unit = 0, step = 0;
+  const uint8_t* from = nullptr;
+  uint32_t now = 0, next = 0;
 
-  __device__ __forceinline__ void load(const Launch& launch, const Unit& unit) {
-    const int lane = threadIdx.x % 32, member = threadIdx.x / 32 % kTeam;
-    const int64_t output = int64_t(unit.matrix(lane % 4 / 2)) * launch.columns + unit.out + lane / 4;
-    const uint8_t* from = static_cast<const uint8_t*>(launch.scales) + output * launch.num_groups;
-#pragma unroll
-    for (int i = 0; i < STAGES * SPANS; ++i) {
-      const int span = (i / SPANS * kTeam + member) * SPANS + i % SPANS, group = span * 8 + lane % 2 * 4;
-      const uint16_t* two = reinterpret_cast<const uint16_t*>(from + group);
-      powers[i] = group < launch.num_groups ? two[0] : 0;  // their number is even
-      if (group + 2 < launch.num_groups) powers[i] |= two[1] << 16;
+  // Those of the next span
+  __device__ __forceinline__ uint32_t take() {
+    const uint32_t taken = now;
+    now = next;
+    next = 0;
+    if (unit >= units.num_units) return taken;
+    const int lane = threadIdx.x % 32;
+    if (step == 0) {
+      const int64_t output = units.row(launch, unit, lane % 4 / 2, lane / 4);
+      from = static_cast<const uint8_t*>(launch.scales) + output * launch.num_groups;
     }
+    const int group = span_at(step) * 8 + lane % 2 * 4;
+    const uint16_t* two = reinterpret_cast<const uint16_t*>(from + group);
+    if (group < launch.num_groups) next = two[0];  // their number is even
+    if (group + 2 < launch.num_groups) next |= two[1] << 16;
+    if (++step == kSteps) step = 0, ++unit;
+    return taken;
   }
 
   // 2^(power - 127). A float has 2^-127 as half of its smallest normal number

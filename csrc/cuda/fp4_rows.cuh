@@ -2,6 +2,12 @@
 //
 // The largest of 32 inputs becomes 127 * 256 + 127 = 32,639, so none is off by more than a 65,278th of it. An integer is
 // 256 times its high byte plus its low one, which both have a sign, and which are two columns of a product of bytes.
+//
+// A warp turns a span of 256 inputs, 512 bytes, into as many bytes at the same place:
+//
+//   [group % 4][group / 4][high bytes, low ones][four words of a weight][8 inputs, in the order of the word's nibbles]
+//
+// Word w of a group has inputs 4 w to 4 w + 3 in its even nibbles, and 16 + 4 w to that + 3 in its odd ones.
 #pragma once
 
 #include "fp4_kind.cuh"
@@ -13,91 +19,61 @@ constexpr float kLargestCode = 32639, kLeastLargest = 1e-30f;
 // Added to an integer of 16 bits, makes a float with that, plus 128, as its low bits: so the low byte, less 128, has a sign
 constexpr float kCodeOffset = 12582912 + 128;
 
-// Eight inputs of a group of 32, which meet one word of a weight: 4 w to 4 w + 3, and as many from 16 + 4 w on
-struct Word {
-  uint2 low = {}, high = {};
-  float y[8], largest = kLeastLargest;
-  uint32_t codes[8];
-
-  __device__ __forceinline__ void load(const ELEMENT* from) {
-    low = *reinterpret_cast<const uint2*>(from);
-    high = *reinterpret_cast<const uint2*>(from + 16);
-  }
-
-  __device__ __forceinline__ void begin() {
-    const uint32_t words[4] = {low.x, low.y, high.x, high.y};
-#pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      y[j] = j % 2 ? high_half<ELEMENT>(words[j / 2]) : low_half<ELEMENT>(words[j / 2]);
-      largest = larger(largest, fabsf(y[j]));  // NaN, if one is, and then so is the scale
-    }
-  }
-
-  // Of half of an integer, since weights are doubled
-  __device__ __forceinline__ float scale() const { return largest * (0.5f / kLargestCode); }
-
-  __device__ __forceinline__ void round() {
-    const float inverse = reciprocal(largest * (1 / kLargestCode));
-#pragma unroll
-    for (int j = 0; j < 8; ++j) codes[j] = __float_as_uint(fmaf(y[j], inverse, kCodeOffset));
-  }
-
-  // In the order of a word's nibbles. to: 8 high bytes; 32 bytes on the low ones
-  __device__ __forceinline__ void store(uint8_t* to) const {
-    uint2 high_bytes, low_bytes;
-    bytes_of(codes[0], codes[4], codes[1], codes[5], high_bytes.x, low_bytes.x);
-    bytes_of(codes[2], codes[6], codes[3], codes[7], high_bytes.y, low_bytes.y);
-    *reinterpret_cast<uint2*>(to) = high_bytes;
-    *reinterpret_cast<uint2*>(to + 32) = low_bytes;
-  }
-
-  static __device__ __forceinline__ void bytes_of(uint32_t a, uint32_t b, uint32_t c, uint32_t d, uint32_t& high_bytes,
-                                                  uint32_t& low_bytes) {
-    const uint32_t first = __byte_perm(a, b, 0x5140), second = __byte_perm(c, d, 0x5140);
-    high_bytes = __byte_perm(first, second, 0x7632);
-    low_bytes = __byte_perm(first, second, 0x5410) ^ 0x80808080;
-  }
-};
-
-// By the whole block: rows come to shared memory, with zeros for what is beyond their inputs
 struct Rows {
-  static constexpr int kWords = kSpans * 32, kAll = kRows * kWords, kEach = (kAll + kThreads - 1) / kThreads;
-  static constexpr int kBatch = kEach < 6 ? kEach : 6;  // words that a thread has at once, so that none waits for another
   const Launch& launch;
   Shared& shared;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 
-  // pair: in lane i the number of row i of launch.x
-  __device__ __forceinline__ void stage(int pair, int num_rows) const {
+  // What is beyond the inputs
+  __device__ __forceinline__ void clear() const {
 #pragma unroll 1
-    for (int first = 0; first < kAll; first += kBatch * kThreads) {
-      Word words[kBatch];
-#pragma unroll
-      for (int j = 0; j < kBatch; ++j) {
-        const int i = first + j * kThreads + threadIdx.x, row = i / kWords, at = i % kWords;
-        const int input = at / 4 * 32 + at % 4 * 4, own = __shfl_sync(~0u, pair, row);
-        if (row < num_rows && input < launch.depth) words[j].load(launch.x + own * launch.x_stride + input);
-      }
-#pragma unroll
-      for (int j = 0; j < kBatch; ++j) words[j].begin();
-#pragma unroll
-      for (int step = 1; step < 4; step *= 2) {
-#pragma unroll
-        for (int j = 0; j < kBatch; ++j) {
-          words[j].largest = larger(words[j].largest, __shfl_xor_sync(~0u, words[j].largest, step));
-        }
-      }
-#pragma unroll
-      for (int j = 0; j < kBatch; ++j) words[j].round();
-#pragma unroll
-      for (int j = 0; j < kBatch; ++j) store(words[j], first + j * kThreads + threadIdx.x);
+    for (int i = launch.depth * 2 + threadIdx.x * 16; i < kSpans * 512; i += kThreads * 16) {
+#pragma unroll 1
+      for (int row = 0; row < kRows; ++row) *reinterpret_cast<uint4*>(shared.x[row][0] + i) = uint4{};
     }
   }
 
-  __device__ __forceinline__ void store(const Word& word, int i) const {
-    if (i >= kAll) return;
-    const int row = i / kWords, at = i % kWords, span = at / 32, group = at / 4 % 8;
-    word.store(shared.x[row][span][group % 4][group / 4][0] + at % 4 * 8);
-    if (at % 4 == 0) shared.x_scales[row][span][group] = word.scale();
+  // By one warp. pair: in lane i the number of row i of launch.x
+  __device__ __forceinline__ void copy(int num_rows, int pair) const {
+    const uint32_t full = shared_address(&shared.rows_full), num_bytes = launch.depth * 2;
+    if (lane == 0) barrier_arrive_expecting(full, num_rows * num_bytes);
+    __syncwarp();
+    if (lane < num_rows) copy_bytes(shared_address(shared.x[lane][0]), launch.x + pair * launch.x_stride, num_bytes, full);
+  }
+
+  __device__ __forceinline__ void round() const {
+    barrier_wait(shared_address(&shared.rows_full), 0);
+#pragma unroll 1
+    for (int i = warp; i < kRows * kSpans; i += kWarps) round_span(shared.x[0][i], shared.x_scales[0][i]);
+  }
+
+  __device__ __forceinline__ void round_span(uint8_t* span, float* scales) const {
+    const int group = lane / 4, word = lane % 4;
+    const uint2 even = *reinterpret_cast<const uint2*>(span + group * 64 + word * 8);
+    const uint2 odd = *reinterpret_cast<const uint2*>(span + group * 64 + 32 + word * 8);
+    const uint32_t pairs[4] = {even.x, even.y, odd.x, odd.y};
+    float y[8], largest = kLeastLargest;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      y[j] = j % 2 ? high_half<ELEMENT>(pairs[j / 2]) : low_half<ELEMENT>(pairs[j / 2]);
+      largest = larger(largest, fabsf(y[j]));  // NaN, if one is, and then so is the scale
+    }
+    largest = larger(largest, __shfl_xor_sync(~0u, largest, 1));
+    largest = larger(largest, __shfl_xor_sync(~0u, largest, 2));  // all lanes have read the span
+    if (word == 0) scales[group] = largest * (0.5f / kLargestCode);  // half, since weights are doubled
+    const float inverse = reciprocal(largest * (1 / kLargestCode));
+    uint32_t codes[8];
+#pragma unroll
+    for (int j = 0; j < 8; ++j) codes[j] = __float_as_uint(fmaf(y[j], inverse, kCodeOffset));
+    uint8_t* to = span + group % 4 * 128 + group / 4 * 64 + word * 8;
+    store_bytes(to, codes[0], codes[4], codes[1], codes[5]);
+    store_bytes(to + 4, codes[2], codes[6], codes[3], codes[7]);
+  }
+
+  static __device__ __forceinline__ void store_bytes(uint8_t* to, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+    const uint32_t first = __byte_perm(a, b, 0x5140), second = __byte_perm(c, d, 0x5140);
+    *reinterpret_cast<uint32_t*>(to) = __byte_perm(first, second, 0x7632);
+    *reinterpret_cast<uint32_t*>(to + 32) = __byte_perm(first, second, 0x5410) ^ 0x80808080;
   }
 };
 

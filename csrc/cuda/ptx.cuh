@@ -426,6 +426,14 @@ __device__ __forceinline__ uint32_t look_up(uint32_t low, uint32_t high, uint32_
   return found;
 }
 
+// A number that stays in a register, where compilers would make it anew for each use: they do not know that a block has one
+// row of threads, and so what %tid.y is
+__device__ __forceinline__ uint32_t kept(uint32_t x) {
+  uint32_t y;
+  asm volatile("{ .reg .u32 zero; mov.u32 zero, %%tid.y; or.b32 %0, %1, zero; }" : "=r"(y) : "r"(x));
+  return y;
+}
+
 // 1 / x, but for the last bit or two
 __device__ __forceinline__ float reciprocal(float x) {
   float y;

@@ -56,7 +56,7 @@ def test_int4_linear(gpu: GPU) -> None:
 def test_experts() -> None:
     product = experts.Variant(torch.bfloat16, "E2M1", 32, False, False, 8, 32, True, Ring(4, 7, 2))
     wide = grouped_linear.Variant(torch.bfloat16, "U4", False, "clamped")
-    one = fp4_experts.Fp4Variant(torch.bfloat16, True, 32, False, 4, fp4_experts.WarpRing(4, 1, 3, 4))
+    one = fp4_experts.Fp4Variant(torch.bfloat16, True, 32, False, 4, "silu", fp4_experts.WarpRing(2, 1, 6, 3, 1, 12))
     kinds = experts.RouterVariant(torch.float16, "F8_E4M3", 2), product, wide, one
     with ThreadPoolExecutor() as pool:
         assert all(made.startswith(b"\x7fELF") for made in pool.map(lambda kind: kind.compile(HOPPER), kinds))

@@ -15,6 +15,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 import tests.gpu.device  # noqa: E402, F401  # first: whether Triton interprets is decided when it is imported
+from octavo.kernels.cuda.driver import GPU  # noqa: E402
 from octavo.kernels.cuda_cpp import experts, fp4_experts  # noqa: E402
 from octavo.kernels.cuda_cpp.experts import FewRowExperts  # noqa: E402
 from octavo.kernels.mixture import ExpertStack  # noqa: E402
@@ -26,8 +27,9 @@ from tests.gpu import test_coded_mixture, test_mixture  # noqa: E402
 from tests.gpu.device import relative_error  # noqa: E402
 from tests.gpu.test_coded_mixture import coded_experts  # noqa: E402
 from tests.gpu.test_mixture import CASES, in_torch, room_for  # noqa: E402
-from tests.kernels.kernel_on_cpu import FEW_BLOCKS, Boxes, run_on_cpu  # noqa: E402
+from tests.kernels.kernel_on_cpu import Boxes, run_on_cpu  # noqa: E402
 
+FIVE_BLOCKS = GPU("a CPU", (9, 0), 1 << 34, 5)
 BF16, MXFP4 = torch.bfloat16, ScaledFormat("E2M1", (1, 32))
 SOURCES = (
     "fp4_experts.cu",
@@ -47,8 +49,6 @@ def _runs_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         monkeypatch.setattr(module, "HIDDEN", HIDDEN)
         monkeypatch.setattr(module, "INNER", INNER)
     monkeypatch.setattr(fp4_experts, "LEAST_INPUTS", 0)
-    monkeypatch.setattr(fp4_experts, "_FIRST", 24 << 10)  # rings of one stage are used again
-    monkeypatch.setattr(fp4_experts, "_SECOND", 24 << 10)
     run_on_cpu(fp4_experts, SOURCES, tmp_path, monkeypatch)
     monkeypatch.setattr(experts, "TensorMap", Boxes)
     monkeypatch.setattr(experts, "_prepare", lambda *given: None)
@@ -98,7 +98,7 @@ def _part(whole: Experts, own: slice) -> Experts:
 
 
 def _run(own: Experts, room: Room, x: Any, residual: Any, out: Any) -> None:
-    FewRowExperts(own, room, FEW_BLOCKS, x.dtype).run(x, residual, out)
+    FewRowExperts(own, room, FIVE_BLOCKS, x.dtype).run(x, residual, out)
 
 
 def _route(self: FewRowExperts, x: Any, out: Any, norm: None, eps: float) -> None:

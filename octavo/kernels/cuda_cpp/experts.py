@@ -181,8 +181,7 @@ class FewRowExperts:
     def _variant(self, rows: int, *, is_down: bool) -> Variant | Fp4Variant:
         if not self._is_own(rows):
             return Variant.of(self.experts, rows, is_down=is_down, dtype=self.dtype)
-        depth = (self.experts.down if is_down else self.experts.gate_up).shape[2]
-        return Fp4Variant.of(self.experts.layer.routing, depth, is_down=is_down, dtype=self.dtype)
+        return Fp4Variant.of(self.experts, self.gpu, is_down=is_down, dtype=self.dtype)
 
     def _route(self, x: torch.Tensor, out: torch.Tensor | None, norm: torch.Tensor | None, eps: float) -> None:
         router, logits = self.experts.router, self.room.logits

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 
 import torch
 
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda_cpp.compile import compile_kernel
-from octavo.kernels.cuda_cpp.expert_format import choice_macros
+from octavo.kernels.cuda_cpp.expert_format import GATES, choice_macros
 from octavo.kernels.cuda_cpp.module import Kernel
 from octavo.kernels.cuda_cpp.quantized_weight import element
-from octavo.kernels.mixture import Routing
+from octavo.kernels.mixture import GateKind
 from octavo.kernels.triton.experts.mixture import Experts
 
-_WARPS = 8
-_SPAN_INPUTS, _SPAN_BYTES, _MOST_SPANS = 256, 2048, 3  # of a stage: of 8 outputs of two matrices
-_MOST_OUTPUTS = 128  # of a block of the second product
+_WARPS, _TEAMS = 12, (1, 2, 3, 4, 6)
+_SPAN_INPUTS, _STEP_BYTES, _MOST_SPANS = 256, 2048, 2  # a step: a span of 8 outputs of two matrices
+_MOST_OUTS, _MOST_UNITS = 8, 32  # of a block of the second product, times 8 outputs; of a team
 #: shared memory of blocks that share a multiprocessor's, if they are of different products; what is not ring or rows
-_FIRST, _LEAST_OF_FIRST, _SECOND, _REST = 120 << 10, 115 << 10, 104 << 10, 6 << 10
+_FIRST, _LEAST_OF_FIRST, _SECOND, _REST = 120 << 10, 115 << 10, 104 << 10, 4 << 10
 #: inputs of the second product from which the kernel is known to be faster than experts.cu
 LEAST_INPUTS = 2048
 
@@ -29,31 +30,40 @@ def takes(experts: Experts, gpu: GPU) -> bool:
     if (experts.gate_up.code, experts.down.code) != ("E2M1", "E2M1"):
         return False
     _, outputs, inputs = experts.down.shape
-    if inputs < LEAST_INPUTS or outputs > _MOST_OUTPUTS * gpu.num_multiprocessors:
+    if inputs < LEAST_INPUTS or outputs > 8 * _MOST_OUTS * gpu.num_multiprocessors:
         return False
-    return WarpRing.of(inputs, experts.layer.routing.num_chosen, is_down=True).entries > 0
+    rings = (WarpRing.of(experts, gpu, is_down=is_down) for is_down in (False, True))
+    return all(ring.entries > 0 and ring.units <= _MOST_UNITS for ring in rings)
 
 
 @dataclass(frozen=True, slots=True)
 class WarpRing:
-    """team: warps that share a unit; spans: of a stage; stages: of a warp, for a unit; entries: stages that a warp's
-    ring holds; 0: rows leave it no room."""
+    """How a block's units are dealt to its warps. team: warps that share a unit; spans: of a stage; stages: of a warp,
+    for a unit; entries: stages that a warp's ring holds, 0 if the rows leave it no room; units: at most, of a team."""
 
     team: int
     spans: int
     stages: int
     entries: int
+    units: int
+    warps: int
 
     @classmethod
-    def of(cls, depth: int, num_rows: int, *, is_down: bool) -> WarpRing:
-        num_spans = -(-depth // _SPAN_INPUTS)
-        team = min((4, 2, 1), key=lambda team: -(-num_spans // team) * team)
-        own = -(-num_spans // team)
-        rows = num_rows * own * team * (2 * _SPAN_INPUTS + 32)
-        ring = ((_SECOND if is_down else _FIRST) - rows - _REST) // _WARPS
-        fitting = (spans for spans in range(_MOST_SPANS, 1, -1) if own % spans == 0 and ring >= 2 * spans * _SPAN_BYTES)
-        spans = next(fitting, 1)
-        return cls(team, spans, own // spans, max(0, ring // (spans * _SPAN_BYTES)))
+    def of(cls, experts: Experts, gpu: GPU, *, is_down: bool) -> WarpRing:
+        warps, chosen = _WARPS, experts.layer.routing.num_chosen
+        outputs, depth = (experts.down if is_down else experts.gate_up).shape[1:]
+        outs, pairs = outputs // 8 if is_down else outputs // 16 * chosen, -(-chosen // 2) if is_down else 1
+        units, num_spans = -(-outs // gpu.num_multiprocessors) * pairs, -(-depth // _SPAN_INPUTS)
+
+        def dealt(team: int) -> tuple[int, int]:
+            return -(-units // (warps // team)), -(-num_spans // team)
+
+        team = min(_TEAMS, key=lambda team: prod(dealt(team)))
+        own_units, steps = dealt(team)
+        rows = (chosen if is_down else 1) * steps * team * (2 * _SPAN_INPUTS + 32)
+        ring = ((_SECOND if is_down else _FIRST) - rows - _REST) // warps
+        spans = _MOST_SPANS if steps % _MOST_SPANS == 0 and ring >= 2 * _MOST_SPANS * _STEP_BYTES else 1
+        return cls(team, spans, steps // spans, max(0, ring // (spans * _STEP_BYTES)), own_units, warps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +75,13 @@ class Fp4Variant:
     num_experts: int
     is_grouped: bool
     num_chosen: int
+    gate: GateKind
     ring: WarpRing
 
     @classmethod
-    def of(cls, routing: Routing, depth: int, *, is_down: bool, dtype: torch.dtype) -> Fp4Variant:
-        ring = WarpRing.of(depth, routing.num_chosen if is_down else 1, is_down=is_down)
-        return cls(dtype, is_down, *choice_macros(routing), routing.num_chosen, ring)
+    def of(cls, experts: Experts, gpu: GPU, *, is_down: bool, dtype: torch.dtype) -> Fp4Variant:
+        layer, ring = experts.layer, WarpRing.of(experts, gpu, is_down=is_down)
+        return cls(dtype, is_down, *choice_macros(layer.routing), layer.routing.num_chosen, layer.gate.kind, ring)
 
     def compile(self, gpu: GPU) -> bytes:
         macros: dict[str, str | int] = {
@@ -79,7 +90,8 @@ class Fp4Variant:
             "EXPERTS": self.num_experts,
             "IS_GROUPED": int(self.is_grouped),
             "CHOSEN": self.num_chosen,
-            "WARPS": _WARPS,
+            "GATE": GATES[self.gate],
+            "WARPS": self.ring.warps,
             "TEAM": self.ring.team,
             "SPANS": self.ring.spans,
             "STAGES": self.ring.stages,
@@ -90,7 +102,7 @@ class Fp4Variant:
 
     @property
     def num_threads(self) -> int:
-        return _WARPS * 32
+        return self.ring.warps * 32
 
 
 @cache

@@ -263,6 +263,7 @@ float high_half(uint32_t pair) {
   return half_of<T>(pair, 1);
 }
 
+inline uint32_t kept(uint32_t x) { return x; }
 inline uint32_t look_up(uint32_t low, uint32_t high, uint32_t places) {
   const uint64_t table = uint64_t(high) << 32 | low;
   uint32_t found = 0;
