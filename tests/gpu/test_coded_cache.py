@@ -1,4 +1,4 @@
-"""The conversions of csrc/cuda/coded_cache.cuh, in numpy, for every byte and for numbers in between."""
+"""The conversions of csrc/cuda/coded_cache.cuh and triton/attention/codes.py, in numpy, for every byte and between."""
 
 from __future__ import annotations
 
@@ -36,7 +36,27 @@ def test_numbers_round_to_the_nearest_e4m3() -> None:
     assert got.tolist() == expected
 
 
-def test_int8_in_the_last_places_of_a_float() -> None:
+def test_int8_in_the_last_places_of_a_half() -> None:
     biased = EVERY ^ 0x80
-    read = (biased | 0x4B000000).astype(np.uint32).view(np.float32) - np.float32(2.0**23 + 128)
+    read = (biased | 0x6400).astype(np.uint16).view(np.float16) - np.array(0x6480, np.uint16).view(np.float16)
     assert read.tolist() == EVERY.astype(np.uint8).view(np.int8).tolist()
+
+
+def permuted(word: int, places: int, other: int = 0) -> int:
+    """As __byte_perm(word, other, places)."""
+    eight = word.to_bytes(4, "little") + other.to_bytes(4, "little")
+    return int.from_bytes(bytes(eight[places >> 4 * i & 7] for i in range(4)), "little")
+
+
+def test_which_bytes_of_a_word_become_pairs() -> None:
+    """In order: 0 and 1, and 2 and 3. Turned: 0 and 2, and 1 and 3."""
+    word, wanted = 0xD3C2B1A0, {0x4140: (0, 1), 0x4342: (2, 3), 0x4240: (0, 2), 0x4341: (1, 3)}
+    for places, (low, high) in wanted.items():
+        assert (
+            permuted(word, places, 0x64)
+            == 0x64 << 24 | (word >> 8 * high & 0xFF) << 16 | 0x64 << 8 | word >> 8 * low & 0xFF
+        )
+    turned = permuted(word, 0x3120)  # its halves are what the instruction for two codes takes
+    assert turned.to_bytes(4, "little") == bytes([0xA0, 0xC2, 0xB1, 0xD3])
+    upper = [(turned << 8) & 0xFFFFFFFF, turned]  # where there is none: the upper bytes of each 16 bits
+    assert [x & 0xFF00FF00 for x in upper] == [0xB100A000, 0xD300C200]
