@@ -59,8 +59,9 @@ float lowest(const Accepts& accepts) {
 class EntrySampler {
  public:
   int32_t sample(const float* row, int64_t vocab_size, const SamplingBatch& batch, int64_t entry) {
-    if (const int32_t failure = prepare(row, vocab_size, batch, entry)) return failure;
-    if (batch.temperature[entry] == 0.0f) return first_token_of(best_);
+    const bool is_greedy = batch.temperature[entry] == 0.0f;
+    if (const int32_t failure = prepare(row, vocab_size, batch, entry, is_greedy)) return failure;
+    if (is_greedy) return first_token_of(best_);
     const double u = uniform(batch.seeds[entry], batch.sample_indices[entry], batch.positions[entry]);
     if (!has_filters(batch, entry)) return static_cast<int32_t>(draw(row_, size_, u));
     filter(batch, entry);
@@ -69,7 +70,7 @@ class EntrySampler {
 
   // Writes the logits that `sample` would draw from to `processed`. Returns 0, or an entry's code if it has no token.
   int32_t process(const float* row, int64_t vocab_size, const SamplingBatch& batch, int64_t entry, float* processed) {
-    if (const int32_t failure = prepare(row, vocab_size, batch, entry)) {
+    if (const int32_t failure = prepare(row, vocab_size, batch, entry, false)) {
       std::fill_n(processed, vocab_size, std::numeric_limits<float>::quiet_NaN());
       return failure;
     }
@@ -86,12 +87,15 @@ class EntrySampler {
   }
 
  private:
-  // Edits the row, and finds its best token and its scaling. Returns 0, or an entry's code if it has no token.
-  int32_t prepare(const float* row, int64_t vocab_size, const SamplingBatch& batch, int64_t entry) {
+  // Edits the row, and finds its best token and its scaling. Returns 0, or an entry's code if it has no token. If only
+  // the best is wanted, and no more than a mask is given that allows it, the row is not copied.
+  int32_t prepare(const float* row, int64_t vocab_size, const SamplingBatch& batch, int64_t entry, bool wants_best) {
     row_ = row;
     size_ = vocab_size;
     RowMaximum found = maximum(row_, size_, block_max_);
     if (found.has_nan) return kNoToken;
+    best_ = found.best;
+    if (wants_best && best_ > -kInfinity && is_valid(batch, entry) && allows_best(batch, entry)) return 0;
     if (!is_valid(batch, entry) || !edit(batch, entry)) return kInvalidEntry;
     if (row_ != row) found = maximum(row_, size_, block_max_);
     if (found.has_nan || found.best == -kInfinity) return kNoToken;
@@ -141,6 +145,18 @@ class EntrySampler {
     penalise(history, batch, entry);
     row_ = edited_.data();
     return true;
+  }
+
+  // Whether a mask is all that edits the row, and allows its best token.
+  bool allows_best(const SamplingBatch& batch, int64_t entry) const {
+    const Ids mask = run(batch.mask, batch.mask_offsets, entry);
+    if (static_cast<int64_t>(mask.size()) != (size_ + 31) / 32) return false;
+    if (!run(batch.allowed, batch.allowed_offsets, entry).empty()) return false;
+    if (!run(batch.banned, batch.banned_offsets, entry).empty()) return false;
+    if (!run(batch.bias_ids, batch.bias_offsets, entry).empty()) return false;
+    if (!run(batch.history, batch.history_offsets, entry).empty()) return false;
+    const int32_t token = first_token_of(best_);
+    return static_cast<uint32_t>(mask[token / 32]) >> token % 32 & 1;
   }
 
   // A word of the mask has 32 tokens; mostly all of them or none are allowed.

@@ -24,8 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from octavo.messages import ForkRow, NewRow
-from octavo.sampling.columns import COLUMNS, FILTERS, NUMBERS, PARAMETERS, RAGGED, IntArray, SamplingBatch
+from octavo.sampling.columns import FILTERS, NUMBERS, PARAMETERS, RAGGED, IntArray, SamplingBatch
 from octavo.sampling.logits_processors import ProcessedRows
+from octavo.sampling.same_rows import SameRows, key_of
 from octavo.sampling.special_needs import SpecialNeeds
 
 NO_LOGPROBS = -2  # -1 is the whole vocabulary
@@ -34,6 +35,9 @@ _OF_A_STEP = ("logits_rows", "positions")  # the other numbers stay the same whi
 
 class Grammars(Protocol):
     """What rows with a grammar may draw."""
+
+    def made_ahead(self, rows: list[int], lens: list[int]) -> IntArray | None:
+        """The same masks, if they were made when the rows' outputs got these lengths."""
 
     def masks(self, rows: Sequence[int], outputs: Sequence[IntArray]) -> IntArray:
         """By row, after its output so far: [N, words], a bit for each token."""
@@ -60,7 +64,7 @@ class Sampler:
         #: what a fork has as its parent
         self._inherited = [*self._columns.values(), self._num_logprobs, self._has_filters, self._has_grammar]
         self._special: dict[int, SpecialNeeds] = {}
-        self._zero_offsets: IntArray = np.zeros(max_num_seqs + 1, np.int32)
+        self._same: SameRows | None = None  # until a sequence enters a row
 
     def enter(self, new: NewRow) -> None:
         """A sequence enters a row and replaces whatever was there."""
@@ -93,7 +97,7 @@ class Sampler:
 
     def reports_logprobs(self, rows: IntArray) -> bool:
         """Whether any of these rows reports log-probabilities with its tokens."""
-        return bool((self._num_logprobs.take(rows) != NO_LOGPROBS).any())
+        return self._of(rows).reports_logprobs
 
     def num_logprobs(self, rows: IntArray) -> IntArray:
         """How many best tokens each row reports with a drawn one: -1 is the whole vocabulary, NO_LOGPROBS no report."""
@@ -139,39 +143,46 @@ class Sampler:
         sequence's tokens so far are token_ids[rows[j], :positions[j]]. token_ids: [max_num_seqs, max_model_len]; the
         others: [N].
         """
-        special = {
-            j: self._special[rows[j]].runs(token_ids[rows[j], : positions[j]])
-            for j in np.flatnonzero(self._has_edits.take(rows)).tolist()
-        }
-        if self.processed.rows:
-            for j, entry in special.items():
-                self.processed.add(int(rows[j]), int(positions[j]), entry)
-        ragged: dict[str, NDArray[Any]] = {}
-        for name, offsets in RAGGED.items():
-            runs = {j: entry[name] for j, entry in special.items() if name in entry}
-            ragged[name], ragged[offsets] = self._join(runs, COLUMNS[name], len(rows))
-        if self._grammars is not None and not is_masked and self._has_grammar.take(rows).any():
-            ragged["mask"], ragged[RAGGED["mask"]] = self._masks(self._grammars, rows, positions, token_ids)
-        return SamplingBatch(logits_rows=logits_rows, positions=positions, **self.columns(rows), **ragged)
+        of = self._of(rows)
+        ragged = dict(of.nothing)
+        if of.edited:
+            self._add_special(ragged, of.edited, rows, positions, token_ids)
+        if self._grammars is not None and not is_masked and of.numbers:
+            ragged["mask"], ragged[RAGGED["mask"]] = _masks(self._grammars, of, positions, token_ids)
+        return SamplingBatch(logits_rows=logits_rows, positions=positions, **of.columns, **ragged)
 
     def constrained(self, rows: IntArray) -> tuple[NDArray[np.intp], IntArray, IntArray]:
         """The entries whose rows have a grammar, these rows, and where their outputs begin."""
-        entries = np.flatnonzero(self._has_grammar.take(rows))
-        found = rows[entries]
-        return entries, found, self._columns["prompt_lens"].take(found)
+        of = self._of(rows)
+        return of.entries, of.found, of.starts
 
-    def _masks(
-        self, grammars: Grammars, rows: IntArray, positions: IntArray, token_ids: IntArray
-    ) -> tuple[IntArray, IntArray]:
-        """The masks of the entries whose rows have a grammar, as a ragged column and its offsets."""
-        entries, found, starts = self.constrained(rows)
-        masks = grammars.masks(found.tolist(), outputs_of(token_ids, found, starts, positions[entries]))
-        lens = np.zeros(len(rows) + 1, np.int32)
-        lens[entries + 1] = masks.shape[1]
-        return masks.reshape(-1), np.cumsum(lens, dtype=np.int32)
+    def _of(self, rows: IntArray) -> SameRows:
+        if self._same is None or self._same.key != key_of(rows):
+            has_edits, has_grammar = self._has_edits.take(rows), self._has_grammar.take(rows)
+            reports = bool((self._num_logprobs.take(rows) != NO_LOGPROBS).any())
+            self._same = SameRows.of(rows, self.columns(rows), has_edits, has_grammar, reports_logprobs=reports)
+        return self._same
+
+    def _add_special(
+        self,
+        ragged: dict[str, NDArray[Any]],
+        edited: list[int],
+        rows: IntArray,
+        positions: IntArray,
+        token_ids: IntArray,
+    ) -> None:
+        """What the special needs of these entries are now."""
+        special = {j: self._special[rows[j]].runs(token_ids[rows[j], : positions[j]]) for j in edited}
+        if self.processed.rows:
+            for j, entry in special.items():
+                self.processed.add(int(rows[j]), int(positions[j]), entry)
+        for name, offsets in RAGGED.items():
+            if runs := {j: entry[name] for j, entry in special.items() if name in entry}:
+                ragged[name], ragged[offsets] = _join(runs, len(rows))
 
     def _set_special(self, row: int, needs: SpecialNeeds | None) -> None:
         self._has_edits[row] = needs is not None
+        self._same = None
         if needs is None:
             self._special.pop(row, None)
             if self.processed.rows:
@@ -180,16 +191,24 @@ class Sampler:
             self._special[row] = needs
             self.processed.set(row, needs.processors, needs.num_prompt_tokens)
 
-    def _join(
-        self, runs: dict[int, NDArray[Any]], dtype: type[np.generic], num_entries: int
-    ) -> tuple[NDArray[Any], IntArray]:
-        """Values of all entries end to end, and the offsets [num_entries + 1] that part them."""
-        if not runs:
-            return np.zeros(0, dtype), self._zero_offsets[: num_entries + 1]
-        lens = np.zeros(num_entries + 1, np.int32)
-        for j, run in runs.items():
-            lens[j + 1] = len(run)
-        return np.concatenate(list(runs.values())), np.cumsum(lens, dtype=np.int32)
+
+def _join(runs: dict[int, NDArray[Any]], num_entries: int) -> tuple[NDArray[Any], IntArray]:
+    """Values of all entries end to end, and the offsets [num_entries + 1] that part them."""
+    lens = np.zeros(num_entries + 1, np.int32)
+    for j, run in runs.items():
+        lens[j + 1] = len(run)
+    return np.concatenate(list(runs.values())), np.cumsum(lens, dtype=np.int32)
+
+
+def _masks(
+    grammars: Grammars, of: SameRows, positions: IntArray, token_ids: IntArray
+) -> tuple[NDArray[np.int32], IntArray]:
+    """The masks of the entries whose rows have a grammar, as a ragged column and its offsets."""
+    ends = positions.take(of.entries)
+    masks = grammars.made_ahead(of.numbers, (ends - of.starts).tolist())
+    if masks is None:
+        masks = grammars.masks(of.numbers, outputs_of(token_ids, of.found, of.starts, ends))
+    return masks.reshape(-1), of.counts * masks.shape[1]
 
 
 def outputs_of(token_ids: IntArray, rows: IntArray, starts: IntArray, ends: IntArray) -> list[IntArray]:

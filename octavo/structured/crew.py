@@ -33,7 +33,11 @@ class Crew:
     def fill(self, made: IntArray, matchers: Sequence[LLMatcher], places: Sequence[int]) -> None:
         """Write each matcher's mask to its place: a few at a time here, until these have taken so long that threads pay
         for the rest."""
-        first, width, num = made.ctypes.data, made.shape[1] * made.itemsize, len(matchers)
+        first, width, num = made.__array_interface__["data"][0], made.shape[1] * made.itemsize, len(matchers)
+        if num <= FEW:
+            for matcher, place in zip(matchers, places, strict=True):
+                matcher.unsafe_compute_mask_ptr(first + place * width, width)
+            return
         begin = time.perf_counter()
         for start in range(0, num, FEW):
             end = start + FEW

@@ -42,6 +42,8 @@ class ConstrainedRows:
         self._crew = Crew(num_threads or num_cores())
         self._lanes: dict[str, list[int]] = {}  # by grammar: how many rows each of its compiled ones has
         self._last: Group | None = None
+        self._among: tuple[list[int], tuple[list[int], list[int], list[int]]] | None = None
+        self._made: IntArray = np.zeros((0, 0), np.int32)
         #: masks that were made for a group's answers of these lengths as soon as they were read
         self._ahead: tuple[Group, list[int], IntArray] | None = None
 
@@ -54,24 +56,35 @@ class ConstrainedRows:
             # a forced token has no log-probability: the model was not asked
             may_force=not new.sampling_params.reports_logprobs,
             ignores_ends=new.sampling_params.ignore_eos,
+            start=new.num_prompt_tokens,
         )
 
     def fork(self, row: int, parent: int) -> None:
         """A sequence enters a row with its parent's tokens. Its own matcher reads them when it is first needed."""
         of = self.rows[parent]
-        self._enter(row, of.grammar, thinking=of.thinking, may_force=of.may_force, ignores_ends=of.ignores_ends)
+        given: dict[str, Any] = {name: getattr(of, name) for name in ("thinking", "may_force", "ignores_ends", "start")}
+        self._enter(row, of.grammar, **given)
 
     def leave(self, rows: Sequence[int]) -> None:
         for row in rows:
             if (answer := self.rows.pop(row, None)) is None:
                 continue
-            self._last = None
+            self._last = self._among = None
             self.num_changes += 1
             if answer.grammar is not None:
                 lanes = self._lanes[answer.grammar]
                 lanes[answer.lane] -= 1
                 if not any(lanes):
                     del self._lanes[answer.grammar]
+
+    def among(self, rows: list[int]) -> tuple[list[int], list[int], list[int]]:
+        """Of these rows those that have answers: their places, they themselves, and how many of their tokens are
+        prompt. Mostly these are the rows of the step before."""
+        if self._among is None or self._among[0] != rows:
+            places = [place for place, row in enumerate(rows) if row in self.rows]
+            found = [rows[place] for place in places]
+            self._among = list(rows), (places, found, [self.rows[row].start for row in found])
+        return self._among[1]
 
     def masks(self, rows: Sequence[int], outputs: Sequence[IntArray]) -> IntArray:
         """What each of N rows may draw after its output so far: [N, words]. A row that has guesses comes several
@@ -125,13 +138,16 @@ class ConstrainedRows:
         return group.following(outputs, rooms, narrow)
 
     def memory(self, num_masks: int) -> IntArray:
-        """Memory for masks."""
-        assert self.compiler is not None, "rows have grammars"
-        return np.empty((num_masks, self.compiler.vocabulary.num_words), np.int32)
+        """Memory for masks, the same for each step."""
+        if len(self._made) < num_masks:
+            assert self.compiler is not None, "rows have grammars"
+            self._made = np.empty((num_masks, self.compiler.vocabulary.num_words), np.int32)
+        return self._made[:num_masks]
 
     def _enter(self, row: int, grammar: str | None, **given: Any) -> None:
         self.leave([row])
         self.num_changes += 1
+        self._among = None
         if grammar is None:
             self.rows[row] = Answer(None, None, 0, **given)
             return

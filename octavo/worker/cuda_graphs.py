@@ -23,6 +23,7 @@ from octavo.kernels.triton.rows import advance_rows, gather_rows
 from octavo.kernels.triton.sampling.entries import DeviceSamplingBatch
 from octavo.kernels.triton.sampling.masked_rows import mask_rows
 from octavo.worker.device_rows import DeviceRows
+from octavo.worker.host_masks import HostMasks
 
 #: draw without filters; draw with filters; or stop at the logits, which must be edited first. On several ranks, draw
 #: without whole logits: without filters, or where filters leave few tokens
@@ -64,13 +65,11 @@ class DecodeSteps:
         """The tokens that the last step drew. The next launch overwrites them."""
         return self._buffers.tokens[:num_seqs]
 
-    def draw_masked(
-        self, logits: torch.Tensor, mask_rows_of: torch.Tensor, masks: torch.Tensor, *, has_filters: bool
-    ) -> torch.Tensor:
-        """Draw from the last step's logits, once they have these masks, which are always in the same memory: the
-        tokens. For the arguments, see `mask_rows`."""
+    def draw_masked(self, logits: torch.Tensor, masks: HostMasks, *, has_filters: bool) -> None:
+        """Draw from the last step's logits, once they have these masks, which are copied from where they always are.
+        The tokens come to `masks.tokens`."""
         key = logits.data_ptr(), len(logits), has_filters
-        launch = partial(self._draw_masked, logits, mask_rows_of, masks, has_filters=has_filters)
+        launch = partial(self._draw_masked, logits, masks, has_filters=has_filters)
         if key not in self._masked_draws:
             launch()
             self._masked_draws[key] = self._memory.capture(launch)[0] if self._memory is not None else None
@@ -78,15 +77,13 @@ class DecodeSteps:
             graph.replay()
         else:
             launch()
-        return self.tokens(len(logits))
 
-    def _draw_masked(
-        self, logits: torch.Tensor, mask_rows_of: torch.Tensor, masks: torch.Tensor, *, has_filters: bool
-    ) -> None:
+    def _draw_masked(self, logits: torch.Tensor, masks: HostMasks, *, has_filters: bool) -> None:
         model, size, tokens = self._model, len(logits), self.tokens(len(logits))
-        mask_rows(logits, mask_rows_of, masks, chained=model.chained)
+        mask_rows(logits, *masks.copy(size))
         model.draw(logits, self._buffers.draw.part(0, size), tokens, has_edits=False, has_filters=has_filters)
         advance_rows(self._rows.step_rows[:size], tokens, self._rows.records, chained=model.chained)
+        masks.tokens[:size].copy_(tokens, non_blocking=True)
 
     def _launch(self, size: int, variant: Variant, has_adapters: bool) -> torch.Tensor:
         model, buffers = self._model, self._buffers

@@ -1,10 +1,11 @@
 """DeviceGrammars: what a device does for rows with grammars: draws under masks, and jumps over forced tokens.
 
     host      tokens 1 read | masks of step 2, in pinned memory | result 1 | plan 3 ...
-    device    [ step 2 .......................... logits ][ masks copied | mask | draw | append ][ step 3 ...
+    device    [ step 2 .................... logits ][ masks copied | mask | draw | append | tokens copied ][ step 3 ...
 
-A step of decodes draws by one graph. If rows have other edits of their logits as well, or report log-probabilities, all
-masks are among the columns of a sampling batch, as every device takes them (`sampling/columns.py`).
+A step of decodes draws by one graph, which has the copies in it (`host_masks.py`). If rows have other edits of their
+logits as well, or report log-probabilities, all masks are among the columns of a sampling batch, as every device takes
+them (`sampling/columns.py`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from octavo.sampling.sampler import outputs_of
 from octavo.worker.cuda_graphs import DecodeSteps
 from octavo.worker.device_rows import DeviceRows
 from octavo.worker.forced_tokens import ConstrainedRuns, with_forced
+from octavo.worker.host_masks import HostMasks
 from octavo.worker.launched_steps import LaunchedStep, LaunchedSteps
 from octavo.worker.rows import LiveRows
 
@@ -43,8 +45,7 @@ class DeviceGrammars:
         self._decodes, self._launched = decodes, launched
         self._states, self._sampler = live.states, live.sampler
         self._max_num_seqs = max_num_seqs
-        self._device_rows, self._device_masks = _parted(model.token_masks, max_num_seqs)
-        self._host: _HostMasks | None = None  # pinned with the first grammar
+        self._host: HostMasks | None = None  # pinned with the first grammar
         self._last: _StepRows | None = None
 
     def takes(self, rows: IntArray) -> bool:
@@ -60,13 +61,16 @@ class DeviceGrammars:
     def draw(
         self, logits: torch.Tensor, rows: IntArray, logits_rows: IntArray, positions: IntArray, *, is_step: bool
     ) -> torch.Tensor:
-        """The tokens of these rows. is_step: the logits are those of the step that `DecodeSteps` ran last, padded."""
+        """The tokens of these rows. is_step: the logits are those of the step that `DecodeSteps` ran last, padded, and
+        the tokens come to pinned memory, where the next draw overwrites them."""
         of = self._of(rows)
-        num_masks = self._send(of, logits_rows, positions, len(logits) if is_step else 0)
+        masks = self._made(of, logits_rows, positions, len(logits) if is_step else 0)
         if is_step:
-            masks = self._device_rows[: len(logits)], self._device_masks[: len(logits)]
-            return self._decodes.draw_masked(logits, *masks, has_filters=of.has_filters)[: len(rows)]
-        mask_rows(logits, self._device_rows[:num_masks], self._device_masks[:num_masks], chained=self._model.chained)
+            self._decodes.draw_masked(logits, masks, has_filters=of.has_filters)
+            masks.launched()
+            return masks.tokens[: len(rows)]
+        mask_rows(logits, *masks.copy(len(of.numbers)))
+        masks.launched()
         sampling = self._sampler.prepare(rows, logits_rows, positions, self._states.token_ids, is_masked=True)
         tokens = self._model.launch_sample(logits, sampling)
         self._rows.advance(rows, tokens)
@@ -80,14 +84,14 @@ class DeviceGrammars:
         if step.draws is None and there.all():
             of = self._of(step.rows)
             ends = step.positions.take(of.runs) + 1
-            constrained = ConstrainedRuns(of.runs, of.run_rows, ends.tolist())
+            constrained = ConstrainedRuns(of.runs, of.run_rows, of.run_starts, ends.tolist())
         else:
             has_token = True if step.draws is None else step.draws.counts > 0
-            numbers, grammars = step.rows.tolist(), self._live.grammars.rows
-            runs = [run for run in np.flatnonzero(there & has_token).tolist() if numbers[run] in grammars]
-            ends = step.positions[runs] + 1
-            constrained = ConstrainedRuns(runs, [numbers[run] for run in runs], ends.tolist())
-        memory = self._pinned if self._launched.is_draw_left else None
+            some = np.flatnonzero(there & has_token)
+            places, numbers, starts = self._live.grammars.among(step.rows[some].tolist())
+            runs = some[places]
+            constrained = ConstrainedRuns(runs.tolist(), numbers, starts, (step.positions[runs] + 1).tolist())
+        memory = self._room if self._launched.is_draw_left else None
         return with_forced(result, self._live, constrained, memory, self._jump)
 
     def _jump(self, rows: list[int]) -> None:
@@ -102,31 +106,34 @@ class DeviceGrammars:
             self._last = _StepRows.of(rows, self._live)
         return self._last
 
-    def _pinned(self, num_masks: int) -> IntArray:
-        """Where masks are copied from."""
+    def _memory(self) -> HostMasks:
         if self._host is None:
-            self._host = _HostMasks(self._model.token_masks, self._max_num_seqs)
-        self._host.wait()
-        return self._host.masks[:num_masks]
+            self._host = HostMasks(self._model.token_masks, self._max_num_seqs)
+        return self._host
 
-    def _send(self, of: _StepRows, logits_rows: IntArray, positions: IntArray, size: int) -> int:
-        """Make the masks, if they are not made yet, and copy them, padded to `size` -> how many there are."""
+    def _room(self, num_masks: int) -> IntArray:
+        """Where masks are copied from, once the ones before have been."""
+        host = self._memory()
+        host.wait()
+        return host.masks[:num_masks]
+
+    def _made(self, of: _StepRows, logits_rows: IntArray, positions: IntArray, size: int) -> HostMasks:
+        """The masks, which are made if they are not made yet, padded to `size`."""
         num_masks, ends = len(of.numbers), positions.take(of.entries)
         lens = (ends - of.starts).tolist()
         if not num_masks or self._live.grammars.made_ahead(of.numbers, lens) is None:
-            masks = self._pinned(num_masks)
+            room = self._room(num_masks)
             if num_masks:
                 outputs = outputs_of(self._states.token_ids, of.found, of.starts, ends)
-                self._live.grammars.fill(masks, of.numbers, outputs)
-        assert self._host is not None, "masks are made in pinned memory"
-        self._host.send(logits_rows[of.entries], num_masks, size)
-        return num_masks
+                self._live.grammars.fill(room, of.numbers, outputs)
+        self._memory().name(logits_rows[of.entries], size)
+        return self._memory()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _StepRows:
     """A step's rows. entries, found, numbers, starts: of those with a grammar the entries, the rows, and where their
-    outputs begin. runs, run_rows: the entries and rows of those with a grammar or a budget of thoughts."""
+    outputs begin. runs, run_rows, run_starts: the same of those with a grammar or a budget of thoughts."""
 
     rows: IntArray
     entries: NDArray[np.intp]
@@ -135,41 +142,12 @@ class _StepRows:
     starts: IntArray
     runs: list[int]
     run_rows: list[int]
+    run_starts: list[int]
     has_filters: bool
     num_changes: int
 
     @classmethod
     def of(cls, rows: IntArray, live: LiveRows) -> _StepRows:
         entries, found, starts = live.sampler.constrained(rows)
-        numbers, grammars = rows.tolist(), live.grammars
-        runs = [run for run, row in enumerate(numbers) if row in grammars.rows]
-        given = found.tolist(), starts, runs, [numbers[run] for run in runs]
-        return cls(rows, entries, found, *given, live.sampler.has_filters(rows), grammars.num_changes)
-
-
-class _HostMasks:
-    """Where the host makes masks: rows and masks are views of pinned memory, as large as the device's."""
-
-    def __init__(self, device: torch.Tensor, max_num_seqs: int) -> None:
-        self._device, self._max_num_seqs = device, max_num_seqs
-        self._pinned = torch.zeros(device.shape, dtype=torch.int32, pin_memory=device.is_cuda)
-        self.rows, self.masks = (part.numpy() for part in _parted(self._pinned, max_num_seqs))
-        self._copied = torch.cuda.Event() if device.is_cuda else None  # type: ignore[no-untyped-call]
-
-    def wait(self) -> None:
-        """Until the masks of the draw before have been copied. Mostly its tokens have come, so they have."""
-        if self._copied is not None:
-            self._copied.synchronize()
-
-    def send(self, logits_rows: IntArray, num_masks: int, size: int) -> None:
-        """Copy the rows of logits, padded to `size`, and their masks, in stream order."""
-        self.rows[:num_masks], self.rows[num_masks:size] = logits_rows, -1
-        used = self._max_num_seqs + num_masks * self.masks.shape[1]
-        self._device[:used].copy_(self._pinned[:used], non_blocking=True)
-        if self._copied is not None:
-            self._copied.record()
-
-
-def _parted(flat: torch.Tensor, max_num_seqs: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rows of logits that have a mask, and the masks."""
-    return flat[:max_num_seqs], flat[max_num_seqs:].view(max_num_seqs, -1)
+        given = found.tolist(), starts, *live.grammars.among(rows.tolist())
+        return cls(rows, entries, found, *given, live.sampler.has_filters(rows), live.grammars.num_changes)

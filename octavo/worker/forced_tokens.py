@@ -19,10 +19,12 @@ from octavo.worker.rows import LiveRows
 
 
 class ConstrainedRuns(NamedTuple):
-    """Runs of a result whose rows have grammars: their numbers, rows, and how many tokens these had with it."""
+    """Runs of a result whose rows have grammars: their numbers, rows, how many of these tokens are prompt, and how many
+    they had with the run."""
 
     runs: Sequence[int]
     rows: list[int]
+    starts: list[int]
     ends: list[int]
 
 
@@ -38,8 +40,8 @@ def with_forced(
     memory: for the rows' masks, if they are to be made meanwhile. jumped: is told the rows that got tokens.
     """
     states, token_ids = live.states, live.states.token_ids
-    numbers, ends = constrained.rows, constrained.ends
-    starts, most = states.num_prompt_tokens.take(numbers).tolist(), token_ids.shape[1] - 1
+    _, numbers, starts, ends = constrained
+    most = token_ids.shape[1] - 1
     outputs = [token_ids[row, start:end] for row, start, end in zip(numbers, starts, ends, strict=True)]
     found = live.grammars.following(numbers, outputs, [most - end for end in ends], memory)
     if not any(found):
@@ -47,7 +49,7 @@ def with_forced(
     following: dict[int, list[int]] = {}
     num_forced: dict[int, int] = {}
     rows: list[int] = []
-    for run, row, num_tokens, tokens in zip(*constrained, found, strict=True):
+    for run, row, num_tokens, tokens in zip(constrained.runs, numbers, ends, found, strict=True):
         if tokens:
             following[run] = tokens
             if forced := tokens[:-1] if tokens[-1] == END_OF_GRAMMAR else tokens:
@@ -74,7 +76,8 @@ def _extended(result: StepResult, following: dict[int, list[int]], num_forced: d
 
 def constrained_runs(result: StepResult, rows: list[int], live: LiveRows) -> ConstrainedRuns:
     """For `with_forced`, where every token of the result is in its row: the runs that got a token. rows: by run."""
-    grammars, offsets = live.grammars.rows, result.offsets or range(len(result.sampled_token_ids) + 1)
-    runs = [run for run, row in enumerate(rows) if row in grammars and offsets[run + 1] > offsets[run]]
-    found = [rows[run] for run in runs]
-    return ConstrainedRuns(runs, found, live.states.num_tokens.take(found).tolist())
+    runs, found, starts = live.grammars.among(rows)
+    if offsets := result.offsets:
+        kept = [place for place, run in enumerate(runs) if offsets[run + 1] > offsets[run]]
+        runs, found, starts = ([column[place] for place in kept] for column in (runs, found, starts))
+    return ConstrainedRuns(runs, found, starts, live.states.num_tokens.take(found).tolist())

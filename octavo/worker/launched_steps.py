@@ -94,10 +94,14 @@ class LaunchedSteps:
 
     def send(self, step: LaunchedStep, tokens: torch.Tensor) -> None:
         """A step's draw of tokens [N] int32 has been launched. Their copy is queued in stream order, so work launched
-        later may overwrite them."""
-        slot = self._slot((self._max_num_seqs,))
-        slot[: len(tokens)].copy_(tokens, non_blocking=True)
-        step.fetch = _Fetch(slot, np.arange(len(tokens)), self._event())
+        later may overwrite them. Tokens of a GPU that come to pinned memory are not copied again: they stay there until
+        they are fetched."""
+        is_lent = tokens.is_cuda or not self._is_gpu
+        slot = tokens
+        if is_lent:
+            slot = self._slot((self._max_num_seqs,))
+            slot[: len(tokens)].copy_(tokens, non_blocking=True)
+        step.fetch = _Fetch(slot, np.arange(len(tokens)), self._event(), is_lent)
 
     def send_kept(self, step: LaunchedStep, kept: torch.Tensor) -> None:
         """As `send`, of tokens that `advance_rows` kept, [rows, K]. Work launched later does not wait for the copy."""
@@ -181,7 +185,8 @@ class LaunchedSteps:
         if fetch.copied is not None:
             fetch.copied.synchronize()
         token_ids: IntArray = fetch.slot.view(-1).numpy()[fetch.places]
-        self._free_slots[fetch.slot.shape].append(fetch.slot)
+        if fetch.is_lent:
+            self._free_slots[fetch.slot.shape].append(fetch.slot)
         return token_ids
 
     def _slot(self, shape: Sequence[int]) -> torch.Tensor:
@@ -196,6 +201,7 @@ class _Fetch:
     slot: torch.Tensor
     places: NDArray[np.int64]  # of the tokens in the slot
     copied: torch.cuda.Event | None  # None: the device is the host itself
+    is_lent: bool = True  # the slot, to one step after the other
 
 
 def fault_of(error: Exception) -> Exception:

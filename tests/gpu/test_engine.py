@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ from octavo.observe.events import EngineStarted, Preempted  # noqa: E402
 from octavo.worker.chunk_graphs import ChunkSteps  # noqa: E402
 from tests.conftest import TinyFolder  # noqa: E402
 from tests.engine import test_overlap as overlap  # noqa: E402
+from tests.structured.spelling_model import spelling_model  # noqa: E402
 from tests.test_greedy import GREEDY, MAX_MODEL_LEN, check_greedy, logprobs, prompts_of, tokens  # noqa: E402
 from tests.tiny_models import TINY  # noqa: E402
 from tests.worker import test_runner as draws  # noqa: E402
@@ -35,6 +37,7 @@ from tests.worker import test_runner as draws  # noqa: E402
 BLOCK_SIZE = 16
 #: root mean square of log-probabilities' errors in bfloat16, which has 8 bits: scores here are about 10
 TOLERANCE = {"float32": 2e-5, "bfloat16": 0.1}
+NUM_MASKED = 36
 SAMPLED = SamplingParams(temperature=1.0, max_tokens=12, ignore_eos=True, detokenize=False, seed=5)
 
 
@@ -222,6 +225,34 @@ WIDE_HEADS = {
     "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": False,
     "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
+
+
+def test_draws_under_masks_as_graphs_follow_grammars(tiny_folder: TinyFolder, tmp_path: Path) -> None:
+    """Graphs of draws have the copies of masks and tokens in them. Rows with grammars of their own and rows without,
+    which jump and end at different times, greedy and drawn, with filters; a second pass replays graphs."""
+    forms = ["[ab]{30}", "[ab]name12[cd]", "[a-z]*", None, "(name[ab]|age[0-9]){1,4}", "([xyz]{3}age)*q"]
+    draws_of: list[dict[str, Any]] = [{"temperature": 0.0}, {}, {"top_k": 5, "top_p": 0.9}]
+    params = [
+        SamplingParams(
+            structured_outputs=None if (form := forms[i % 6]) is None else {"regex": form},
+            max_tokens=14 + i % 7, seed=i, ignore_eos=form is None, **draws_of[i // 6 % 3],
+        )
+        for i in range(NUM_MASKED)
+    ]  # fmt: skip
+    prompts = [list(range(3, 4 + i % 5)) for i in range(NUM_MASKED)]
+    folder = spelling_model(tiny_folder, tmp_path, num_hidden_layers=2)
+    options: dict[str, Any] = {"backend": "triton", "dtype": "float32", "max_model_len": 64, "max_num_seqs": 20}
+    options |= {"num_gpu_blocks_override": 200, "check_invariants": True, "enable_prefix_caching": False}
+    with LLM(str(folder), enforce_eager=True, **options) as llm:
+        expected = llm.generate(prompts, params, use_tqdm=False)
+    with LLM(str(folder), **options) as llm:
+        for _ in range(2):
+            assert samples(llm.generate(prompts, params, use_tqdm=False)) == samples(expected)
+    for i, output in enumerate(expected):
+        answer = output.outputs[0]
+        if (form := forms[i % 6]) is not None and answer.finish_reason == "stop":
+            assert re.fullmatch(form, answer.text)
+    assert sum(output.outputs[0].finish_reason == "stop" for output in expected) > NUM_MASKED // 3
 
 
 def test_shared_blocks_are_read_once_and_change_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

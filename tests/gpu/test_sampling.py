@@ -195,7 +195,7 @@ def test_masks_in_place(dtype: torch.dtype) -> None:
         bits = np.unpackbits(mask.view(np.uint8), count=VOCAB, bitorder="little")
         is_closed = torch.from_numpy(bits == 0).to(DEVICE)
         expected[row] = torch.where(is_closed & ~logits[row].isnan(), -torch.inf, logits[row])
-    mask_rows(logits, rows, torch.from_numpy(masks).to(DEVICE), chained=False)
+    mask_rows(logits, rows, torch.from_numpy(masks).to(DEVICE))
     assert torch.equal(logits.nan_to_num(123.0), expected.nan_to_num(123.0))
     assert logits[1, 77].isnan()
 

@@ -100,6 +100,31 @@ def test_a_row_taken_again_forgets() -> None:
     assert sampler.num_logprobs(np.array([3])).tolist() == [NO_LOGPROBS]
 
 
+def test_what_is_kept_of_the_same_rows_is_forgotten_when_one_changes() -> None:
+    """Columns, edits and reports of a step's rows are kept for the next one, if it has these rows."""
+    sampler = Sampler(8)
+    enter(sampler, 0, top_k=1, presence_penalty=1.0)
+    enter(sampler, 1, top_k=2)
+    rows, order = {0: [1, 2, 3], 1: [1, 2, 3]}, np.array([0, 1], np.int32)
+
+    def known() -> tuple[list[int], list[list[float]], bool]:
+        batch = prepare(sampler, rows)
+        assert prepare(sampler, rows).top_k is batch.top_k
+        return batch.top_k.tolist(), runs(batch, "history", "history_offsets"), sampler.reports_logprobs(order)
+
+    assert known() == ([1, 2], [[1, 2, 3], []], False)
+    rows[0].append(4)
+    assert known() == ([1, 2], [[1, 2, 3, 4], []], False)
+    sampler.fork(ForkRow(1, 0, 1))
+    assert known() == ([1, 1], [[1, 2, 3, 4], [1, 2, 3]], False)
+    enter(sampler, 1, top_k=3, logprobs=1)
+    assert known() == ([1, 3], [[1, 2, 3, 4], []], True)
+    sampler.inherit(np.array([0], np.int32), np.array([1], np.int32))
+    assert known() == ([3, 3], [[], []], True)
+    assert prepare(sampler, {1: [1, 2, 3], 0: [1, 2, 3]}).positions.tolist() == [3, 3]
+    assert prepare(sampler, {1: [1, 2, 3]}).top_k.tolist() == [3]
+
+
 def test_a_fork_has_its_parent_s_parameters_and_its_own_random_numbers() -> None:
     sampler = Sampler(8)
     enter(sampler, 0, seed=11, temperature=0.5, logit_bias={4: 1.0}, logprobs=-1)

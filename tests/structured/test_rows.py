@@ -114,19 +114,19 @@ def test_no_mask_is_left_of_a_guess_that_was_wrong(compiler: GrammarCompiler) ->
     assert compiler.vocabulary.encode("x")[0] not in np.flatnonzero(bits(mask, 300))
 
 
-@pytest.mark.parametrize("threads_pay_s", [0.0, 9.0])
-def test_many_rows_of_a_grammar_have_the_masks_of_each(
-    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch, threads_pay_s: float
+@pytest.mark.parametrize(("num", "threads_pay_s"), [(20, 0.0), (20, 9.0), (4, 9.0)])
+def test_rows_of_a_grammar_have_the_masks_of_each(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch, num: int, threads_pay_s: float
 ) -> None:
     """Made by several threads or here, as soon as tokens are read or later, also behind a token that did not fit and
     was taken back."""
     monkeypatch.setattr("octavo.structured.crew.THREADS_PAY_S", threads_pay_s)
-    num, text, draw = 20, text_of({"regex": "([ab]{3}c|d){40}"}), np.random.default_rng(0)
+    text, draw = text_of({"regex": "([ab]{3}c|d){40}"}), np.random.default_rng(0)
     rows = ConstrainedRows(num_threads=4)
     rows.compiler = compiler
     for row in range(num):
         rows.enter(NewRow(row, [5], 1, SamplingParams(), seed=0, sample_index=0, grammar=text))
-    assert Counter(answer.lane for answer in rows.rows.values()) == dict.fromkeys(range(4), 5)
+    assert Counter(answer.lane for answer in rows.rows.values()) == ({0: 4} if num == 4 else dict.fromkeys(range(4), 5))
     numbers, outputs = list(range(num)), [np.zeros(0, np.int32)] * num
     fresh = [compiler.matcher(text) for _ in numbers]
     lens_before: list[int] = []
@@ -180,10 +180,27 @@ def test_what_must_follow(compiler: GrammarCompiler) -> None:
 
 def test_an_ignored_end_is_drawn_only_where_nothing_else_may_be(compiler: GrammarCompiler) -> None:
     (a,) = compiler.vocabulary.encode("a")
-    for ignores, expected in ((False, [END, a]), (True, [a])):
-        rows = entered(compiler, [text_of({"regex": "a+"})], ignore_eos=ignores)
-        (mask,) = rows.masks([0], [np.array([a], np.int32)])
-        assert np.flatnonzero(bits(mask, 300)).tolist() == expected
+    (b,) = compiler.vocabulary.encode("b")
+    forms = {"a+": [a], "a[ab]*": sorted([a, b]), "a": [END]}
+    for num in (1, 9):
+        for ignores in (False, True):
+            rows = entered(compiler, [text_of({"regex": regex}) for regex in forms] * num, ignore_eos=ignores)
+            masks = rows.masks(range(3 * num), [np.array([a], np.int32)] * 3 * num)
+            for mask, others in zip(masks, [*forms.values()] * num, strict=True):
+                expected = others if ignores else sorted({*others, END})
+                assert np.flatnonzero(bits(mask, 300)).tolist() == expected
+
+
+def test_rows_that_have_answers_are_known_among_others(compiler: GrammarCompiler) -> None:
+    text = text_of({"regex": "a+"})
+    rows = entered(compiler, [text, text])
+    assert rows.among([7, 1, 0]) == ([1, 2], [1, 0], [2, 2])
+    rows.enter(NewRow(7, [5, 6, 7, 8], 3, SamplingParams(), seed=0, sample_index=0, grammar=text))
+    assert rows.among([7, 1, 0]) == ([0, 1, 2], [7, 1, 0], [3, 2, 2])
+    rows.fork(1, parent=7)
+    assert rows.among([7, 1, 0]) == ([0, 1, 2], [7, 1, 0], [3, 3, 2])
+    rows.leave([7])
+    assert rows.among([7, 1, 0]) == ([1, 2], [1, 0], [3, 2])
 
 
 def test_no_more_grammars_are_kept_than_there_is_room_for(tmp_path: Path) -> None:

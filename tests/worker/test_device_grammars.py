@@ -69,7 +69,8 @@ class Device:
         logits, entries = torch.zeros((NUM_ROWS, 1)), np.arange(len(rows), dtype=np.int32)
         return self.grammars.draw(logits, rows, entries, positions, is_step=True)
 
-    def draw_masked(self, logits: Any, rows: Any, masks: Any, *, has_filters: bool) -> Any:
+    def draw_masked(self, logits: Any, host: Any, *, has_filters: bool) -> None:
+        rows, masks = host.copy(len(logits))
         tokens = np.full(len(logits), 7, np.int32)
         masked = [entry for entry, (row, _) in enumerate(self.drawing) if row in self.texts]
         assert rows.tolist() == masked + [-1] * (len(logits) - len(masked))
@@ -80,7 +81,7 @@ class Device:
             assert mask.tobytes() == fresh.compute_bitmask()
             allowed = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
             tokens[entry] = self.random.choice(allowed)
-        return torch.from_numpy(tokens)
+        host.tokens[: len(logits)] = torch.from_numpy(tokens)
 
 
 def test_masks_are_made_ahead_while_rows_jump_end_and_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,25 +10,20 @@ import torch
 import triton
 import triton.language as tl
 
-from octavo.kernels.triton.chain import wait_for_previous
-
 _TILE = 2048
 
 
-def mask_rows(logits: torch.Tensor, rows: torch.Tensor, masks: torch.Tensor, *, chained: bool) -> None:
-    """logits [M, V]: row rows[i] gets masks[i]; -1 is padding. rows [N] int32; masks [N, words] int32."""
+def mask_rows(logits: torch.Tensor, rows: torch.Tensor, masks: torch.Tensor) -> None:
+    """logits [M, V]: row rows[i] gets masks[i]; -1 is padding. rows [N] int32; masks [N, words] int32, which have just
+    been copied: so it is not launched before what comes before it has ended."""
     vocab_size = logits.shape[1]
     _mask_kernel[(len(rows), triton.cdiv(vocab_size, _TILE))](
-        logits, rows, masks, logits.stride(0), vocab_size, masks.shape[1], TILE=_TILE, CHAINED=chained,
-        launch_pdl=chained, num_warps=4,
-    )  # fmt: skip
+        logits, rows, masks, logits.stride(0), vocab_size, masks.shape[1], TILE=_TILE, num_warps=4
+    )
 
 
 @triton.jit
-def _mask_kernel(
-    logits, rows, masks, stride, vocab, num_words, TILE: tl.constexpr, CHAINED: tl.constexpr
-):  # fmt: skip
-    wait_for_previous(CHAINED)
+def _mask_kernel(logits, rows, masks, stride, vocab, num_words, TILE: tl.constexpr):
     i = tl.program_id(0)
     row = tl.load(rows + i)
     if row >= 0:
