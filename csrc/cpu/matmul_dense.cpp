@@ -69,12 +69,22 @@ struct DenseKernel {
     }
   }
 
+  // Most tiles are full; those are written in the order of memory.
   static void pack_tile(const float* x, int64_t x_stride, int n, int64_t cols, uint8_t* out) {
     auto* tile = reinterpret_cast<float*>(out);
+    if (n == max_tokens) {
+      for (int64_t c = 0; c < cols; ++c, tile += max_tokens) {
+        simd::unroll<max_tokens>([&](auto t) { tile[t] = x[t * x_stride + c]; });
+      }
+      return;
+    }
     for (int t = 0; t < n; ++t) {
       for (int64_t c = 0; c < cols; ++c) tile[c * n + t] = x[t * x_stride + c];
     }
   }
+
+  // With many tokens a group comes from the second-level cache again and again: it is fetched so many columns ahead.
+  static constexpr int kColumnsAhead = 16;
 
   template <int n>
   static void multiply(const uint8_t* group, const uint8_t* tile, int64_t cols, F32 (&result)[n][vectors]) {
@@ -83,6 +93,7 @@ struct DenseKernel {
     F32 sums[n][vectors];
     simd::unroll<n>([&](auto t) { sums[t][0] = sums[t][1] = simd::zero(); });
     for (int64_t c = cols; c > 0; --c, w += group_rows, x += n) {
+      if constexpr (n == max_tokens && dtype == DType::F32) __builtin_prefetch(w + kColumnsAhead * group_rows);
       const F32 w0 = Element<dtype>::load(w), w1 = Element<dtype>::load(w + kLanes);
       simd::unroll<n>([&](auto t) {
         const F32 xt = simd::broadcast(x[t]);
