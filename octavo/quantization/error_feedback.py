@@ -10,8 +10,12 @@ correlated, so the error that one column's rounding makes can be taken back by t
         codes of column i       the nearest to W[:, i] - (sum over j of D[:, j] H[j, i], without j = i) / H[i, i]
 
 Scales are chosen before the first column, so groups stay runs of inputs: those of plain rounding, or in groups up to a
-fifth less, which cuts off the largest numbers for the others' sake. Columns are worked on in blocks,
-so that most of the work is products of matrices.
+fifth less, which cuts off the largest numbers for the others' sake. Between those later rounds a group's scale becomes
+the one by which its codes, z times the scale, have the least error given all other groups:
+
+        scale of group g       less (sum over i in g of z[:, i] (D H)[:, i]) / (z H[g, g] z^T)
+
+Columns are worked on in blocks, so that most of the work is products of matrices.
 """
 
 from __future__ import annotations
@@ -31,7 +35,8 @@ from octavo.quantization.at_load import nearest_codes, quantised
 _BLOCK = 128
 _DAMPING = 0.03  # of the mean of H's diagonal, which keeps its inverse in bounds
 _SCALES = np.linspace(1, 0.8, 11, dtype=np.float32)  # that are tried, of plain rounding's
-_SWEEPS = 2
+_SWEEPS, _FITTED_SWEEPS = 2, 2  # with the first scales, and each with scales that were fitted before it
+_LEAST_SCALE, _MOST_SCALE = np.float32(0.7), np.float32(1.4)  # of the one before
 
 
 def calibrated(matrix: FloatArray, moments: FloatArray, form: ScaledFormat, scale_dtype: DType) -> ScaledTensor:
@@ -49,9 +54,14 @@ def calibrated(matrix: FloatArray, moments: FloatArray, form: ScaledFormat, scal
     _feed_back(columns, damped)
     for _ in range(_SWEEPS):
         _sweep(columns, damped)
-    codes = np.ascontiguousarray(columns.codes.T)
+    for _ in range(_FITTED_SWEEPS if form.block[1] else 0):
+        _fit_scales(columns, damped, scale_dtype)
+        _sweep(columns, damped)
+    codes, scales = np.ascontiguousarray(columns.codes.T), plain.scales
+    if form.block[1]:
+        scales = np.where(scales == 0, scales, columns.scales.T)
     return ScaledTensor(
-        form, matrix.shape, pack_nibbles(codes) if form.is_nibbles else codes, plain.scales, scale_dtype, plain.zeros
+        form, matrix.shape, pack_nibbles(codes) if form.is_nibbles else codes, scales, scale_dtype, plain.zeros
     )
 
 
@@ -133,6 +143,27 @@ def _sweep(columns: _Columns, moments: FloatArray) -> None:
             changed = columns.round(i, columns.numbers[i] - others) - columns.numbers[i]
             pulls[i - begin + 1 :] += np.outer(moments[i + 1 : end, i], changed - errors[i])
             errors[i] = changed
+
+
+def _fit_scales(columns: _Columns, moments: FloatArray, scale_dtype: DType) -> None:
+    """In groups: to the codes, as they are now."""
+    errors, width = columns.errors(), len(columns.numbers) // len(columns.scales)
+    assert _BLOCK % width == 0, f"a block of {_BLOCK} columns has whole groups, not of {width}"
+    for begin in range(0, len(errors), _BLOCK):
+        end = min(begin + _BLOCK, len(errors))
+        pulls = moments[begin:end] @ errors
+        for first in range(begin, end, width):
+            group, scales = slice(first, first + width), columns.scales[first // width]
+            steps = columns._known[columns.codes[group]] - columns.zeros[first // width]
+            weights = np.einsum("io,io->o", steps, moments[group, group] @ steps)
+            excess = np.einsum("io,io->o", steps, pulls[first - begin : first - begin + width])
+            change = 1 - excess / (np.maximum(weights, np.float32(1e-30)) * scales)
+            fitted = scales * np.clip(change, _LEAST_SCALE, _MOST_SCALE)
+            fitted = dequantize(convert(from_array(np.where(weights > 0, fitted, scales)), scale_dtype))
+            moved = steps * (fitted - scales)
+            pulls += moments[begin:end, group] @ moved
+            errors[group] += moved
+            columns.scales[first // width] = fitted
 
 
 def _inverse_factor(moments: FloatArray) -> FloatArray:

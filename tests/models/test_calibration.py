@@ -109,8 +109,9 @@ def test_later_layers_make_up_for_earlier_ones(root: Path, tmp_path: Path, kind:
             compact = made[name].compact()
             assert isinstance(compact, ScaledTensor)
             wanted = calibrated(dequantize(dense[name].dense()), moments[name], compact.format, "F32")
-            np.testing.assert_allclose(compact.scales, wanted.scales)
-            assert (compact.codes == wanted.codes).mean() > 0.95  # two ways to sum round differently
+            # two ways to sum round differently, and scales are fitted to the codes
+            assert np.isclose(compact.scales, wanted.scales, rtol=1e-5).mean() > 0.95
+            assert (compact.codes == wanted.codes).mean() > 0.95
     errors = json.loads(report.read_text())
     assert errors["products"].keys() == errors["matrices"].keys() == made.keys()
     assert all(0 < errors["products"][name] < errors["matrices"][name] for name in made)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from octavo.kernels.reference.dequantize import convert, dequantize
 from octavo.kernels.reference.scaled import dequantize_scaled
 from octavo.kernels.scaled import FloatArray, ScaledFormat, numbers_of
+from octavo.kernels.tensor import from_array
 from octavo.quantization import error_feedback
 from octavo.quantization.at_load import FORMATS, nearest_codes, quantised
 from octavo.quantization.error_feedback import calibrated
@@ -31,8 +33,8 @@ def test_products_are_closer_than_with_the_nearest_codes(form: ScaledFormat) -> 
     matrix, inputs = rng.standard_normal((24, 192)).astype(np.float32), correlated_inputs(rng, 1500, 192)
     seen, unseen = inputs[:1000], inputs[1000:]
     plain, chosen = quantised(matrix, form, "BF16"), calibrated(matrix, seen.T @ seen, form, "BF16")
-    assert (0.79 * abs(plain.scales) <= abs(chosen.scales)).all()
-    assert (abs(chosen.scales) <= abs(plain.scales)).all()
+    assert (abs(chosen.scales / plain.scales - 1) < 0.5).all()
+    assert (dequantize(convert(from_array(chosen.scales), "BF16")) == chosen.scales).all()
     assert (chosen.scales == plain.scales).all() == (form.block[1] == 0)
     for some in (seen, unseen):
         nearest, fed_back = (error(dequantize_scaled(each), matrix, some) for each in (plain, chosen))
@@ -66,6 +68,34 @@ def test_sweeps_never_make_products_worse(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(error_feedback, "_SWEEPS", sweeps)
         errors.append(error(dequantize_scaled(calibrated(matrix, inputs.T @ inputs, GRIDS[0], "F32")), matrix, inputs))
     assert errors[0] > errors[1] > errors[2]
+
+
+@pytest.mark.parametrize("form", [form for form in GRIDS if form.block[1]], ids=lambda form: form.label)
+def test_scales_are_fitted_to_the_codes(form: ScaledFormat, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(6)
+    matrix, inputs = rng.standard_normal((24, 320)).astype(np.float32), correlated_inputs(rng, 1000, 320)
+    moments, errors = inputs.T @ inputs, []
+    for sweeps in (0, 1, 3):
+        monkeypatch.setattr(error_feedback, "_FITTED_SWEEPS", sweeps)
+        errors.append(error(dequantize_scaled(calibrated(matrix, moments, form, "BF16")), matrix, inputs))
+    assert errors[0] > errors[1] > errors[2]
+
+
+def test_fitted_scales_have_the_least_squared_error() -> None:
+    """Of a group alone: as a solver finds them. A group without any number keeps its scale."""
+    rng, form = np.random.default_rng(8), ScaledFormat("U4", (1, 32))
+    matrix, inputs = rng.standard_normal((5, 32)).astype(np.float32), correlated_inputs(rng, 200, 32)
+    matrix[4] = 0
+    columns = error_feedback._Columns.of(matrix, quantised(matrix, form, "F32"))
+    for column in range(32):
+        columns.round(column, columns.numbers[column])
+    steps, before = columns._known[columns.codes], columns.scales.copy()
+    error_feedback._fit_scales(columns, inputs.T @ inputs, "F32")
+    for row in range(4):
+        products = (inputs @ steps[:, row])[:, None]
+        wanted, *_ = np.linalg.lstsq(products, inputs @ matrix[row], rcond=None)
+        assert columns.scales[0, row] == pytest.approx(wanted[0], rel=1e-3)
+    assert columns.scales[0, 4] == before[0, 4]
 
 
 @pytest.mark.parametrize("form", [form for form in GRIDS if form.block[1]], ids=lambda form: form.label)
