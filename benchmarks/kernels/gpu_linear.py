@@ -1,4 +1,5 @@
-"""Skinny products on a GPU: ours against torch's (cuBLAS), in graphs, with every weight cold in L2.
+"""Skinny products on a GPU: ours against torch's (cuBLAS), in graphs, with every weight cold in L2; of one row, also by
+the kernel in CUDA C++.
 
     python -m benchmarks.kernels.gpu_linear [--sweep | --codes]
 
@@ -16,8 +17,10 @@ from multiprocessing import get_context
 
 import torch
 
+from benchmarks.kernels.gpu_experts import the_gpu
 from octavo.kernels.cuda.plain_codes import PlainCodes
 from octavo.kernels.cuda.timing import copies_past_cache, graph_time_us, measured_limits, print_machine
+from octavo.kernels.cuda_cpp.dense_linear import dense_linear, takes
 from octavo.kernels.scaled import ScaledFormat
 from octavo.kernels.triton.coded.coded_linear import coded_linear, make_dense
 from octavo.kernels.triton.coded.weight_stack import WeightStack
@@ -35,6 +38,8 @@ SHAPES = {
     "8B gate_up": (4096, 28672),
     "8B down": (14336, 4096),
     "8B lm_head": (4096, 128256),
+    "20B qkv": (2880, 5120),
+    "20B o": (4096, 2880),
 }
 CODES = {
     "fp8": ScaledFormat("F8_E4M3", (1, 0)),
@@ -103,6 +108,9 @@ def measure(name: str, rows: int, tilings: list[Tiling]) -> str:
     order = sorted((us, (t.columns, t.depth, t.num_warps, t.num_stages)) for t, us in times.items())
     rest = "  ".join(f"{us:.1f}{list(t)}" for us, t in order[:4]) if len(order) > 1 else ""
     ours = f"{times[best]:7.2f} us {rate:5.2f} TB/s  x{theirs / times[best]:4.2f}"
+    if rows == 1 and takes(weights[0], the_gpu()):
+        us = graph_time_us([partial(dense_linear, x, w, out, gpu=the_gpu()) for w in weights])
+        ours += f"  CUDA C++ {us:7.2f} us {weights[0].nbytes / us / 1e6:5.2f} TB/s"
     return f"{name:>13} {rows:>3}: {theirs:7.2f} | {ours}  {rest}"
 
 

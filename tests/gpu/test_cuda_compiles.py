@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from octavo.kernels.cuda.driver import GPU  # noqa: E402
-from octavo.kernels.cuda_cpp import experts, fp4_experts, fp8_linear, grouped_linear, int4_linear  # noqa: E402
+from octavo.kernels.cuda_cpp import dense_linear, experts, fp4_experts, fp8_linear, grouped_linear, int4_linear  # noqa: E402
 from octavo.kernels.cuda_cpp.all_reduce import compile_all_reduce  # noqa: E402
 from octavo.kernels.cuda_cpp.attention_plan import compile_plan  # noqa: E402
 from octavo.kernels.cuda_cpp.compile import find_nvcc  # noqa: E402
@@ -40,6 +40,10 @@ def test_plan(gpu: GPU, num_seqs: int) -> None:
 def test_quantized_linear(gpu: GPU, layout: Layout, kind: Scales) -> None:
     dtype, is_gated = (torch.float16, True) if gpu is AMPERE else (torch.bfloat16, kind == "blocks")
     assert Variant(layout, kind, dtype, is_gated, 2, 16384).compile(gpu).startswith(b"\x7fELF")
+
+
+def test_dense_linear() -> None:
+    assert dense_linear.Variant(torch.float16, True, entries=6).compile(HOPPER).startswith(b"\x7fELF")
 
 
 def test_fp8_linear() -> None:

@@ -8,6 +8,8 @@ import torch.nn.functional as F  # noqa: N812
 
 from tests.gpu.device import DEVICE, ON_GPU, TOLERANCE, relative_error
 
+from octavo.kernels.cuda.driver import find_gpu  # isort: skip
+from octavo.kernels.cuda_cpp.dense_linear import dense_linear, takes  # isort: skip
 from octavo.kernels.triton.linear.skinny_linear import Tiling, choose_tiling, skinny_linear  # isort: skip
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32] if ON_GPU else [torch.float32]
@@ -44,6 +46,37 @@ class TestSkinnyLinear:
         )
         normed = F.rms_norm(x.float() * 5, shape[:1], norm, 1e-5)
         gate, up = F.linear(normed, weight.float(), bias).chunk(2, 1)
+        assert relative_error(out, F.silu(gate) * up) < TOLERANCE[dtype]
+
+
+@pytest.mark.skipif(not ON_GPU, reason="compiled by nvcc; tests/kernels/test_dense_linear.py runs it on the CPU")
+@pytest.mark.parametrize("shape", [(1024, 4096), (2880, 5120), (4096, 2880), (14336, 4096)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+class TestOneRowInCuda:
+    """In a chain, in which each kernel copies weights before the one before it has ended."""
+
+    def test_bias_norm_and_residual(self, shape: tuple[int, int], dtype: torch.dtype) -> None:
+        gpu = find_gpu(0)
+        if gpu is None or not takes(torch.empty(shape[::-1], dtype=dtype), gpu):
+            pytest.skip("this GPU chains no kernels, or nvcc is missing")
+        x, weight, residual = operands(shape, dtype, 1)
+        residual.normal_()
+        norm, bias = torch.rand(shape[0], device=DEVICE) + 0.5, torch.randn(shape[1], device=DEVICE).to(dtype)
+        for _ in range(3):
+            expected = F.linear(F.rms_norm(x.float(), shape[:1], norm, 1e-5), weight.float(), bias.float())
+            expected += residual.float()
+            dense_linear(x, weight, residual, gpu=gpu, bias=bias, norm_weight=norm, eps=1e-5, residual=residual)
+            assert relative_error(residual, expected) < TOLERANCE[dtype]
+
+    def test_gate(self, shape: tuple[int, int], dtype: torch.dtype) -> None:
+        gpu = find_gpu(0)
+        if gpu is None or not takes(torch.empty(2 * shape[1], shape[0], dtype=dtype), gpu, "silu"):
+            pytest.skip("this GPU chains no kernels, or nvcc is missing")
+        x, weight, out = operands((shape[0], 2 * shape[1]), dtype, 1)
+        out = out[:, : shape[1]]
+        for _ in range(3):
+            dense_linear(x, weight, out, gpu=gpu, gate="silu")
+        gate, up = F.linear(x.float(), weight.float()).chunk(2, 1)
         assert relative_error(out, F.silu(gate) * up) < TOLERANCE[dtype]
 
 

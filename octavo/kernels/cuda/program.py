@@ -10,6 +10,7 @@ import torch
 
 from octavo.kernels.adapters import AdaptedModule
 from octavo.kernels.attention_layer import AttentionLayer
+from octavo.kernels.cuda.dense_product import FewRows
 from octavo.kernels.cuda.kv_calibration import with_calibration
 from octavo.kernels.cuda.latent_launch import latent_values_launch, latent_write_launch
 from octavo.kernels.cuda.mixture_launch import MixtureLaunch
@@ -26,7 +27,7 @@ from octavo.kernels.triton.elementwise import elementwise, norm
 from octavo.kernels.triton.elementwise.elementwise import embedding
 from octavo.kernels.triton.elementwise.wide_norm import WideNorm
 from octavo.kernels.triton.linear.fixed_linear import fixed_linear
-from octavo.kernels.triton.linear.skinny_linear import choose_tiling, library_linear, skinny_linear
+from octavo.kernels.triton.linear.skinny_linear import choose_tiling, library_linear
 
 if TYPE_CHECKING:
     from octavo.kernels.cuda.adapters import DeviceAdapters
@@ -162,7 +163,7 @@ class Program:
         if self._shared.is_fixed:
             assert gate is None, "nothing is fused in a deterministic engine"
             return lambda step, x, out: fixed_linear(x, matrix, out, bias=bias, chained=chained)
-        tiles = self._tiles(matrix, gate)
+        tiles, few = self._tiles(matrix, gate), FewRows(matrix, self._shared.gpu, gate)
 
         def launch(step: DeviceStep, x: torch.Tensor, *rest: torch.Tensor) -> None:
             *residuals, out = rest
@@ -177,10 +178,7 @@ class Program:
                 assert norm_H is None, "a norm is fused only where a tiling takes it"
                 library_linear(x, matrix, out, residual if bias is None else bias)
             else:
-                skinny_linear(
-                    x, matrix, out, bias=bias, norm_weight=norm_H, eps=eps, residual=residual, gate=gate,
-                    tiling=tiling, chained=chained,
-                )  # fmt: skip
+                few.run(x, out, tiling=tiling, bias=bias, norm_weight=norm_H, eps=eps, residual=residual)
 
         return launch
 
