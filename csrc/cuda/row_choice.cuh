@@ -42,6 +42,16 @@ struct RowChoice {
     for (int i = 0; i < kEach; ++i) {
       const bool is_there = expert(i) < routing.num_experts;
       score[i] = is_there ? routing.logits[row * routing.logits_stride + expert(i)] : -INFINITY;
+    }
+    begin<Element>();
+  }
+
+  // With the logits as scores
+  template <typename Element>
+  __device__ __forceinline__ void begin() {
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const bool is_there = expert(i) < routing.num_experts;
       if (is_there && routing.router_bias != nullptr) {
         score[i] += to_float(static_cast<const Element*>(routing.router_bias)[expert(i)]);
       }
@@ -132,20 +142,43 @@ struct RowChoice {
 
   // Lane `place` gets the expert at that place and its weight
   __device__ __forceinline__ void choose(int& id, float& weight) {
+    uint32_t ranks[kEach];
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) ranks[i] = rank_of(ranked[i]);
     float total = 0;
     id = 0, weight = 0;
     for (int place = 0; place < routing.num_chosen; ++place) {
-      const int best = first_best(ranked);
+      int best;
+      const int winner = take_best(ranks, best);
       float own = 0;
 #pragma unroll
-      for (int i = 0; i < kEach; ++i) {
-        if (expert(i) == best) own = score[i], ranked[i] = -INFINITY;
-      }
-      own = __shfl_sync(~0u, own, best % 32);
+      for (int i = 0; i < kEach; ++i) own = expert(i) == best ? score[i] : own;
+      own = __shfl_sync(~0u, own, winner);
+      best = __shfl_sync(~0u, best, winner);
       total += own;
       if (lane == place) id = best, weight = own * routing.scale;
     }
     if (routing.renormalises) weight /= total + 1e-20f;
+  }
+
+  // The lane that has the best expert, of equal ones the first. best: there. It is not chosen again
+  __device__ __forceinline__ int take_best(uint32_t (&ranks)[kEach], int& best) const {
+    uint32_t own = 0;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) own = max(own, ranks[i]);
+    const uint32_t most = __reduce_max_sync(~0u, own);
+    best = kExperts;
+#pragma unroll
+    for (int i = kEach - 1; i >= 0; --i) best = ranks[i] == most ? expert(i) : best;
+    uint32_t lanes = __ballot_sync(~0u, own == most);
+    if (lanes & (lanes - 1)) {
+      const int first = __reduce_min_sync(~0u, best);
+      lanes = __ballot_sync(~0u, best == first);
+    }
+    const int winner = __ffs(lanes) - 1;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) ranks[i] = lane == winner && expert(i) == best ? 0 : ranks[i];
+    return winner;
   }
 };
 

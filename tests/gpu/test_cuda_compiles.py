@@ -10,12 +10,21 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from octavo.kernels.cuda.driver import GPU  # noqa: E402
-from octavo.kernels.cuda_cpp import dense_linear, experts, fp4_experts, fp8_linear, grouped_linear, int4_linear  # noqa: E402
+from octavo.kernels.cuda_cpp import (  # noqa: E402
+    dense_linear,
+    experts,
+    fp4_experts,
+    fp8_linear,
+    grouped_linear,
+    int4_linear,
+    one_row_format,
+)
 from octavo.kernels.cuda_cpp.all_reduce import compile_all_reduce  # noqa: E402
 from octavo.kernels.cuda_cpp.attention_plan import compile_plan  # noqa: E402
 from octavo.kernels.cuda_cpp.compile import find_nvcc  # noqa: E402
 from octavo.kernels.cuda_cpp.decode_attention import Kind  # noqa: E402
 from octavo.kernels.cuda_cpp.expert_format import Ring  # noqa: E402
+from octavo.kernels.cuda_cpp.expert_routing import RouterVariant  # noqa: E402
 from octavo.kernels.cuda_cpp.quantized_format import Layout, Scales  # noqa: E402
 from octavo.kernels.cuda_cpp.quantized_linear import Variant  # noqa: E402
 from octavo.kernels.cuda_cpp.shape import Occupancy, Shape  # noqa: E402
@@ -61,7 +70,9 @@ def test_experts() -> None:
     product = experts.Variant(torch.bfloat16, "E2M1", 32, False, False, 8, 32, True, Ring(4, 7, 2))
     wide = grouped_linear.Variant(torch.bfloat16, "U4", False, "clamped")
     one = fp4_experts.Fp4Variant(torch.bfloat16, True, 32, False, 4, "silu", fp4_experts.WarpRing(2, 1, 6, 3, 1, 12))
-    kinds = experts.RouterVariant(torch.float16, "F8_E4M3", 2), product, wide, one
+    tiling = one_row_format.Tiling(2, 10, (8, 2), (6, 1), 1, 1, 2)
+    alone = one_row_format.OneRowVariant(torch.bfloat16, True, 128, False, 8, tiling, "silu", True)
+    kinds = RouterVariant(torch.float16, "F8_E4M3", 2), product, wide, one, alone
     with ThreadPoolExecutor() as pool:
         assert all(made.startswith(b"\x7fELF") for made in pool.map(lambda kind: kind.compile(HOPPER), kinds))
 

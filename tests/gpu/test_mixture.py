@@ -260,8 +260,8 @@ def test_ranks_with_some_of_the_experts_add_up(num_rows: int) -> None:
 def ranks_part(whole: Experts, own: slice) -> Experts:
     gate_up, down = (ExpertStack(stack.experts[own]) for stack in (whole.layer.gate_up, whole.layer.down))
     layer = replace(whole.layer, gate_up=gate_up, down=down, first_expert=own.start)
-    biases = (each.view(6, -1)[own].flatten() for each in (whole.gate_up_bias, whole.down_bias) if each is not None)
-    gate_up_bias, down_bias = biases
+    count, biases = len(whole.layer.down.experts), (whole.gate_up_bias, whole.down_bias)
+    gate_up_bias, down_bias = (None if each is None else each.view(count, -1)[own].flatten() for each in biases)
     return replace(
         whole, layer=layer, gate_up=some(whole.gate_up, own), down=some(whole.down, own), gate_up_bias=gate_up_bias,
         down_bias=down_bias,

@@ -47,8 +47,12 @@ class Boxes(ctypes.Structure):
         return cls(address, (128, num_rows, -(-dim // 128), matrices), (1, dim, 128, dim * num_rows), box)
 
 
-def run_on_cpu(kernel: ModuleType, sources: tuple[str, ...], folder: Path, patch: pytest.MonkeyPatch) -> None:
-    """Have the launcher in `kernel` launch on the CPU. sources: of csrc/cuda, all that it needs but ptx.cuh."""
+def run_on_cpu(
+    kernel: ModuleType, sources: tuple[str, ...], folder: Path, patch: pytest.MonkeyPatch,
+    *, compiler: ModuleType | None = None,
+) -> None:  # fmt: skip
+    """Have the launcher in `kernel` launch on the CPU. sources: of csrc/cuda, all that it needs but ptx.cuh. compiler:
+    the module that compiles it, if that is another."""
     try:
         command = find_toolchain("generic", None).command
     except BackendUnavailableError as error:
@@ -80,7 +84,7 @@ def run_on_cpu(kernel: ModuleType, sources: tuple[str, ...], folder: Path, patch
             assert shared_bytes <= 227 << 10
             assert self._run(grid, block, *map(ctypes.byref, arguments)), "its threads wait for each other for ever"
 
-    patch.setattr(kernel, "compile_kernel", compile_here)
+    patch.setattr(compiler or kernel, "compile_kernel", compile_here)
     patch.setattr(kernel, "Kernel", OnCpu)
     patch.setattr(kernel, "TensorMap", Boxes, raising=False)
     patch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0))

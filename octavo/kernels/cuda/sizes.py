@@ -83,7 +83,16 @@ def mixture_lists(layers: Sequence[Mixture], max_rows: int) -> dict[str, Shape]:
         "weights": (pairs,),
         "counts": (own,),
         "order": (own, max_rows),
+        "posted": (posted_elements(layers),),
     }
+
+
+def posted_elements(layers: Sequence[Mixture]) -> int:
+    """Of what blocks of a kernel tell each other of one row: words of 64 bits, for logits and for pairs of gated
+    outputs; and how many blocks there were."""
+    logits = max((layer.routing.num_experts for layer in layers), default=0)
+    gated = max((layer.routing.num_chosen * layer.down.in_features for layer in layers), default=0)
+    return 8 + 8 * logits + gated
 
 
 def mixture_pairs(layers: Sequence[Mixture], max_rows: int) -> dict[str, int]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from itertools import product
 
 import torch
@@ -19,7 +19,7 @@ import torch
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda_cpp import fp4_experts
 from octavo.kernels.cuda_cpp.compile import compile_kernel
-from octavo.kernels.cuda_cpp.expert_arguments import ProductArguments, RouterArguments, RoutingArguments
+from octavo.kernels.cuda_cpp.expert_arguments import ProductArguments
 from octavo.kernels.cuda_cpp.expert_format import (
     BITS,
     COMPUTERS,
@@ -30,33 +30,15 @@ from octavo.kernels.cuda_cpp.expert_format import (
     choice_macros,
     tile_rows,
 )
+from octavo.kernels.cuda_cpp.expert_routing import RouterVariant, route, router_kernel, routing_arguments
 from octavo.kernels.cuda_cpp.fp4_experts import Fp4Variant, fp4_kernel
 from octavo.kernels.cuda_cpp.module import Kernel, TensorMap
+from octavo.kernels.cuda_cpp.one_row_experts import OneRowExperts, one_row_kernel
+from octavo.kernels.cuda_cpp.one_row_format import OneRowVariant
 from octavo.kernels.cuda_cpp.quantized_weight import address, element
 from octavo.kernels.scaled import Code
 from octavo.kernels.triton.experts.mixture import Experts
 from octavo.kernels.triton.experts.room import Room
-
-_ROUTER_THREADS = 512
-
-
-@dataclass(frozen=True, slots=True)
-class RouterVariant:
-    """What the router is compiled for. code: of the first product. spans: of 64 inputs, of a warp."""
-
-    dtype: torch.dtype
-    code: Code | None
-    spans: int
-
-    def compile(self, gpu: GPU) -> bytes:
-        macros: dict[str, str | int] = {
-            "ELEMENT": element(self.dtype),
-            "BITS": BITS[self.code],
-            "IS_RAISED": int(self.code in ("E2M1", "F8_E4M3") and self.dtype == torch.bfloat16),
-            "SPANS": self.spans,
-            "IS_CHAINED": int(gpu.chains),
-        }
-        return compile_kernel("expert_router", macros, gpu.capability)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +90,6 @@ class Variant:
 
 
 @cache
-def _router(variant: RouterVariant, gpu: GPU) -> Kernel:
-    kernel = Kernel(variant.compile(gpu), "octavo_expert_router")
-    kernel.prefer_shared()
-    return kernel
-
-
-@cache
 def _kernel(variant: Variant, gpu: GPU) -> tuple[Kernel, int]:
     """And the bytes of shared memory that it needs."""
     kernel = Kernel(variant.compile(gpu), "octavo_experts")
@@ -125,22 +100,26 @@ def _kernel(variant: Variant, gpu: GPU) -> tuple[Kernel, int]:
     return kernel, num_bytes
 
 
-def _product(variant: Variant | Fp4Variant, gpu: GPU) -> tuple[Kernel, int]:
+def _product(variant: Variant | Fp4Variant | OneRowVariant, gpu: GPU) -> tuple[Kernel, int]:
+    if isinstance(variant, OneRowVariant):
+        return one_row_kernel(variant, gpu)
     return fp4_kernel(variant, gpu) if isinstance(variant, Fp4Variant) else _kernel(variant, gpu)
 
 
 @cache
-def _prepare(routers: tuple[RouterVariant, ...], kinds: tuple[Variant | Fp4Variant, ...], gpu: GPU) -> None:
+def _prepare(
+    routers: tuple[RouterVariant, ...], kinds: tuple[Variant | Fp4Variant | OneRowVariant, ...], gpu: GPU
+) -> None:
     """Compile them all at once, for all layers alike, and load them; threads suffice, since each nvcc is a process."""
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda kind: kind.compile(gpu), (*routers, *kinds)))
     for router in routers:
-        _router(router, gpu)
+        router_kernel(router, gpu)
     for kind in kinds:
         _product(kind, gpu)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class FewRowExperts:
     """A layer's kernels for up to `most_rows` rows."""
 
@@ -150,9 +129,16 @@ class FewRowExperts:
     dtype: torch.dtype
 
     def __post_init__(self) -> None:
-        kinds = (self._variant(rows, is_down=is_down) for rows, is_down in product(TILE_ROWS, (False, True)))
-        routers = dict.fromkeys(self._router_variant(rows) for rows in TILE_ROWS)
-        _prepare(tuple(routers), tuple(kinds), self.gpu)
+        counts = TILE_ROWS if self._one_row is None else TILE_ROWS[1:]
+        kinds = (self._variant(rows, is_down=is_down) for rows, is_down in product(counts, (False, True)))
+        routers = dict.fromkeys(self._router_variant(rows) for rows in counts)
+        one = () if self._one_row is None else (self._one_row.variant,)
+        _prepare(tuple(routers), (*kinds, *one), self.gpu)
+
+    @cached_property
+    def _one_row(self) -> OneRowExperts | None:
+        """What computes one row's mixture in one kernel."""
+        return OneRowExperts.of(self.experts, self.room, self.gpu, self.dtype)
 
     def run(
         self, x: torch.Tensor, residual: torch.Tensor | None, out: torch.Tensor,
@@ -160,6 +146,9 @@ class FewRowExperts:
     ) -> None:  # fmt: skip
         """out [T, H] = the mixture of x [T, H] (+ residual, which may be out; out must not be x unless there is a
         norm). norm: x is RMSNormed first."""
+        if len(x) == 1 and self._one_row is not None:
+            self._one_row.run(x, residual, out, norm=norm, eps=eps)
+            return
         num_rows, (hidden, inner) = len(x), self.experts.gate_up.shape[2:] + self.experts.down.shape[2:]
         rows, gated = self.room.few_rows(hidden, inner, num_rows, self.experts.layer.routing.num_chosen)
         is_written = norm is not None or self._read_code(num_rows) is not None
@@ -184,15 +173,7 @@ class FewRowExperts:
         return Fp4Variant.of(self.experts, self.gpu, is_down=is_down, dtype=self.dtype)
 
     def _route(self, x: torch.Tensor, out: torch.Tensor | None, norm: torch.Tensor | None, eps: float) -> None:
-        router, logits = self.experts.router, self.room.logits
-        launch = RouterArguments(
-            x.data_ptr(), router.data_ptr(), address(norm), logits.data_ptr(), address(out), x.stride(0),
-            0 if out is None else out.stride(0), *x.shape[:1], *router.shape, logits.stride(0), eps,
-        )  # fmt: skip
-        _router(self._router_variant(len(x)), self.gpu).launch(
-            -(-len(router) // 8), _ROUTER_THREADS, (launch,), shared_bytes=0, stream=_stream(),
-            chained=self.gpu.chains, grid_y=-(-len(x) // 16),
-        )  # fmt: skip
+        route(x, self._router_variant(len(x)), self.experts, self.room, out, gpu=self.gpu, norm=norm, eps=eps)
 
     def _multiply(
         self, x: torch.Tensor, residual: torch.Tensor | None, out: torch.Tensor, num_rows: int, *, is_down: bool
@@ -203,26 +184,17 @@ class FewRowExperts:
         kernel, shared_bytes = _product(variant, self.gpu)
         own, outputs, depth = weight.shape
         launch = ProductArguments(
-            self._routing(num_rows), x.data_ptr(), address(weight.scales), address(weight.zeros), address(bias),
-            address(residual), out.data_ptr(), x.stride(0), 0 if residual is None else residual.stride(0),
-            out.stride(0), outputs // halves, depth, GATES[gate.kind], weight.group or depth,
-            1 if weight.scales is None else weight.scales.shape[1], weight.row_block, gate.alpha, gate.limit,
+            routing_arguments(one, self.room, num_rows), x.data_ptr(), address(weight.scales), address(weight.zeros),
+            address(bias), address(residual), out.data_ptr(), x.stride(0),
+            0 if residual is None else residual.stride(0), out.stride(0), outputs // halves, depth, GATES[gate.kind],
+            weight.group or depth, 1 if weight.scales is None else weight.scales.shape[1], weight.row_block,
+            gate.alpha, gate.limit,
         )  # fmt: skip
         shape = own * halves, outputs // halves, depth * BITS[weight.code] // 8
         tensor_map = _map_of(weight.data.data_ptr(), shape, variant.ring.spans, halves)
         kernel.launch(
             self.gpu.num_multiprocessors, variant.num_threads, (launch, tensor_map),
             shared_bytes=shared_bytes, stream=_stream(), chained=self.gpu.chains,
-        )  # fmt: skip
-
-    def _routing(self, num_rows: int) -> RoutingArguments:
-        layer, room = self.experts.layer, self.room
-        routing = layer.routing
-        return RoutingArguments(
-            room.logits.data_ptr(), address(self.experts.router_bias), address(self.experts.bias),
-            room.ids.data_ptr(), room.weights.data_ptr(), room.logits.stride(0), num_rows, routing.num_experts,
-            routing.num_chosen, layer.first_expert, layer.num_own, routing.scoring == "sigmoid", routing.renormalises,
-            routing.num_groups, routing.top_groups, routing.group_score == "sum_of_two", routing.scale,
         )  # fmt: skip
 
 

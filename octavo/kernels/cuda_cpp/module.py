@@ -130,10 +130,10 @@ class Kernel:
         check(cuda_driver().cuFuncSetAttribute(self._function, _SHARED_CARVEOUT, 100), "preferring shared memory")
 
     def launch(
-        self, grid: int, block: int, arguments: tuple[Structure, ...], *, shared_bytes: int, stream: int, chained: bool,
-        grid_y: int = 1,
+        self, grid: int, block: int, arguments: tuple[Structure | ctypes.Array[TensorMap], ...], *, shared_bytes: int,
+        stream: int, chained: bool, grid_y: int = 1,
     ) -> None:  # fmt: skip
-        """arguments: structs that the kernel takes by value."""
+        """arguments: what the kernel takes by value."""
         if _is_rehearsing:
             return
         attribute = _Attribute(_CHAINED)

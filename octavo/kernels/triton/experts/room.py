@@ -22,7 +22,8 @@ from octavo.kernels.triton.linear.quantized import quantise_rows
 class Room:
     """ids, weights: by pair. counts: pairs of each expert; zero between mixtures. order [experts, max_rows]: each
     expert's pairs. gated: the activations of each pair, results: the pair's result, in the model's type, flat. codes,
-    row_scales: of rows that become fp8. few_x, few_gated: rows as the kernels in CUDA C++ read them, flat."""
+    row_scales: of rows that become fp8. few_x, few_gated: rows as the kernels in CUDA C++ read them, flat. posted: what
+    blocks of one of them tell each other; it counts their launches."""
 
     max_rows: int
     logits: torch.Tensor
@@ -31,6 +32,7 @@ class Room:
     weights: torch.Tensor
     counts: torch.Tensor
     order: torch.Tensor
+    posted: torch.Tensor
     gated: torch.Tensor
     results: torch.Tensor
     codes: torch.Tensor
@@ -75,8 +77,13 @@ class Room:
         x = self.few_x[: num_rows * padded(hidden)].view(num_rows, -1)
         return x, self.few_gated[: num_rows * num_chosen * padded(inner)].view(num_rows * num_chosen, -1)
 
+    def posted_words(self, num_experts: int) -> tuple[int, int, int]:
+        """Addresses: words of logits, each in a sector of its own; of pairs of gated outputs; the count of blocks."""
+        count = self.posted.data_ptr()
+        return count + 32, count + 32 + 32 * num_experts, count
+
     @property
     def num_bytes(self) -> int:
-        lists = (self.logits, self.arrived, self.ids, self.weights, self.counts, self.order)
+        lists = (self.logits, self.arrived, self.ids, self.weights, self.counts, self.order, self.posted)
         pairs = (self.gated, self.results, self.few_x, self.few_gated)
         return sum(each.nbytes for each in (*lists, *pairs, self.codes, self.row_scales))

@@ -1,0 +1,48 @@
+"""One row's mixture by the GPU's own kernel, on the CPU: `block_on_cpu/exchange.cuh` has the threads of all blocks take
+turns.
+
+tests/gpu/test_one_row_mixture.py asks the same of a GPU, for more mixtures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+import tests.gpu.device  # noqa: E402, F401  # first: whether Triton interprets is decided when it is imported
+from octavo.kernels.cuda_cpp import one_row_experts, one_row_format  # noqa: E402
+from tests.gpu import test_coded_mixture, test_mixture  # noqa: E402
+from tests.gpu.test_mixture import CASES, room_for  # noqa: E402
+from tests.gpu.test_one_row_mixture import experts_in, mixture_equals_torch  # noqa: E402
+from tests.kernels.kernel_on_cpu import FEW_BLOCKS, run_on_cpu  # noqa: E402
+
+SOURCES = (
+    *("one_row_experts.cu", "one_row_kind.cuh", "one_row_choice.cuh", "one_row_load.cuh", "one_row_rows.cuh"),
+    *("one_row_place.cuh", "one_row_products.cuh", "row_choice.cuh", "fp8_split.cuh", "activate.cuh"),
+)
+HIDDEN, INNER = 640, 256  # in fp8 5 spans and 2; dense two stages of 5, and one of 4
+
+
+@pytest.fixture(autouse=True)
+def _runs_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for module in (test_mixture, test_coded_mixture):
+        monkeypatch.setattr(module, "HIDDEN", HIDDEN)
+        monkeypatch.setattr(module, "INNER", INNER)
+    monkeypatch.setattr(one_row_format, "SHARED_BYTES", 48 << 10)  # rings go round
+    run_on_cpu(one_row_experts, SOURCES, tmp_path, monkeypatch, compiler=one_row_format)
+    one_row_experts.one_row_kernel.cache_clear()
+    one_row_experts._map.cache_clear()
+    yield
+    one_row_experts.one_row_kernel.cache_clear()
+    one_row_experts._map.cache_clear()
+
+
+@pytest.mark.parametrize(("form", "name"), [("bfloat16", "gpt-oss"), ("fp8", "deepseek v3")])
+def test_it_equals_torch(form: str, name: str) -> None:
+    """With biases and a clamped gate; and with groups of experts and a bias of the choice."""
+    own, dense = experts_in(form, name)
+    room = room_for(CASES[name], torch.bfloat16)
+    mixture_equals_torch(own, dense, room, FEW_BLOCKS, torch.bfloat16)
