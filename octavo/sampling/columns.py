@@ -120,3 +120,26 @@ def batch_entries(batch: SamplingBatch) -> IntArray:
     for name in RAGGED.values() if batch.has_edits else ():
         entries[:, WORDS["is_edited"]] |= np.diff(getattr(batch, name)) > 0
     return entries
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SameRows:
+    """What a batch has of its rows alone, which is kept while steps have the same rows, as most have.
+
+    Of N entries, one for each of the rows. key: knows the same rows again. columns: the numbers. edited: the entries
+    with special needs. nothing: ragged columns without a value.
+
+    Of those with a grammar: entries, found: the entries and their rows, which are `numbers` in a list. starts: where
+    their outputs begin. counts: [N + 1] how many come before each entry.
+    """
+
+    key: tuple[int, bytes]
+    columns: Mapping[str, NDArray[Any]]
+    edited: list[int]
+    nothing: Mapping[str, NDArray[Any]]
+    reports_logprobs: bool
+    entries: NDArray[np.intp]
+    found: IntArray
+    numbers: list[int]
+    starts: IntArray
+    counts: IntArray

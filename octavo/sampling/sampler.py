@@ -24,9 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from octavo.messages import ForkRow, NewRow
-from octavo.sampling.columns import FILTERS, NUMBERS, PARAMETERS, RAGGED, IntArray, SamplingBatch
+from octavo.sampling.columns import COLUMNS, FILTERS, NUMBERS, PARAMETERS, RAGGED, IntArray, SameRows, SamplingBatch
 from octavo.sampling.logits_processors import ProcessedRows
-from octavo.sampling.same_rows import SameRows, key_of
 from octavo.sampling.special_needs import SpecialNeeds
 
 NO_LOGPROBS = -2  # -1 is the whole vocabulary
@@ -157,11 +156,31 @@ class Sampler:
         return of.entries, of.found, of.starts
 
     def _of(self, rows: IntArray) -> SameRows:
-        if self._same is None or self._same.key != key_of(rows):
-            has_edits, has_grammar = self._has_edits.take(rows), self._has_grammar.take(rows)
-            reports = bool((self._num_logprobs.take(rows) != NO_LOGPROBS).any())
-            self._same = SameRows.of(rows, self.columns(rows), has_edits, has_grammar, reports_logprobs=reports)
+        key = len(rows), rows.tobytes()
+        if self._same is None or self._same.key != key:
+            self._same = self._gathered(rows, key)
         return self._same
+
+    def _gathered(self, rows: IntArray, key: tuple[int, bytes]) -> SameRows:
+        has_grammar, columns = self._has_grammar.take(rows), self.columns(rows)
+        zeros, nothing = np.zeros(len(rows) + 1, np.int32), {}
+        for name, offsets in RAGGED.items():
+            nothing[name], nothing[offsets] = np.zeros(0, COLUMNS[name]), zeros
+        entries = np.flatnonzero(has_grammar)
+        found, counts = rows[entries], zeros.copy()
+        np.cumsum(has_grammar, out=counts[1:])
+        return SameRows(
+            key=key,
+            columns=columns,
+            edited=np.flatnonzero(self._has_edits.take(rows)).tolist(),
+            nothing=nothing,
+            reports_logprobs=bool((self._num_logprobs.take(rows) != NO_LOGPROBS).any()),
+            entries=entries,
+            found=found,
+            numbers=found.tolist(),
+            starts=columns["prompt_lens"][entries],
+            counts=counts,
+        )
 
     def _add_special(
         self,
