@@ -1,5 +1,6 @@
-"""Skinny products on a GPU: ours against torch's (cuBLAS), in graphs, with every weight cold in L2; of one row, also by
-the kernel in CUDA C++.
+"""Skinny products on a GPU: ours against torch's (cuBLAS), in graphs, with every weight cold in L2.
+
+Of one row, also by the kernel in CUDA C++.
 
     python -m benchmarks.kernels.gpu_linear [--sweep | --codes]
 
