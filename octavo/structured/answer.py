@@ -30,10 +30,9 @@ class Answer:
     """Owner of the matcher. An answer is the output behind the thoughts, if there are any.
 
     grammar: its text. begin: makes a matcher of it. Both are None where only thoughts are limited. lane: of the answers
-    that share a compiled grammar. ignores_ends: end tokens come only where nothing else may. start: how many of
-    the row's tokens are prompt. matcher: None until it is
-    needed. read, given: bytes of arrays of tokens, which are compared faster: what the matcher has taken, and what it
-    was asked to take.
+    that share a compiled grammar. ignores_ends: end tokens come only where nothing else may. start: how many of the
+    row's tokens are prompt. matcher: None until it is needed. read, given: bytes of arrays of tokens, which are
+    compared faster: what the matcher has taken, and what it was asked to take.
     """
 
     grammar: str | None
