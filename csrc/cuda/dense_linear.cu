@@ -174,7 +174,8 @@ __device__ __forceinline__ void multiply(const Own& own, Loader& loader, const R
 }  // namespace
 }  // namespace octavo
 
-extern "C" __global__ void __launch_bounds__(octavo::kThreads, 2)
+// With 12 warps it has 56 registers a thread, so that a block leaves the multiprocessor those that one of attention needs
+extern "C" __global__ void __launch_bounds__(octavo::kThreads, WARPS > 12 ? 2 : 3)
     octavo_dense_linear(const __grid_constant__ octavo::Launch launch) {
   using namespace octavo;
   extern __shared__ __align__(128) uint8_t memory[];

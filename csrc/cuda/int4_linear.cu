@@ -170,8 +170,14 @@ __device__ void prefetch_vectors(const Launch& launch, const Share& share) {
 }  // namespace
 }  // namespace octavo
 
-extern "C" __global__ void __launch_bounds__(octavo::kThreads, ROW_TILES > 2 ? 1 : 2)
-    octavo_int4_linear(const __grid_constant__ octavo::Launch launch) {
+// Of up to four rows a block leaves the multiprocessor registers for one of attention: in each quarter 2 warps of 168
+#if ROW_TILES == 1 && __CUDACC_VER_MAJOR__ >= 13
+#define BOUNDS __maxnreg__(88)
+#else
+#define BOUNDS __launch_bounds__(octavo::kThreads, ROW_TILES > 2 ? 1 : 2)
+#endif
+
+extern "C" __global__ void BOUNDS octavo_int4_linear(const __grid_constant__ octavo::Launch launch) {
   using namespace octavo;
   extern __shared__ __align__(128) uint8_t memory[];
   Shared& shared = *reinterpret_cast<Shared*>(memory);

@@ -52,7 +52,8 @@ def test_quantized_linear(gpu: GPU, layout: Layout, kind: Scales) -> None:
 
 
 def test_dense_linear() -> None:
-    assert dense_linear.Variant(torch.float16, True, entries=6).compile(HOPPER).startswith(b"\x7fELF")
+    assert dense_linear.Variant(torch.float16, True, warps=16, entries=6).compile(HOPPER).startswith(b"\x7fELF")
+    assert dense_linear.Variant(torch.bfloat16, False, warps=12, entries=8).compile(HOPPER).startswith(b"\x7fELF")
 
 
 def test_fp8_linear() -> None:

@@ -41,9 +41,11 @@ def test_bias_norm_and_residual(columns: int, depth: int) -> None:
     assert relative_error(residual, expected) < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_gate(dtype: Any) -> None:
+@pytest.mark.parametrize(("dtype", "is_large"), [(torch.bfloat16, False), (torch.float16, True)])
+def test_gate(dtype: Any, is_large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By either form of thread block."""
     columns, depth = 50, 1032
+    monkeypatch.setattr(kernel, "_LARGE_BYTES", 0 if is_large else 1 << 40)
     x, weight = torch.randn(1, depth).to(dtype), (torch.randn(2 * columns, depth) * depth**-0.5).to(dtype)
     gate, up = (x.float() @ weight.float().T).chunk(2, 1)
     out = torch.empty(1, columns, dtype=dtype)

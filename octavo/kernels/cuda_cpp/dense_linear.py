@@ -15,8 +15,11 @@ from octavo.kernels.cuda_cpp.quantized_format import ACTIVATIONS, most_shared
 from octavo.kernels.cuda_cpp.quantized_weight import address, element
 from octavo.kernels.ops import Activation
 
-_WARPS, _CHUNK, _UNIT = 16, 512, 16  # _CHUNK: inputs; _UNIT: outputs whose sums lie together
-_MOST_ENTRIES, _LEAST_ENTRIES = 8, 3
+_CHUNK, _UNIT, _LEAST_ENTRIES = 512, 16, 3  # _CHUNK: inputs; _UNIT: outputs whose sums lie together
+#: warps of a thread block, and chunks that the ring of each may hold. The smaller block leaves registers for one of
+#: attention, so that either begins while the other runs. The larger one reads large matrices faster
+_SMALL, _LARGE = (12, 12), (16, 8)
+_LARGE_BYTES = 32 << 20
 #: of a multiprocessor's shared memory, for a thread block. Beside it there is room for one of the next kernel, but not
 #: for another of its own grid, since some would then have two and others none
 _SHARE, _ALONE = 0.52, 0.51
@@ -35,34 +38,37 @@ def takes(matrix: torch.Tensor, gpu: GPU, gate: Activation | None = None) -> boo
 
 @dataclass(frozen=True, slots=True)
 class _Cut:
-    """entries: chunks in the ring of each warp; shared_bytes: of a thread block."""
+    """warps: of a thread block; entries: chunks in the ring of each; shared_bytes: of a thread block."""
 
+    warps: int
     entries: int
     shared_bytes: int
 
     @classmethod
     def of(cls, columns: int, depth: int, gpu: GPU, gate: Activation | None) -> _Cut:
-        row = -(-depth // _CHUNK) * _CHUNK * 4
+        row, tiles = -(-depth // _CHUNK) * _CHUNK * 4, 1 if gate is None else 2
+        warps, most_entries = _LARGE if columns * tiles * depth * 2 >= _LARGE_BYTES else _SMALL
         units = -(-columns // (gpu.num_multiprocessors * _UNIT)) + 1
-        rest = row + units * _WARPS * _UNIT * (1 if gate is None else 2) * 4 + 64
-        entry, most = _WARPS * _CHUNK * 2, most_shared(gpu)
-        entries = min((int(most * _SHARE) - rest) // entry, _MOST_ENTRIES)
-        return cls(entries, max(rest + entries * entry, int(most * _ALONE)))
+        rest = row + units * warps * _UNIT * tiles * 4 + 64
+        entry, most = warps * _CHUNK * 2, most_shared(gpu)
+        entries = min((int(most * _SHARE) - rest) // entry, most_entries)
+        return cls(warps, entries, max(rest + entries * entry, int(most * _ALONE)))
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """What the kernel is compiled for. entries: see `_Cut`."""
+    """What the kernel is compiled for. warps, entries: see `_Cut`."""
 
     dtype: torch.dtype
     is_gated: bool
+    warps: int
     entries: int
 
     def compile(self, gpu: GPU) -> bytes:
         macros: dict[str, str | int] = {
             "ELEMENT": element(self.dtype),
             "IS_GATED": int(self.is_gated),
-            "WARPS": _WARPS,
+            "WARPS": self.warps,
             "ENTRIES": self.entries,
             "IS_CHAINED": int(gpu.chains),
         }
@@ -98,7 +104,7 @@ def dense_linear(
         address(norm_weight), x.stride(0), 0 if residual is None else residual.stride(0), out.stride(0), 0,
         num_rows, columns, depth, 0, 0, ACTIVATIONS[gate], 1, depth, 1, eps,
     )  # fmt: skip
-    _kernel(Variant(x.dtype, gate is not None, cut.entries), gpu).launch(
-        gpu.num_multiprocessors, _WARPS * 32, (launch,), shared_bytes=cut.shared_bytes,
+    _kernel(Variant(x.dtype, gate is not None, cut.warps, cut.entries), gpu).launch(
+        gpu.num_multiprocessors, cut.warps * 32, (launch,), shared_bytes=cut.shared_bytes,
         stream=torch.cuda.current_stream().cuda_stream, chained=gpu.chains,
     )  # fmt: skip
