@@ -10,7 +10,8 @@
 A tile of keys is loaded block by block through the block table. Each block is a box that the copy engine puts in its
 place, so paged keys cost no more than dense ones. A tile of queries walks its keys backwards: the masked keys, at the
 diagonal, come first, and the long rest needs no mask. A piece of work is a tile of queries and a head; after its first
-piece, a program fetches pieces by a counter.
+piece, a program fetches pieces by a counter. Beside the last values of a piece run the first scores of the next one, so
+that short prompts, whose pieces are short, keep the matrix units busy, too (`hopper_prefill_compute.py`).
 
 Over a cache of fp8 codes four more warps make tiles of halves of them, since a half holds e4m3 and one instruction
 makes two; queries become halves, too, with all scales of their scores (`hopper_prefill_load.py`). The scale of values
@@ -27,25 +28,14 @@ from __future__ import annotations
 import torch
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import (
-    fence_async_shared,
-    mbarrier,
-    warpgroup_mma,
-    warpgroup_mma_wait,
-)
 
 from octavo.kernels.attention_layer import AttentionLayer
-from octavo.kernels.triton.attention.hopper import PoolBoxes, boxes, field, make_barriers, read_record
+from octavo.kernels.triton.attention.hopper import PoolBoxes, boxes, make_barriers
+from octavo.kernels.triton.attention.hopper_prefill_compute import compute
 from octavo.kernels.triton.attention.hopper_prefill_load import (
     CODES_TILE,
-    COLUMN,
     KV_TILE,
-    NUM_QUERIES,
-    NUM_TILES,
-    POSITION,
     ROWS,
-    SEQ_LEN,
-    TOKEN,
     load_keys,
     load_values,
     make_numbers,
@@ -132,8 +122,8 @@ def _kernel(
         queries = (q, halves, q_made, scales, scale_log2, GROUP)
         gl.warp_specialize(
             [
-                (_compute, (work, computing, result, 0, shape)),
-                (_compute, (work, computing, result, 1, shape)),
+                (compute, (work, computing, result, 0, shape)),
+                (compute, (work, computing, result, 1, shape)),
                 (make_numbers, (work, queries, k, k_full, k_free, v, v_full, v_free, codes)),
                 (load_keys, (work, q, q_boxes, k_codes, k_come, k_gone, pool, pieces, HEADS, GROUP, BLOCK_SIZE,
                              CHAINED)),
@@ -145,141 +135,11 @@ def _kernel(
     else:
         gl.warp_specialize(
             [
-                (_compute, (work, computing, result, 0, shape)),
-                (_compute, (work, computing, result, 1, shape)),
+                (compute, (work, computing, result, 0, shape)),
+                (compute, (work, computing, result, 1, shape)),
                 (load_keys, (work, q, q_boxes, k, k_full, k_free, pool, pieces, HEADS, GROUP, BLOCK_SIZE, CHAINED)),
                 (load_values, (work, v, v_full, v_free, pool, value_rows, BLOCK_SIZE)),
             ],
             [4, 1, 1],
             [240, 24, 24],
         )  # fmt: skip
-
-
-@gluon.jit
-def _compute(work, computing, result, part: gl.constexpr, shape: gl.constexpr):
-    records, q_full, q_free = work
-    q, k, v, k_full, k_free, v_full, v_free, turns, q_made = computing
-    out_ptr, out_stride, scales, sinks, scale = result
-    heads: gl.constexpr = shape[0]
-    group: gl.constexpr = shape[1]
-    has_codes: gl.constexpr = shape[2]
-    stages: gl.constexpr = k.shape[0]
-    dim: gl.constexpr = q.shape[2]
-    score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KV_TILE, 16])
-    value_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, dim, 16])
-    value_rows: gl.constexpr = gl.SliceLayout(1, value_layout)
-    operand: gl.constexpr = gl.DotOperandLayout(0, value_layout, 2)
-    first: gl.constexpr = part * ROWS
-    turn = 0
-    count = 0
-    record = read_record(records, q_full, turn)
-    while field(record, NUM_TILES) > 0:
-        num_tiles, column, token = field(record, NUM_TILES), field(record, COLUMN), field(record, TOKEN)
-        num_queries, position, seq_len = field(record, NUM_QUERIES), field(record, POSITION), field(record, SEQ_LEN)
-        slot = turn % 2
-        kv_head = column // dim // group
-        scale_log2, value_scale = scale, 1.0
-        if has_codes:
-            mbarrier.wait(q_made.index(slot), turn // 2 & 1)
-            scale_log2, value_scale = 1.0, gl.load(scales + heads // group + kv_head)
-        end = position + gl.minimum(num_queries, 2 * ROWS)
-        row_position = position + first + gl.arange(0, ROWS, gl.SliceLayout(1, score_layout))
-
-        # the last tile of keys, masked: some rows may see nothing of it
-        start = (num_tiles - 1) * KV_TILE
-        stage = count % stages
-        mbarrier.wait(k_full.index(stage), count // stages & 1)
-        _take_turn(turns, part, count)
-        scores = _scores(q.index(slot * 2 + part), k.index(stage), score_layout)
-        _pass_turn(turns, part)
-        scores = warpgroup_mma_wait(0, deps=[scores])
-        mbarrier.arrive(k_free.index(stage), count=1)
-        scores = _mask(scores, start, row_position, end, score_layout)
-        m = gl.max(scores, 1)
-        base = gl.where(m == -float("inf"), 0.0, m)
-        p = gl.exp2(scores * scale_log2 - (base * scale_log2)[:, None])
-        l = gl.sum(p, 1)
-        weights = gl.convert_layout(p.to(q.dtype), operand)
-        acc = gl.zeros([ROWS, dim], gl.float32, value_layout)
-        if not has_codes:  # noqa: SIM102  # decided when it is compiled
-            if seq_len < num_tiles * KV_TILE:
-                mbarrier.wait(v_full.index(stage), count // stages & 1)
-                _clear_past(v.index(stage), seq_len - start)
-
-        for tile in range(1, num_tiles):
-            count += 1
-            next_stage = count % stages
-            start = (num_tiles - 1 - tile) * KV_TILE
-            mbarrier.wait(k_full.index(next_stage), count // stages & 1)
-            _take_turn(turns, part, count)
-            scores = _scores(q.index(slot * 2 + part), k.index(next_stage), score_layout)
-            mbarrier.wait(v_full.index(stage), (count - 1) // stages & 1)
-            acc = warpgroup_mma(weights, v.index(stage), acc, is_async=True)
-            _pass_turn(turns, part)
-            scores = warpgroup_mma_wait(1, deps=[scores])
-            mbarrier.arrive(k_free.index(next_stage), count=1)
-            if start + KV_TILE > position + first:
-                scores = _mask(scores, start, row_position, end, score_layout)
-            m_new = gl.maximum(m, gl.max(scores, 1))
-            p = gl.exp2(scores * scale_log2 - (m_new * scale_log2)[:, None])
-            alpha = gl.exp2((m - m_new) * scale_log2)
-            l = l * alpha + gl.sum(p, 1)
-            m = m_new
-            acc, weights = warpgroup_mma_wait(0, deps=[acc, weights])
-            mbarrier.arrive(v_free.index(stage), count=1)
-            acc = acc * gl.convert_layout(alpha, value_rows)[:, None]
-            weights = gl.convert_layout(p.to(q.dtype), operand)
-            stage = next_stage
-
-        mbarrier.arrive(q_free.index(slot), count=1)
-        mbarrier.wait(v_full.index(stage), count // stages & 1)
-        acc = warpgroup_mma(weights, v.index(stage), acc, is_async=True)
-        acc, weights = warpgroup_mma_wait(0, deps=[acc, weights])
-        mbarrier.arrive(v_free.index(stage), count=1)
-        count += 1
-
-        if shape[3]:  # sinks
-            l += gl.exp2(gl.load(sinks + column // dim) * 1.4426950408889634 - m * scale_log2)
-        i = first + gl.arange(0, ROWS, value_rows)
-        d = gl.arange(0, dim, gl.SliceLayout(0, value_layout))
-        to = out_ptr + (token + i).to(gl.int64)[:, None] * out_stride + column + d[None, :]
-        inverse = value_scale / gl.convert_layout(l, value_rows)
-        gl.store(to, (acc * inverse[:, None]).to(out_ptr.dtype.element_ty), mask=(i < num_queries)[:, None])
-        turn += 1
-        record = read_record(records, q_full, turn)
-
-
-@gluon.jit
-def _take_turn(turns, part: gl.constexpr, count):
-    """Wait until the other warpgroup has launched its products of this tile (of the last tile, for the leader)."""
-    mbarrier.wait(turns.index(part), (count & 1) ^ (1 - part))
-
-
-@gluon.jit
-def _pass_turn(turns, part: gl.constexpr):
-    mbarrier.arrive(turns.index(1 - part), count=1)
-
-
-@gluon.jit
-def _scores(queries, keys, layout: gl.constexpr):
-    """Start the [ROWS, KV_TILE] products, asynchronously."""
-    nothing = gl.zeros([ROWS, KV_TILE], gl.float32, layout)
-    return warpgroup_mma(queries, keys.permute((1, 0)), nothing, use_acc=False, is_async=True)
-
-
-@gluon.jit
-def _mask(scores, start, position, end, layout: gl.constexpr):
-    t = start + gl.arange(0, KV_TILE, gl.SliceLayout(0, layout))
-    seen = (t[None, :] <= position[:, None]) & (t < end)[None, :]
-    return gl.where(seen, scores, -float("inf"))
-
-
-@gluon.jit
-def _clear_past(values, length):
-    """Zero the rows from `length` on: a block's free slots may hold anything, and 0 * NaN is NaN. Both computing
-    warpgroups do this and write the same zeros."""
-    layout: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
-    row = gl.arange(0, KV_TILE, gl.SliceLayout(1, layout))
-    held = values.load(layout)
-    values.store(gl.where((row < length)[:, None], held, 0.0).to(values.dtype))
-    fence_async_shared()
