@@ -107,6 +107,24 @@ def test_scales_that_a_product_left_are_made_up_for() -> None:
 
 
 @needs_gpu
+@pytest.mark.parametrize("width", [4100, 14336])
+def test_long_rows_are_activated_in_parts(width: int) -> None:
+    columns, own = torch.rand(2 * width, device=DEVICE) + 0.5, torch.rand(140, 1, device=DEVICE) + 0.5
+    x = torch.randn(140, 2 * width, device=DEVICE).to(torch.bfloat16)
+    x[3] = 0
+    gate, up = (x.float() * own * columns).chunk(2, 1)
+    codes, scales = torch.empty(140, width, device=DEVICE, dtype=torch.float8_e4m3fn), own.clone()
+    quantise_rows(x, codes, scales, activation="silu", column_scales=columns)
+    expected = torch.nn.functional.silu(gate) * up
+    assert relative_error(codes.float() * scales, expected) < 0.03
+    assert torch.allclose(scales[:3, 0] * 448, expected.abs().amax(1)[:3], rtol=0.01)
+    assert codes[3].float().abs().max() == 0
+    few_codes, few_scales = codes[:9].clone(), own[:9].clone()
+    quantise_rows(x[:9], few_codes, few_scales, activation="silu", column_scales=columns)
+    assert relative_error(few_codes.float() * few_scales, codes[:9].float() * scales[:9]) < 0.03, "whole, and in parts"
+
+
+@needs_gpu
 def test_each_block_of_a_row_in_fp8_is_near_the_row() -> None:
     x = torch.randn(5, 3 * 1024 + 128, device=DEVICE).to(torch.bfloat16)
     x[2, 128:] = 0

@@ -13,6 +13,8 @@ from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight
 from octavo.kernels.ops import Activation
 from octavo.kernels.triton.chain import wait_for_previous
 from octavo.kernels.triton.elementwise.elementwise import activate
+from octavo.kernels.triton.linear.fp8_codes import codes_of, scale_of
+from octavo.kernels.triton.linear.long_rows import LEAST_LONG_ROWS, LONG_ROWS, gate_long_rows
 
 _ROWS, _COLUMNS = 16, 128
 
@@ -42,6 +44,10 @@ def quantise_rows(
     assert total is None or norm_weight is not None, "a sum is normed"
     assert x.shape[1] == width * (1 if activation is None else 2), f"{x.shape[1]} columns become {width} codes"
     block = triton.next_power_of_2(width)
+    is_long = width in LONG_ROWS and len(x) >= LEAST_LONG_ROWS
+    if is_long and activation is not None and column_scales is not None and norm_weight is None:
+        gate_long_rows(x, codes, scales, activation, column_scales, chained=chained)
+        return
     _quantise_rows_kernel[(len(x),)](
         x, x if total is None else total, scales if norm_weight is None else norm_weight,
         scales if column_scales is None else column_scales, codes, scales,
@@ -117,12 +123,6 @@ def quantise_row_blocks(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tens
 
 
 @triton.jit
-def _scale_of(largest):
-    """Never 0 or subnormal: these a division may flush, and what is so small is nothing beside 2^-126."""
-    return tl.where(largest > 0, tl.maximum(largest / 448.0, 1.1754943508222875e-38), 1.0)
-
-
-@triton.jit
 def _quantise_row_blocks_kernel(
     x_ptr, codes_ptr, scales_ptr, num_blocks, x_stride, scales_stride,
     BLOCKS: tl.constexpr, COLUMNS: tl.constexpr, CHAINED: tl.constexpr,
@@ -133,8 +133,8 @@ def _quantise_row_blocks_kernel(
     wait_for_previous(CHAINED)
     x = tl.load(x_ptr + row * x_stride + k, mask=inside, other=0.0).to(tl.float32)
     largest = tl.max(tl.abs(x), 1)
-    scale = _scale_of(largest)
-    codes = tl.clamp(x / scale[:, None], -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
+    scale = scale_of(largest)
+    codes = codes_of(x, scale[:, None])
     tl.store(codes_ptr + row * num_blocks * COLUMNS + k, codes.to(codes_ptr.dtype.element_ty), mask=inside)
     tl.store(scales_ptr + block * scales_stride + row, scale, mask=block < num_blocks)
 
@@ -206,7 +206,7 @@ def _quantise_rows_kernel(
         x = total.to(tl.float32)
     if HAS_NORM:
         x = x * tl.rsqrt(tl.sum(x * x, 0) / width + eps) * norm
-    scale = _scale_of(tl.max(tl.abs(x), 0))
-    codes = tl.clamp(x / scale, -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
+    scale = scale_of(tl.max(tl.abs(x), 0))
+    codes = codes_of(x, scale)
     tl.store(codes_ptr + row * codes_stride + k, codes.to(codes_ptr.dtype.element_ty), mask=inside)
     tl.store(scales_ptr + row, scale)
