@@ -2,157 +2,18 @@
 //
 // A persistent grid, one block a multiprocessor; two kernels share its shared memory. A unit is 8 outputs of two matrices:
 //
-//   gate_up   the gate and up of an expert
+//   gate_up   the gate and up of an expert. Before, its blocks norm the row, and have the router's logits (fp4_router.cuh)
 //   down      two experts
 //
 // Teams of warps have units in turns, and the warps of a team each their spans of 256 inputs of it, which every warp copies
-// by itself to a ring of its own: nobody waits for another before a unit's sums are added up.
-//
-// e2m1 is half of an integer: 0 1 2 3 4 6 8 12, and their negatives. Four nibbles become four bytes when they look up a
-// table of eight: a nibble with a sign gets the sign of the byte that it finds, eight times. So one look-up gives
-//
-//   nibbles    0  1  2  3  4  5  6   7      8 to 15
-//   bytes      0  2  3  4  5  7  9  13      0
-//   another    0 -1 -1 -1 -1 -1 -1  -1      0 -1 -2 -3 -4 -6 -8 -12      by nibbles with their highest bit turned
-//
-// and the sum of both is the number. Both are multiplied by x, which is integers, too (fp4_rows.cuh), and add up exactly.
-// mma 16 x 8 x 32: the rows of the first operand are 8 outputs of each matrix; the columns of the second are
-//
-//   column     0    1    2    3    4    5    6    7
-//              x of matrix 0       x of matrix 1
-//              group 0   group 1   group 0   group 1       of 32 inputs, which share a scale
-//              high low  high low  high low  high low      bytes
-//
-// Threads t and t + 2 of four (lane % 4) hold the weights of group t; their x of the other group is zero.
+// by itself to a ring of its own: nobody waits for another before a unit's sums are added up (fp4_products.cuh).
 
-#include "activate.cuh"
-#include "fp4_load.cuh"
+#include "fp4_products.cuh"
+#include "fp4_router.cuh"
 #include "fp4_rows.cuh"
 
 namespace octavo {
 namespace {
-
-// What a nibble looks up, and a nibble with its highest bit turned
-constexpr uint32_t kLow = 0x04030200, kHigh = 0x0d090705, kTurnedLow = 0xfdfeff00, kTurnedHigh = 0xf4f8fafc;
-
-struct Computer {
-  const Launch& launch;
-  Shared& shared;
-  const Tiles& tiles;
-  const Units& units;
-  Loader& loader;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, team = warp / kTeam, member = warp % kTeam;
-  const int output = lane / 4, own_half = lane % 4 / 2, own_group = lane % 2;
-  const bool has_x = lane / 8 % 2 == own_group;
-  const uint32_t low = kept(kLow), turned_low = kept(kTurnedLow);
-  Scales scales{launch, units};
-  int entry = 0, parity = 0;
-
-  __device__ __forceinline__ void run() {
-    scales.take();
-    scales.take();
-#pragma unroll 1
-    for (int unit = 0; unit < units.num_units; ++unit) {
-      const int tile = __shfl_sync(~0u, units.tile, unit);
-      const bool has_second = __shfl_sync(~0u, units.has_second, unit);
-      if constexpr (IS_DOWN) {
-        const int own = tile + (own_half && has_second);
-        const float weight = __shfl_sync(~0u, tiles.weight, own);
-        const float sum = multiply(tile + (lane / 16 && has_second), own);
-        add(unit, own_half && !has_second ? 0 : sum * weight);
-      } else {
-        const int64_t row = units.row(launch, unit, lane / 8 % 2, lane % 8);
-        const float bias = launch.bias == nullptr ? 0.0f : to_float(launch.bias[row]);
-        finish(unit, tile, multiply(0, 0), bias);
-      }
-    }
-  }
-
-  // The sum over this lane's groups, of its output of its matrix. The rows of x: whose integers, and whose scales
-  __device__ __forceinline__ float multiply(int x_row, int scale_row) {
-    float sum = 0;
-#pragma unroll 1
-    for (int stage = 0; stage < STAGES; ++stage) {
-      barrier_wait(shared_address(&shared.full[warp][entry]), parity);
-#pragma unroll 1
-      for (int i = 0; i < SPANS; ++i) {
-        const int span = span_at(stage * SPANS + i);
-        const uint8_t* x = shared.x[x_row][span] + own_group * 64 + lane / 4 % 2 * 32 + own_half * 16;
-        const float* x_scales = shared.x_scales[scale_row][span] + own_group * 4;
-        multiply_span(sum, shared.ring[warp][entry] + i * 1024, has_x ? x : shared.zeros, x_scales, scales.take());
-      }
-      __syncwarp();
-      loader.copy_next();
-      if (++entry == ENTRIES) entry = 0, parity ^= 1;
-    }
-    return sum;
-  }
-
-  __device__ __forceinline__ void multiply_span(float& sum, const uint8_t* weights, const uint8_t* x,
-                                                const float* x_scales, uint32_t powers) const {
-    const uint32_t place = (output ^ own_group * 4) * 16;
-    weights += output * 128 + own_half * 8;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const uint2 first = *reinterpret_cast<const uint2*>(weights + (place ^ i * 16));
-      const uint2 second = *reinterpret_cast<const uint2*>(weights + (place ^ i * 16) + kMatrixBytes);
-      const uint4 own = *reinterpret_cast<const uint4*>(x + i * 128);
-      int c[4];
-      multiply_word<true>(c, first.x, second.x, own.x, own.y);
-      multiply_word<false>(c, first.y, second.y, own.z, own.w);
-      const int code = (own_half ? c[2] : c[0]) * 256 + (own_half ? c[3] : c[1]);
-      sum = fmaf(float(code) * x_scales[i], Scales::of(powers, i), sum);
-    }
-  }
-
-  template <bool kBegins>
-  __device__ __forceinline__ void multiply_word(int (&c)[4], uint32_t first, uint32_t second, uint32_t x0,
-                                                uint32_t x1) const {
-    uint32_t a[4];
-    look_up_all(a, low, kHigh, first, second);
-    if (kBegins) {
-      multiply_signed_bytes(c, a, x0, x1);
-    } else {
-      multiply_add_signed_bytes(c, a, x0, x1);
-    }
-    look_up_all(a, turned_low, kTurnedHigh, first ^ 0x88888888, second ^ 0x88888888);
-    multiply_add_signed_bytes(c, a, x0, x1);
-  }
-
-  static __device__ __forceinline__ void look_up_all(uint32_t (&a)[4], uint32_t low, uint32_t high, uint32_t first,
-                                                     uint32_t second) {
-    a[0] = look_up(low, high, first);
-    a[1] = look_up(low, high, second);
-    a[2] = look_up(low, high, first >> 16);
-    a[3] = look_up(low, high, second >> 16);
-  }
-
-  // gate_up: one warp of the team has its sums
-  __device__ __forceinline__ void finish(int unit, int tile, float sum, float bias) {
-    sum += __shfl_xor_sync(~0u, sum, 1);
-    if (own_group == 0) shared.sums[unit % 2][warp][own_half * 8 + output] = sum;
-    const int64_t pair = __shfl_sync(~0u, tiles.pair, tile), out = __shfl_sync(~0u, units.out, unit);
-    if (kTeam > 1) {
-      named_barrier(1 + team, kTeam * 32);
-    } else {
-      __syncwarp();
-    }
-    if (member != unit % kTeam) return;
-    float y = bias;
-#pragma unroll
-    for (int j = 0; j < kTeam; ++j) y += shared.sums[unit % 2][team * kTeam + j][lane % 16];
-    const float up = __shfl_xor_sync(~0u, y, 8), z = gated(y, up, GATE, launch.alpha, launch.limit);
-    if (lane < 8) launch.out[pair * launch.out_stride + out + lane] = ELEMENT{uint16_t(pack<ELEMENT>(z, 0))};
-  }
-
-  // down: to this warp's sums of the outputs
-  __device__ __forceinline__ void add(int unit, float sum) const {
-    sum += __shfl_xor_sync(~0u, sum, 1);
-    sum += __shfl_xor_sync(~0u, sum, 2);
-    const int out = __shfl_sync(~0u, units.out, unit) / 8 - units.first_out;
-    if (lane % 4 == 0) shared.sums[out][warp][output] += sum;
-  }
-};
 
 // What is added to an output of `down`: by thread, those of a block
 __device__ __forceinline__ float rest_of(const Launch& launch, const Tiles& tiles, const Units& units) {
@@ -172,13 +33,48 @@ __device__ __forceinline__ float rest_of(const Launch& launch, const Tiles& tile
 __device__ __forceinline__ void begin(const Launch& launch, Shared& shared) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   if (lane < ENTRIES) barrier_init(shared_address(&shared.full[warp][lane]), 1);
-  if (threadIdx.x == 0) barrier_init(shared_address(&shared.rows_full), 1);
   barrier_fence_init();
   if (threadIdx.x < 32) reinterpret_cast<uint4*>(shared.zeros)[threadIdx.x] = uint4{};
 #pragma unroll 1
   for (int i = lane; IS_DOWN && i < kMostOuts * 8; i += 32) shared.sums[i / 8][warp][i % 8] = 0;
-  Rows{launch, shared}.clear();
+  if (!IS_DOWN) Rows{launch, shared}.clear();
   __syncthreads();
+}
+
+// The second product's
+__device__ __forceinline__ void choose(const Launch& launch, const Route& route, Shared& shared, Tiles& tiles) {
+  if (threadIdx.x >= 32) return;
+  tiles.choose(launch.routing, route, count_launch(route), true);
+  tiles.leave(shared);
+}
+
+// The first product's: norm, logits, choice, and the row as it is multiplied
+__device__ __forceinline__ void route_row(const Launch& launch, const Route& route, Shared& shared, const Rows& rows,
+                                          Tiles& tiles) {
+  const bool chooses = threadIdx.x < 32;
+  Router router{launch, route, shared};
+  router.begin();
+  uint32_t number = 0;
+#pragma unroll 1
+  for (int turn = kept(0); turn < 2; ++turn) {  // the first only for the choice's instructions to come
+    if (turn == 1) {
+#if IS_CHAINED
+      wait_for_previous();
+      allow_next();
+#endif
+      if (chooses) number = count_launch(route);
+      router.load();
+      __syncthreads();
+      router.finish(number);
+      __syncthreads();
+    }
+    if (chooses) tiles.choose(launch.routing, route, number, turn == 1);
+  }
+  if (chooses) {
+    tiles.leave(shared);
+  } else {
+    rows.round();
+  }
 }
 
 }  // namespace
@@ -187,37 +83,38 @@ __device__ __forceinline__ void begin(const Launch& launch, Shared& shared) {
 extern "C" __device__ const int octavo_shared_bytes = sizeof(octavo::Shared);
 
 extern "C" __global__ void __launch_bounds__(octavo::kThreads, 2)
-    octavo_fp4_experts(const __grid_constant__ octavo::Launch launch, const __grid_constant__ octavo::TensorMap map) {
+    octavo_fp4_experts(const __grid_constant__ octavo::Launch launch, const __grid_constant__ octavo::TensorMap map,
+                       const __grid_constant__ octavo::Route route) {
   using namespace octavo;
   extern __shared__ __align__(1024) uint8_t memory[];
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   if (threadIdx.x == 0) prefetch_map(&map);
   begin(launch, shared);
   const Rows rows{launch, shared};
-#if IS_CHAINED
-  if (!IS_DOWN) {  // the router has to have ended. It has when `down` starts
-    wait_for_previous();
-    allow_next();
-  }
-#endif
-  if (!IS_DOWN && threadIdx.x < 32) rows.copy(1, 0);
   Tiles tiles;
-  tiles.choose(launch.routing, !IS_DOWN && blockIdx.x == 0 && threadIdx.x < 32);
+  if (IS_DOWN) {
+    choose(launch, route, shared, tiles);
+  } else {
+    route_row(launch, route, shared, rows, tiles);
+  }
+  __syncthreads();
+  tiles.take(shared);
   const Units units(launch, tiles);
   Loader loader{launch, map, shared, units};
 #pragma unroll 1
   for (int i = 0; i < ENTRIES; ++i) loader.copy_next();
+  Computer computer{launch, shared, tiles, units, loader};
+  computer.begin();
   const float rest = IS_DOWN ? rest_of(launch, tiles, units) : 0;
-#if IS_CHAINED
   if (IS_DOWN) {
+#if IS_CHAINED
     wait_for_previous();
     allow_next();
-  }
 #endif
-  if (IS_DOWN && threadIdx.x < 32) rows.copy(tiles.num_tiles, tiles.pair);
-  rows.round();
-  __syncthreads();
-  Computer{launch, shared, tiles, units, loader}.run();
+    rows.load_and_round(tiles.num_tiles, tiles.pair);
+    __syncthreads();
+  }
+  computer.run();
   if (!IS_DOWN) return;
   __syncthreads();
   if (threadIdx.x >= units.num_outs * 8) return;

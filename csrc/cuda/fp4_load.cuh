@@ -1,7 +1,7 @@
 // How the weights of csrc/cuda/fp4_experts.cu come into shared memory, and their scales into registers.
 #pragma once
 
-#include "fp4_kind.cuh"
+#include "fp4_choice.cuh"
 
 namespace octavo {
 namespace {
@@ -53,6 +53,19 @@ struct Scales {
     if (group + 2 < launch.num_groups) next |= two[1] << 16;
     if (++step == kSteps) step = 0, ++unit;
     return taken;
+  }
+
+  // Brings those of all units to the L2 cache
+  __device__ __forceinline__ void prefetch_all() const {
+    const int lane = threadIdx.x % 32;
+#pragma unroll 1
+    for (int i = 0; i < units.num_units; ++i) {
+      const uint8_t* own = static_cast<const uint8_t*>(launch.scales) +
+                           units.row(launch, i, lane % 4 / 2, lane / 4) * launch.num_groups;
+#pragma unroll 1
+      for (int at = lane % 2 * 32; at < launch.num_groups; at += 64) prefetch(own + at);
+      if (lane % 2) prefetch(own + launch.num_groups - 1);
+    }
   }
 
   // 2^(power - 127). A float has 2^-127 as half of its smallest normal number

@@ -22,35 +22,50 @@ constexpr float kCodeOffset = 12582912 + 128;
 struct Rows {
   const Launch& launch;
   Shared& shared;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = lane / 4, word = lane % 4;
 
-  // What is beyond the inputs
+  // What is beyond the inputs, of one row
   __device__ __forceinline__ void clear() const {
 #pragma unroll 1
     for (int i = launch.depth * 2 + threadIdx.x * 16; i < kSpans * 512; i += kThreads * 16) {
-#pragma unroll 1
-      for (int row = 0; row < kRows; ++row) *reinterpret_cast<uint4*>(shared.x[row][0] + i) = uint4{};
+      *reinterpret_cast<uint4*>(shared.x[0][0] + i) = uint4{};
     }
   }
 
-  // By one warp. pair: in lane i the number of row i of launch.x
-  __device__ __forceinline__ void copy(int num_rows, int pair) const {
-    const uint32_t full = shared_address(&shared.rows_full), num_bytes = launch.depth * 2;
-    if (lane == 0) barrier_arrive_expecting(full, num_rows * num_bytes);
-    __syncwarp();
-    if (lane < num_rows) copy_bytes(shared_address(shared.x[lane][0]), launch.x + pair * launch.x_stride, num_bytes, full);
-  }
-
+  // The row that the router left in shared memory, by all warps but the first
   __device__ __forceinline__ void round() const {
-    barrier_wait(shared_address(&shared.rows_full), 0);
 #pragma unroll 1
-    for (int i = warp; i < kRows * kSpans; i += kWarps) round_span(shared.x[0][i], shared.x_scales[0][i]);
+    for (int i = warp - 1; i < kSpans; i += kWarps - 1) {
+      uint8_t* span = shared.x[0][i];
+      const uint2 even = *reinterpret_cast<const uint2*>(span + group * 64 + word * 8);
+      const uint2 odd = *reinterpret_cast<const uint2*>(span + group * 64 + 32 + word * 8);
+      round_span(span, shared.x_scales[0][i], even, odd);
+    }
   }
 
-  __device__ __forceinline__ void round_span(uint8_t* span, float* scales) const {
-    const int group = lane / 4, word = lane % 4;
-    const uint2 even = *reinterpret_cast<const uint2*>(span + group * 64 + word * 8);
-    const uint2 odd = *reinterpret_cast<const uint2*>(span + group * 64 + 32 + word * 8);
+  // From global memory. pair: in lane i the number of row i of launch.x
+  __device__ __forceinline__ void load_and_round(int num_rows, int pair) const {
+    constexpr int kEach = (kRows * kSpans + kWarps - 1) / kWarps, kBatch = kEach < 4 ? kEach : 4;
+#pragma unroll 1
+    for (int first = warp; first < kRows * kSpans; first += kBatch * kWarps) {
+      uint2 even[kBatch] = {}, odd[kBatch] = {};
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) {
+        const int i = first + j * kWarps, row = i / kSpans, at = i % kSpans * 256 + group * 32;
+        const ELEMENT* from = launch.x + __shfl_sync(~0u, pair, row) * launch.x_stride + at + word * 4;
+        if (row >= num_rows || at >= launch.depth) continue;
+        even[j] = *reinterpret_cast<const uint2*>(from);
+        odd[j] = *reinterpret_cast<const uint2*>(from + 16);
+      }
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) {
+        const int i = first + j * kWarps;
+        if (i / kSpans < num_rows) round_span(shared.x[0][i], shared.x_scales[0][i], even[j], odd[j]);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void round_span(uint8_t* span, float* scales, const uint2& even, const uint2& odd) const {
     const uint32_t pairs[4] = {even.x, even.y, odd.x, odd.y};
     float y[8], largest = kLeastLargest;
 #pragma unroll
@@ -59,7 +74,7 @@ struct Rows {
       largest = larger(largest, fabsf(y[j]));  // NaN, if one is, and then so is the scale
     }
     largest = larger(largest, __shfl_xor_sync(~0u, largest, 1));
-    largest = larger(largest, __shfl_xor_sync(~0u, largest, 2));  // all lanes have read the span
+    largest = larger(largest, __shfl_xor_sync(~0u, largest, 2));  // all lanes have their words
     if (word == 0) scales[group] = largest * (0.5f / kLargestCode);  // half, since weights are doubled
     const float inverse = reciprocal(largest * (1 / kLargestCode));
     uint32_t codes[8];

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
@@ -12,6 +13,7 @@ import torch
 
 from tests.gpu.device import DEVICE, ON_GPU, TOLERANCE, needs_gpu, relative_error
 
+from octavo.kernels.cuda.driver import find_gpu  # isort: skip
 from octavo.kernels.cuda.plain_codes import PlainCodes  # isort: skip
 from octavo.kernels.cuda_cpp import fp4_experts  # isort: skip
 from octavo.kernels.cuda_cpp.expert_format import why_not_codes  # isort: skip
@@ -20,6 +22,7 @@ from octavo.kernels.scaled import ScaledFormat  # isort: skip
 from octavo.kernels.triton.coded.coded_format import CODED, held_bytes, why_not  # isort: skip
 from octavo.kernels.triton.coded.weight_stack import WeightStack  # isort: skip
 from octavo.kernels.triton.experts.mixture import Experts, mixture  # isort: skip
+from tests.gpu import test_mixture  # isort: skip
 from tests.gpu.quantized_matrix import random_matrix  # isort: skip
 from tests.gpu.test_mixture import (  # isort: skip
     CASES,
@@ -78,6 +81,28 @@ def test_one_row_of_mxfp4_in_cuda(name: str, monkeypatch: pytest.MonkeyPatch) ->
     """By the kernel for large experts."""
     monkeypatch.setattr(fp4_experts, "LEAST_INPUTS", 0)
     few_rows_equal_torch(CASES[name], ScaledFormat("E2M1", (1, 32)), [1, 2])
+
+
+@needs_nvcc
+def test_one_row_of_large_mxfp4_in_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At gpt-oss's sizes, several times on end, in place, with some blocks that have no expert's logits."""
+    for module in (test_mixture, sys.modules[__name__]):
+        monkeypatch.setattr(module, "HIDDEN", 2880)
+        monkeypatch.setattr(module, "INNER", 2880)
+    case, dtype, gpu = CASES["gpt-oss"], torch.bfloat16, find_gpu(0)
+    coded, dense = coded_experts(case, ScaledFormat("E2M1", (1, 32)), dtype)
+    room, norm = room_for(case, dtype), torch.rand(2880, device=DEVICE) + 0.5
+    assert gpu is not None
+    kernel = fp4_experts.Fp4Experts.of(coded, room, gpu, dtype)
+    assert kernel is not None
+    x = torch.randn(1, 2880, device=DEVICE).to(dtype)
+    for _ in range(4):
+        out = x.clone()
+        kernel.run(out, out, out, norm=norm, eps=1e-5)
+        normed = torch.nn.functional.rms_norm(x.float(), [2880], norm, 1e-5).to(dtype)
+        expected = x.float() + in_torch(normed, dense, room, room.logits[:1, : len(dense.router)])
+        assert relative_error(out, expected) < 6e-3
+        x = torch.nn.functional.rms_norm(out.float(), [2880]).to(dtype)
 
 
 @needs_gpu  # the interpreter cuts bits off where a GPU rounds

@@ -1,5 +1,5 @@
-"""One row times its experts in MXFP4 by the GPU's own kernel, on the CPU: `block_on_cpu/ptx.cuh` has its threads take
-turns. The router's kernel is torch here.
+"""One row times its experts in MXFP4 by the GPU's own kernel, on the CPU: `block_on_cpu/exchange.cuh` has the threads
+of all blocks take turns.
 
 tests/gpu/test_coded_mixture.py asks the same of a GPU, for more mixtures.
 """
@@ -16,8 +16,8 @@ import pytest
 torch = pytest.importorskip("torch")
 import tests.gpu.device  # noqa: E402, F401  # first: whether Triton interprets is decided when it is imported
 from octavo.kernels.cuda.driver import GPU  # noqa: E402
-from octavo.kernels.cuda_cpp import experts, fp4_experts  # noqa: E402
-from octavo.kernels.cuda_cpp.experts import FewRowExperts  # noqa: E402
+from octavo.kernels.cuda_cpp import fp4_experts  # noqa: E402
+from octavo.kernels.cuda_cpp.fp4_experts import Fp4Experts  # noqa: E402
 from octavo.kernels.mixture import ExpertStack  # noqa: E402
 from octavo.kernels.scaled import ScaledFormat  # noqa: E402
 from octavo.kernels.triton.coded.weight_stack import WeightStack  # noqa: E402
@@ -27,14 +27,17 @@ from tests.gpu import test_coded_mixture, test_mixture  # noqa: E402
 from tests.gpu.device import relative_error  # noqa: E402
 from tests.gpu.test_coded_mixture import coded_experts  # noqa: E402
 from tests.gpu.test_mixture import CASES, in_torch, room_for  # noqa: E402
-from tests.kernels.kernel_on_cpu import Boxes, run_on_cpu  # noqa: E402
+from tests.kernels.kernel_on_cpu import run_on_cpu  # noqa: E402
 
 FIVE_BLOCKS = GPU("a CPU", (9, 0), 1 << 34, 5)
 BF16, MXFP4 = torch.bfloat16, ScaledFormat("E2M1", (1, 32))
 SOURCES = (
     "fp4_experts.cu",
     "fp4_kind.cuh",
+    "fp4_choice.cuh",
     "fp4_load.cuh",
+    "fp4_products.cuh",
+    "fp4_router.cuh",
     "fp4_rows.cuh",
     "expert_launch.cuh",
     "row_choice.cuh",
@@ -50,29 +53,37 @@ def _runs_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         monkeypatch.setattr(module, "INNER", INNER)
     monkeypatch.setattr(fp4_experts, "LEAST_INPUTS", 0)
     run_on_cpu(fp4_experts, SOURCES, tmp_path, monkeypatch)
-    monkeypatch.setattr(experts, "TensorMap", Boxes)
-    monkeypatch.setattr(experts, "_prepare", lambda *given: None)
-    monkeypatch.setattr(FewRowExperts, "_route", _route)
     fp4_experts.fp4_kernel.cache_clear()
-    experts._map_of.cache_clear()
+    fp4_experts._map_of.cache_clear()
     yield
     fp4_experts.fp4_kernel.cache_clear()
-    experts._map_of.cache_clear()
+    fp4_experts._map_of.cache_clear()
 
 
 def test_it_equals_torch() -> None:
-    """With biases, a clamped gate and a residual. Ranks add up; one may have both of the chosen, one or none."""
+    """With a norm, biases, a clamped gate and a residual. Ranks add up; each may have both of the chosen, or none."""
     case = CASES["gpt-oss"]
     coded, dense = coded_experts(case, MXFP4, BF16)
     room, x = room_for(case, BF16), torch.randn(1, HIDDEN).to(BF16)
-    out, residual = torch.full_like(x, torch.nan), torch.randn_like(x)
-    _run(coded, room, x, residual, out)
-    expected = in_torch(x, dense, room) + residual.float()
+    out, residual, norm = torch.full_like(x, torch.nan), torch.randn_like(x), torch.rand(HIDDEN) + 0.5
+    _run(coded, room, x, residual, out, norm)
+    normed = torch.nn.functional.rms_norm(x.float(), [HIDDEN], norm, 1e-6).to(BF16)
+    expected = in_torch(normed, dense, room, room.logits[:1, : len(dense.router)]) + residual.float()
     assert relative_error(out, expected) < 6e-3
     total = residual.clone()
     for own in (slice(0, 3), slice(3, 6)):
-        _run(_part(coded, own), room, x, total, total)
+        _run(_part(coded, own), room, x, total, total, norm)
     assert relative_error(total, expected) < 6e-3
+
+
+def test_groups_of_experts_and_a_bias_of_the_choice() -> None:
+    """And no norm."""
+    case = CASES["deepseek v3"]
+    coded, dense = coded_experts(case, MXFP4, BF16)
+    room, x = room_for(case, BF16), torch.randn(1, HIDDEN).to(BF16)
+    out = torch.full_like(x, torch.nan)
+    _run(coded, room, x, None, out, None)
+    assert relative_error(out, in_torch(x, dense, room, room.logits[:1, : len(dense.router)])) < 6e-3
 
 
 def _part(whole: Experts, own: slice) -> Experts:
@@ -97,10 +108,7 @@ def _part(whole: Experts, own: slice) -> Experts:
     )  # fmt: skip
 
 
-def _run(own: Experts, room: Room, x: Any, residual: Any, out: Any) -> None:
-    FewRowExperts(own, room, FIVE_BLOCKS, x.dtype).run(x, residual, out)
-
-
-def _route(self: FewRowExperts, x: Any, out: Any, norm: None, eps: float) -> None:
-    assert out is None, "the products read the row as it is"
-    self.room.logits[:1, : len(self.experts.router)] = x.float() @ self.experts.router.float().T
+def _run(own: Experts, room: Room, x: Any, residual: Any, out: Any, norm: Any) -> None:
+    kernel = Fp4Experts.of(own, room, FIVE_BLOCKS, x.dtype)
+    assert kernel is not None
+    kernel.run(x, residual, out, norm=norm, eps=1e-6)

@@ -65,6 +65,13 @@ def test_a_layer_becomes_five_instructions() -> None:
     assert fused.instructions[-1].outputs[:1] == fused.kept
 
 
+def test_a_product_with_a_bias_adds_the_residual_where_it_can() -> None:
+    biased = layer(has_bias=True)
+    fused = fuse(biased, replace(EVERYTHING, adds_both=lambda *shape: shape == (WIDTH, WIDTH)))
+    assert names(fused) == names(fuse(layer(), EVERYTHING))
+    assert "linear+residual" not in names(fuse(biased, EVERYTHING))[:3]
+
+
 def test_a_mixtures_router_takes_the_norm_where_it_can() -> None:
     """The residual that is normed is then also the one that is added."""
     ops = Recorder()

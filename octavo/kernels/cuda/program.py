@@ -176,6 +176,7 @@ class Program:
             if tiling is None:
                 assert gate is None, "a gate is fused only where a tiling takes it"
                 assert norm_H is None, "a norm is fused only where a tiling takes it"
+                assert bias is None or residual is None, "both are added only where a tiling takes them"
                 library_linear(x, matrix, out, residual if bias is None else bias)
             else:
                 few.run(x, out, tiling=tiling, bias=bias, norm_weight=norm_H, eps=eps, residual=residual)

@@ -78,7 +78,9 @@ def programs_by_rows(
     programs = []
     for rows in VECTOR_ROWS if parts is None else VECTOR_ROWS[:1]:
         takes = _takes_vectors(rows)
-        fusions = Fusions(attention=True, residual=True, takes_norm=_takes_norms(takes), takes_gate=takes)
+        fusions = Fusions(
+            attention=True, residual=True, takes_norm=_takes_norms(takes), takes_gate=takes, adds_both=takes
+        )
         programs.append(program(rows, fusions))
     if parts is None:
         programs.append(program(MAX_SKINNY_ROWS, Fusions(attention=True, residual=True)))

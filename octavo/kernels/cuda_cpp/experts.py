@@ -4,7 +4,8 @@
     gate_up    choice, first product   -> gated
     down       choice, second product, weighted sum, residual
 
-`expert_format.py` says which mixtures they take. One row of MXFP4 has products of its own (fp4_experts.py).
+`expert_format.py` says which mixtures they take. One row often has kernels of its own (one_row_experts.py,
+fp4_experts.py).
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from itertools import product
 import torch
 
 from octavo.kernels.cuda.driver import GPU
-from octavo.kernels.cuda_cpp import fp4_experts
 from octavo.kernels.cuda_cpp.compile import compile_kernel
 from octavo.kernels.cuda_cpp.expert_arguments import ProductArguments
 from octavo.kernels.cuda_cpp.expert_format import (
@@ -31,7 +31,7 @@ from octavo.kernels.cuda_cpp.expert_format import (
     tile_rows,
 )
 from octavo.kernels.cuda_cpp.expert_routing import RouterVariant, route, router_kernel, routing_arguments
-from octavo.kernels.cuda_cpp.fp4_experts import Fp4Variant, fp4_kernel
+from octavo.kernels.cuda_cpp.fp4_experts import Fp4Experts, Fp4Variant, fp4_kernel
 from octavo.kernels.cuda_cpp.module import Kernel, TensorMap
 from octavo.kernels.cuda_cpp.one_row_experts import OneRowExperts, one_row_kernel
 from octavo.kernels.cuda_cpp.one_row_format import OneRowVariant
@@ -107,14 +107,11 @@ def _product(variant: Variant | Fp4Variant | OneRowVariant, gpu: GPU) -> tuple[K
 
 
 @cache
-def _prepare(
-    routers: tuple[RouterVariant, ...], kinds: tuple[Variant | Fp4Variant | OneRowVariant, ...], gpu: GPU
-) -> None:
+def _prepare(router: RouterVariant, kinds: tuple[Variant | Fp4Variant | OneRowVariant, ...], gpu: GPU) -> None:
     """Compile them all at once, for all layers alike, and load them; threads suffice, since each nvcc is a process."""
     with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda kind: kind.compile(gpu), (*routers, *kinds)))
-    for router in routers:
-        router_kernel(router, gpu)
+        list(pool.map(lambda kind: kind.compile(gpu), (router, *kinds)))
+    router_kernel(router, gpu)
     for kind in kinds:
         _product(kind, gpu)
 
@@ -131,14 +128,18 @@ class FewRowExperts:
     def __post_init__(self) -> None:
         counts = TILE_ROWS if self._one_row is None else TILE_ROWS[1:]
         kinds = (self._variant(rows, is_down=is_down) for rows, is_down in product(counts, (False, True)))
-        routers = dict.fromkeys(self._router_variant(rows) for rows in counts)
-        one = () if self._one_row is None else (self._one_row.variant,)
-        _prepare(tuple(routers), (*kinds, *one), self.gpu)
+        one: tuple[Fp4Variant | OneRowVariant, ...] = ()
+        if isinstance(self._one_row, Fp4Experts):
+            one = self._one_row.variants
+        elif self._one_row is not None:
+            one = (self._one_row.variant,)
+        _prepare(self._router_variant(), (*kinds, *one), self.gpu)
 
     @cached_property
-    def _one_row(self) -> OneRowExperts | None:
-        """What computes one row's mixture in one kernel."""
-        return OneRowExperts.of(self.experts, self.room, self.gpu, self.dtype)
+    def _one_row(self) -> OneRowExperts | Fp4Experts | None:
+        """What computes one row's mixture, with its router."""
+        given = self.experts, self.room, self.gpu, self.dtype
+        return OneRowExperts.of(*given) or Fp4Experts.of(*given)
 
     def run(
         self, x: torch.Tensor, residual: torch.Tensor | None, out: torch.Tensor,
@@ -151,29 +152,19 @@ class FewRowExperts:
             return
         num_rows, (hidden, inner) = len(x), self.experts.gate_up.shape[2:] + self.experts.down.shape[2:]
         rows, gated = self.room.few_rows(hidden, inner, num_rows, self.experts.layer.routing.num_chosen)
-        is_written = norm is not None or self._read_code(num_rows) is not None
+        is_written = norm is not None or self.experts.gate_up.code is not None
         self._route(x, rows if is_written else None, norm, eps)
         self._multiply(rows if is_written else x, None, gated, num_rows, is_down=False)
         self._multiply(gated, residual, out, num_rows, is_down=True)
 
-    def _read_code(self, num_rows: int) -> Code | None:
-        """By which the first product reads its rows; None: as they are."""
-        return None if self._is_own(num_rows) else self.experts.gate_up.code
+    def _router_variant(self) -> RouterVariant:
+        return RouterVariant(self.dtype, self.experts.gate_up.code, -(-self.experts.router.shape[1] // 1024))
 
-    def _is_own(self, num_rows: int) -> bool:
-        """Whether one row is multiplied by the kernel of its own."""
-        return num_rows == 1 and fp4_experts.takes(self.experts, self.gpu)
-
-    def _router_variant(self, num_rows: int) -> RouterVariant:
-        return RouterVariant(self.dtype, self._read_code(num_rows), -(-self.experts.router.shape[1] // 1024))
-
-    def _variant(self, rows: int, *, is_down: bool) -> Variant | Fp4Variant:
-        if not self._is_own(rows):
-            return Variant.of(self.experts, rows, is_down=is_down, dtype=self.dtype)
-        return Fp4Variant.of(self.experts, self.gpu, is_down=is_down, dtype=self.dtype)
+    def _variant(self, rows: int, *, is_down: bool) -> Variant:
+        return Variant.of(self.experts, rows, is_down=is_down, dtype=self.dtype)
 
     def _route(self, x: torch.Tensor, out: torch.Tensor | None, norm: torch.Tensor | None, eps: float) -> None:
-        route(x, self._router_variant(len(x)), self.experts, self.room, out, gpu=self.gpu, norm=norm, eps=eps)
+        route(x, self._router_variant(), self.experts, self.room, out, gpu=self.gpu, norm=norm, eps=eps)
 
     def _multiply(
         self, x: torch.Tensor, residual: torch.Tensor | None, out: torch.Tensor, num_rows: int, *, is_down: bool

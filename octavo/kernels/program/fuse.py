@@ -50,6 +50,7 @@ class Fusions:
     takes_norm: Callable[[int, int], bool] = lambda columns, depth: False  # whether such a product does
     takes_gate: Callable[[int, int], bool] = lambda columns, depth: False
     routes_norm: Callable[[Mixture], bool] = lambda layer: False  # whether a mixture's router does
+    adds_both: Callable[[int, int], bool] = lambda columns, depth: False  # whether a product adds residual and bias
 
 
 def fuse(recording: Recording, fusions: Fusions) -> Recording:
@@ -185,9 +186,7 @@ def _takes_scales(instruction: Instruction, fusions: Fusions) -> bool:
 
 
 def _residual(first: Instruction, second: Instruction, fusions: Fusions) -> list[Instruction] | None:
-    if first.op != "mixture" and (first.op != "linear" or first.arguments["weight"].biases):
-        return None
-    if first.op == "linear" and not fusions.fuses(first.arguments["weight"], False):
+    if first.op not in ("linear", "mixture") or (first.op == "linear" and not _adds_residual(first, fusions)):
         return None
     product = first.outputs[0]
     if second.op == "add":
@@ -198,6 +197,11 @@ def _residual(first: Instruction, second: Instruction, fusions: Fusions) -> list
         linear = replace(first, inputs=(*first.inputs, second.inputs[1]), outputs=(total,))
         return [linear, Instruction("rms_norm", (total,), (normed,), second.arguments)]
     return None
+
+
+def _adds_residual(product: Instruction, fusions: Fusions) -> bool:
+    weight, shape = product.arguments["weight"], (product.outputs[0].width, product.inputs[0].width)
+    return fusions.fuses(weight, False) and (not weight.biases or fusions.adds_both(*shape))
 
 
 def _parts(first: Instruction, second: Instruction) -> list[Instruction] | None:

@@ -78,7 +78,8 @@ class Room:
         return x, self.few_gated[: num_rows * num_chosen * padded(inner)].view(num_rows * num_chosen, -1)
 
     def posted_words(self, num_experts: int) -> tuple[int, int, int]:
-        """Addresses: words of logits, each in a sector of its own; of pairs of gated outputs; the count of blocks."""
+        """Addresses: words of logits, each in a sector of its own; of pairs of gated outputs; counts of blocks, one of
+        each kernel that tells others of its launches by them."""
         count = self.posted.data_ptr()
         return count + 32, count + 32 + 32 * num_experts, count
 
