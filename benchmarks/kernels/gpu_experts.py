@@ -77,6 +77,16 @@ def grouped(x: torch.Tensor, one: Experts, room: Room, is_gated: bool, tile: Til
     )
 
 
+def routed(x: torch.Tensor, one: Experts, room: Room) -> Call:
+    """With a launch that sets the counts to zero, as the end of a mixture does."""
+
+    def call() -> None:
+        room.counts.zero_()
+        route(x, one.router, None, None, one.layer, room, has_lists=len(x) > 1, is_fixed=False, chained=True)
+
+    return call
+
+
 def launch(x: torch.Tensor, one: Experts, room: Room, is_gated: bool) -> Call:
     if len(x) > 1:
         return grouped(x, one, room, is_gated)
@@ -101,7 +111,8 @@ def measure(rows: int, layers: list[Experts], room: Room) -> None:
     each = 3 * HIDDEN * INNER
     speeds = f"{chosen * each * 2 / us / 1e6:5.2f} TB/s {rows * ROUTING.num_chosen * each * 2 / us / 1e6:6.1f} TFLOP/s"
     parts = [graph_time_us([launch(x, one, room, is_gated) for one in layers]) for is_gated in (True, False)]
-    times = f"gate_up {parts[0]:8.1f}  down {parts[1]:8.1f}"
+    router = graph_time_us([routed(x, one, room) for one in layers])
+    times = f"router {router:6.1f}  gate_up {parts[0]:8.1f}  down {parts[1]:8.1f}"
     print(f"{rows:6} rows, {chosen:3} experts: {us:8.1f} us  {speeds}  {times}", flush=True)
     empty(out, room)
 

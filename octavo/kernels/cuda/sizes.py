@@ -77,8 +77,8 @@ def mixture_lists(layers: Sequence[Mixture], max_rows: int) -> dict[str, Shape]:
     own = max((layer.num_own for layer in layers), default=0)
     padded = max(16, 1 << (experts - 1).bit_length())
     return {
-        "logits": (FEW_MIXTURE_ROWS, padded),
-        "arrived": (FEW_MIXTURE_ROWS,),
+        "logits": (max_rows, padded),
+        "arrived": (max_rows,),
         "ids": (pairs,),
         "weights": (pairs,),
         "counts": (own,),

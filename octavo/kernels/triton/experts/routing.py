@@ -1,14 +1,18 @@
 """The router of a mixture: its product, the choice of experts, and each expert's list of rows, in one launch.
 
-few rows    a program has a few experts of one row; the one that ends last makes the row's choice
-many rows   a program has all experts of a tile of rows, and makes their choices
+few rows    a program has a few experts of one row
+many rows   a program has some experts of a tile of rows
 
-A choice is a pair (row, place among the row's experts), numbered row * K + place. Each pair is appended to its expert's
+Its logits go to memory, and of the programs of the same rows the one that ends last chooses (`choosing.py`).
+
+A choice is a pair (row, place among the row's experts), numbered row * K + place. Each pair is put into its expert's
 list, by an atomic count; so the order in a list differs from run to run, but no result does. `combine`, the last launch
 of a mixture, sets the counts back to zero.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import triton
@@ -16,12 +20,43 @@ import triton.language as tl
 
 from octavo.kernels.cuda.sizes import FEW_MIXTURE_ROWS
 from octavo.kernels.mixture import Mixture
-from octavo.kernels.triton.chain import wait_for_previous
+from octavo.kernels.triton.chain import prefetch_to_l2, wait_for_previous
+from octavo.kernels.triton.experts.choosing import choose_and_list
 from octavo.kernels.triton.experts.placing import Placing
 from octavo.kernels.triton.experts.room import Room
 
 _FEW_EXPERTS = 8  # of a program, with few rows
-_LOWEST = tl.constexpr(-1e30)  # a valid expert's least rank: below it are experts that may not be chosen
+
+
+class _Tile(NamedTuple):
+    """Rows and experts of a program, inputs at a time, rows whose experts it chooses at a time, warps, and stages."""
+
+    rows: int
+    experts: int
+    depth: int
+    chosen_rows: int
+    warps: int
+    stages: int
+
+
+#: most rows -> rows, experts and inputs of the tile that was fastest on an H200
+_TILES = {640: (16, 32, 64), 1536: (16, 64, 64), 6144: (64, 32, 128)}
+_MANY, _FIXED = (128, 128, 64), (64, 64, 64)
+
+
+def _tile(num_rows: int, experts: int, hidden: int, dtype: torch.dtype, *, is_few: bool, is_fixed: bool) -> _Tile:
+    """experts: padded. is_fixed: for any number of rows alike."""
+    if is_few:
+        return _Tile(1, min(_FEW_EXPERTS, experts), triton.next_power_of_2(min(hidden, 1024)), 1, 4, 3)
+    if dtype == torch.float32:  # its products are no tensor cores'
+        rows, part, depth = 16, 32, 64
+    elif is_fixed:
+        rows, part, depth = _FIXED
+    else:
+        rows, part, depth = next((tile for most, tile in _TILES.items() if num_rows <= most), _MANY)
+    warps = 8 if rows > 16 or experts > 128 else 4
+    chosen_rows = 32 if rows > 16 and experts <= 128 else 16
+    return _Tile(rows, min(part, experts), depth, chosen_rows, warps, 3 if rows > 16 else 6 - part // 32)
 
 
 def route(
@@ -32,23 +67,21 @@ def route(
     expert's list. is_fixed: sums do not depend on the number of rows. placing: with it, choices are slots."""
     num_rows, hidden = x.shape
     routing, is_few = layer.routing, num_rows <= FEW_MIXTURE_ROWS and not is_fixed
-    experts = triton.next_power_of_2(routing.num_experts)
-    shape = {"BM": 1, "BE": min(_FEW_EXPERTS, experts), "BK": triton.next_power_of_2(min(hidden, 1024))}
-    if not is_few:
-        shape = {"BM": 32 if num_rows < 4096 or is_fixed else 64, "BE": max(16, experts), "BK": 64}
-    grid = (num_rows, triton.cdiv(experts, shape["BE"])) if is_few else (triton.cdiv(num_rows, shape["BM"]), 1)
+    experts = max(16, triton.next_power_of_2(routing.num_experts))
+    tile = _tile(num_rows, experts, hidden, x.dtype, is_few=is_few, is_fixed=is_fixed)
     loads, places, real = (room.ids,) * 3 if placing is None else (placing.loads, placing.places, placing.real)
-    _route_kernel[grid](
+    _route_kernel[(triton.cdiv(num_rows, tile.rows), triton.cdiv(experts, tile.experts))](
         x, router, router if router_bias is None else router_bias, router if bias is None else bias,
         room.logits, room.arrived, room.ids, room.weights, room.counts, room.order,
         loads, places, real, num_rows, room.max_rows, routing.scale, x.stride(0), layer.first_expert, layer.num_own,
         len(real),
-        H=hidden, E=routing.num_experts, EPAD=max(16, experts), TOP_K=routing.num_chosen,
+        H=hidden, E=routing.num_experts, EPAD=experts, TOP_K=routing.num_chosen,
         SIGMOID=routing.scoring == "sigmoid", RENORMALISES=routing.renormalises, GROUPS=routing.num_groups,
         TOP_GROUPS=routing.top_groups, SUMS_TWO=routing.group_score == "sum_of_two", HAS_BIAS=bias is not None,
         HAS_ROUTER_BIAS=router_bias is not None, IS_FEW=is_few, LISTS=has_lists,
-        PLACES=0 if placing is None else places.shape[1], REAL_ENDS=placing is not None and placing.ends, **shape,
-        CHAINED=chained, launch_pdl=chained, num_warps=4 if is_few else 8,
+        PLACES=0 if placing is None else places.shape[1], REAL_ENDS=placing is not None and placing.ends,
+        BM=tile.rows, BE=tile.experts, BK=tile.depth, BC=tile.chosen_rows, CHAINED=chained, launch_pdl=chained,
+        num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
 
 
@@ -60,35 +93,45 @@ def _route_kernel(
     RENORMALISES: tl.constexpr, GROUPS: tl.constexpr, TOP_GROUPS: tl.constexpr, SUMS_TWO: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_ROUTER_BIAS: tl.constexpr, IS_FEW: tl.constexpr, LISTS: tl.constexpr,
     PLACES: tl.constexpr, REAL_ENDS: tl.constexpr,
-    BM: tl.constexpr, BE: tl.constexpr, BK: tl.constexpr, CHAINED: tl.constexpr,
+    BM: tl.constexpr, BE: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
-    wait_for_previous(CHAINED)
-    e = tl.arange(0, EPAD)
+    tile, e = tl.program_id(0), tl.arange(0, EPAD)
+    m, own = tile * BM + tl.arange(0, BM), tl.program_id(1) * BE + tl.arange(0, BE)
     if IS_FEW:
-        row = tl.program_id(0).to(tl.int64)
-        own = tl.program_id(1) * BE + tl.arange(0, BE)
-        some = _row_logits(x_ptr + row * x_stride, router_ptr, own, H, E, BE, BK)
-        tl.store(logits_ptr + row * EPAD + own, some, mask=own < E)
-        tl.debug_barrier()
-        last = tl.atomic_add(arrived_ptr + row, 1, sem="acq_rel") == tl.num_programs(1) - 1
-        if last:
-            tl.store(arrived_ptr + row, 0)
-            m = row + tl.arange(0, BM)
-            logits = tl.load(logits_ptr + m[:, None] * EPAD + e[None, :], mask=(e < E)[None, :], cache_modifier=".cg")
-            _choose_and_list(
-                logits, m, e, router_bias_ptr, bias_ptr, ids_ptr, weights_ptr, counts_ptr, order_ptr, loads_ptr,
+        wait_for_previous(CHAINED)
+        logits = _row_logits(x_ptr + tile.to(tl.int64) * x_stride, router_ptr, own, H, E, BE, BK)[None, :]
+    else:
+        if CHAINED:
+            _prefetch(router_ptr, own, H, E)
+        wait_for_previous(CHAINED)
+        logits = _tile_logits(x_ptr, router_ptr, m, own, num_rows, x_stride, H, E, BE, BM, BK)
+    tl.store(logits_ptr + m[:, None] * EPAD + own[None, :], logits, mask=(m < num_rows)[:, None])
+    tl.debug_barrier()
+    is_last = True
+    if BE < EPAD:
+        is_last = tl.atomic_add(arrived_ptr + tile, 1, sem="acq_rel") == tl.num_programs(1) - 1
+    if is_last:
+        if BE < EPAD:
+            tl.store(arrived_ptr + tile, 0)
+        for start in range(0, BM, BC):
+            rows = tile * BM + start + tl.arange(0, BC)
+            cell = logits_ptr + rows[:, None] * EPAD + e[None, :]
+            some = tl.load(cell, mask=(rows < num_rows)[:, None] & (e < E)[None, :], other=0.0, cache_modifier=".cg")
+            choose_and_list(
+                some, rows, e, router_bias_ptr, bias_ptr, ids_ptr, weights_ptr, counts_ptr, order_ptr, loads_ptr,
                 places_ptr, real_ptr, num_rows, max_rows, scale, first_expert, num_own, num_real, E, EPAD, TOP_K,
                 SIGMOID, RENORMALISES, GROUPS, TOP_GROUPS, SUMS_TWO, HAS_BIAS, HAS_ROUTER_BIAS, LISTS, PLACES,
                 REAL_ENDS,
             )  # fmt: skip
-    else:
-        m = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
-        logits = _tile_logits(x_ptr, router_ptr, m, e, num_rows, x_stride, H, E, EPAD, BM, BK)
-        _choose_and_list(
-            logits, m, e, router_bias_ptr, bias_ptr, ids_ptr, weights_ptr, counts_ptr, order_ptr, loads_ptr,
-            places_ptr, real_ptr, num_rows, max_rows, scale, first_expert, num_own, num_real, E, EPAD, TOP_K,
-            SIGMOID, RENORMALISES, GROUPS, TOP_GROUPS, SUMS_TWO, HAS_BIAS, HAS_ROUTER_BIAS, LISTS, PLACES, REAL_ENDS,
-        )  # fmt: skip
+
+
+@triton.jit
+def _prefetch(router_ptr, own, H: tl.constexpr, E: tl.constexpr):
+    """These experts' weights, which the predecessor does not write."""
+    line: tl.constexpr = 1024 // router_ptr.dtype.element_ty.primitive_bitwidth
+    column = tl.arange(0, triton.next_power_of_2(triton.cdiv(H, line))) * line
+    row = tl.minimum(own, E - 1)
+    prefetch_to_l2(router_ptr + row[:, None] * H + tl.minimum(column, H - 1)[None, :])
 
 
 @triton.jit
@@ -106,113 +149,25 @@ def _row_logits(x_ptr, router_ptr, own, H: tl.constexpr, E: tl.constexpr, BE: tl
 
 @triton.jit
 def _tile_logits(
-    x_ptr, router_ptr, m, e, num_rows, x_stride, H: tl.constexpr, E: tl.constexpr, EPAD: tl.constexpr,
+    x_ptr, router_ptr, m, own, num_rows, x_stride, H: tl.constexpr, E: tl.constexpr, BE: tl.constexpr,
     BM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """[BM, EPAD]."""
-    k = tl.arange(0, BK)
-    acc = tl.zeros([BM, EPAD], tl.float32)
-    for start in range(0, H, BK):
-        inside = start + k < H
-        x = tl.load(
-            x_ptr + m[:, None] * x_stride + (start + k)[None, :], mask=(m < num_rows)[:, None] & inside[None, :],
-            other=0.0,
-        )  # fmt: skip
-        w = tl.load(
-            router_ptr + e[None, :] * H + (start + k)[:, None], mask=(e < E)[None, :] & inside[:, None], other=0.0
-        )
-        acc = tl.dot(x, w, acc, input_precision="ieee")
-    return acc
+    """[BM, BE]. A small tile adds up every other BK inputs apart, since each sum waits for the one before it."""
+    other: tl.constexpr = 0 if BM > 16 else BK
+    acc = tl.zeros([BM, BE], tl.float32)
+    acc_other = tl.zeros([BM, BE], tl.float32)
+    x_ptr += m.to(tl.int64)[:, None] * x_stride
+    router_ptr += own[None, :] * H
+    for start in range(0, H, BK + other):
+        acc = _add_inputs(acc, x_ptr, router_ptr, m < num_rows, own < E, start, H, BK)
+        if other > 0:
+            acc_other = _add_inputs(acc_other, x_ptr, router_ptr, m < num_rows, own < E, start + other, H, BK)
+    return acc + acc_other
 
 
 @triton.jit
-def _choose_and_list(
-    logits, m, e, router_bias_ptr, bias_ptr, ids_ptr, weights_ptr, counts_ptr, order_ptr, loads_ptr, places_ptr,
-    real_ptr, num_rows, max_rows, scale, first_expert, num_own, num_real,
-    E: tl.constexpr, EPAD: tl.constexpr, TOP_K: tl.constexpr, SIGMOID: tl.constexpr, RENORMALISES: tl.constexpr,
-    GROUPS: tl.constexpr, TOP_GROUPS: tl.constexpr, SUMS_TWO: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_ROUTER_BIAS: tl.constexpr, LISTS: tl.constexpr, PLACES: tl.constexpr, REAL_ENDS: tl.constexpr,
-):  # fmt: skip
-    """The choices of rows m by their logits [rows, EPAD]: ids, weights, and the pairs in their experts' lists."""
-    scores = _scores(logits, e, router_bias_ptr, E, SIGMOID, HAS_ROUTER_BIAS)
-    ranked = scores
-    if HAS_BIAS:
-        ranked += tl.load(bias_ptr + e, mask=e < E, other=0.0).to(tl.float32)[None, :]
-    ranked = tl.where((e < E)[None, :], tl.where(ranked > _LOWEST, ranked, _LOWEST), float("-inf"))
-    if TOP_GROUPS < GROUPS:
-        ranked = _in_best_groups(ranked, e, E, EPAD, GROUPS, TOP_GROUPS, SUMS_TWO)
-    inside, total = m < num_rows, tl.zeros_like(tl.max(ranked, 1))
-    if PLACES > 0:
-        is_real = _is_real(real_ptr, m, inside, num_real, REAL_ENDS)
-    for place in tl.static_range(TOP_K):
-        best = _first_best(ranked, e, EPAD)
-        is_best = e[None, :] == best[:, None]
-        weight = tl.sum(tl.where(is_best, scores, 0.0), 1)
-        total += weight
-        ranked = tl.where(is_best, float("-inf"), ranked)
-        pair = m * TOP_K + place
-        if PLACES > 0:
-            tl.atomic_add(loads_ptr + best, 1, mask=is_real, sem="relaxed")
-            slots = places_ptr + best * PLACES
-            best = tl.load(slots + 1 + (0 if PLACES == 2 else m % tl.load(slots)))  # 2: no expert has copies
-        tl.store(ids_ptr + pair, best, mask=inside)
-        tl.store(weights_ptr + pair, weight * scale, mask=inside)
-        if LISTS:
-            local = best - first_expert
-            is_own = inside & (local >= 0) & (local < num_own)
-            at = tl.atomic_add(counts_ptr + local, 1, mask=is_own, sem="relaxed")
-            tl.store(order_ptr + local.to(tl.int64) * max_rows + at, pair.to(tl.int32), mask=is_own)
-    if RENORMALISES:
-        tl.debug_barrier()
-        for place in tl.static_range(TOP_K):
-            at = weights_ptr + m * TOP_K + place
-            tl.store(at, tl.load(at, mask=inside, other=0.0) / (total + 1e-20), mask=inside)
-
-
-@triton.jit
-def _is_real(real_ptr, m, inside, num_real, ENDS: tl.constexpr):
-    """Whether rows m are counted: see `Placing`."""
-    if ENDS:
-        return inside & (m < tl.load(real_ptr))
-    listed = inside & (m < num_real)
-    return listed & ((m == 0) | (tl.load(real_ptr + m, mask=listed, other=0) > 0))
-
-
-@triton.jit
-def _scores(logits, e, router_bias_ptr, E: tl.constexpr, SIGMOID: tl.constexpr, HAS_ROUTER_BIAS: tl.constexpr):
-    if HAS_ROUTER_BIAS:
-        logits += tl.load(router_bias_ptr + e, mask=e < E, other=0.0).to(tl.float32)[None, :]
-    if SIGMOID:
-        return tl.sigmoid(logits)
-    logits = tl.where((e < E)[None, :], logits, float("-inf"))
-    scores = tl.exp(logits - tl.max(logits, 1)[:, None])
-    return scores / tl.sum(scores, 1)[:, None]
-
-
-@triton.jit
-def _first_best(ranked, e, EPAD: tl.constexpr):
-    """Of equal experts the first."""
-    return tl.min(tl.where(ranked == tl.max(ranked, 1)[:, None], e[None, :], EPAD), 1)
-
-
-@triton.jit
-def _in_best_groups(
-    ranked, e, E: tl.constexpr, EPAD: tl.constexpr, GROUPS: tl.constexpr, TOP_GROUPS: tl.constexpr,
-    SUMS_TWO: tl.constexpr,
-):  # fmt: skip
-    """ranked, with -inf for the experts of all groups but the best."""
-    group = e // (E // GROUPS)
-    group_score = tl.full(ranked.shape, float("-inf"), tl.float32)  # of each expert's group
-    for g in tl.static_range(GROUPS):
-        in_group = tl.where((group == g)[None, :], ranked, float("-inf"))
-        score = tl.max(in_group, 1)
-        if SUMS_TWO:
-            first = _first_best(in_group, e, EPAD)
-            score += tl.max(tl.where(e[None, :] == first[:, None], float("-inf"), in_group), 1)
-        group_score = tl.where((group == g)[None, :], score[:, None], group_score)
-    result = tl.full(ranked.shape, float("-inf"), tl.float32)
-    for _ in tl.static_range(TOP_GROUPS):
-        best = group[None, :] == (_first_best(group_score, e, EPAD) // (E // GROUPS))[:, None]
-        result = tl.where(best, ranked, result)
-        group_score = tl.where(best, float("-inf"), group_score)
-    return result
+def _add_inputs(acc, x_ptr, router_ptr, is_row, is_expert, start, H: tl.constexpr, BK: tl.constexpr):
+    k = start + tl.arange(0, BK)
+    x = tl.load(x_ptr + k[None, :], mask=is_row[:, None] & (k < H)[None, :], other=0.0)
+    w = tl.load(router_ptr + k[:, None], mask=is_expert[None, :] & (k < H)[:, None], other=0.0)
+    return tl.dot(x, w, acc, input_precision="ieee")
