@@ -247,6 +247,20 @@ __device__ __forceinline__ uint4 load_words(uint32_t from) {
   return x;
 }
 
+// The same, not before what is written above it
+__device__ __forceinline__ uint4 load_words_now(uint32_t from) {
+  uint4 x;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+               : "r"(from)
+               : "memory");
+  return x;
+}
+
+__device__ __forceinline__ void store_word(uint32_t to, uint32_t x) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(x) : "memory");
+}
+
 __device__ __forceinline__ void store_words(uint32_t to, uint4 x) {
   asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
 }
@@ -486,6 +500,18 @@ __device__ __forceinline__ float low_half(uint32_t pair) {
 template <typename T>
 __device__ __forceinline__ float high_half(uint32_t pair) {
   return is_half<T> ? to_float(Fp16{uint16_t(pair >> 16)}) : __uint_as_float(pair & 0xffff0000);
+}
+
+// a * b + c of pairs of 16-bit numbers, rounded once
+template <typename T>
+__device__ __forceinline__ uint32_t fma_pair(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t y;
+  if constexpr (is_half<T>) {
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
+  } else {
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
+  }
+  return y;
 }
 
 // Two halves less two others

@@ -26,11 +26,7 @@ struct Numbers<Bf16> {
   static constexpr uint32_t kOne = 0x3f803f80;
   static constexpr uint32_t kFp8Mask = 0x07f007f0, kFp8Scale = 0x7b807b80;  // 2^120
   static constexpr int kFp8Shift = 4;
-  static __device__ __forceinline__ uint32_t fma(uint32_t a, uint32_t b, uint32_t c) {
-    uint32_t y;
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
-    return y;
-  }
+  static __device__ __forceinline__ uint32_t fma(uint32_t a, uint32_t b, uint32_t c) { return fma_pair<Bf16>(a, b, c); }
 };
 
 template <>
@@ -42,11 +38,7 @@ struct Numbers<Fp16> {
   static constexpr uint32_t kOne = 0x3c003c00;
   static constexpr uint32_t kFp8Mask = 0x3f803f80, kFp8Scale = 0x5c005c00;  // 2^8
   static constexpr int kFp8Shift = 1;
-  static __device__ __forceinline__ uint32_t fma(uint32_t a, uint32_t b, uint32_t c) {
-    uint32_t y;
-    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
-    return y;
-  }
+  static __device__ __forceinline__ uint32_t fma(uint32_t a, uint32_t b, uint32_t c) { return fma_pair<Fp16>(a, b, c); }
 };
 
 // Bytes 0 and 2 of the word, or 1 and 3; each is the number plus 128

@@ -1,7 +1,7 @@
 // Products of four warps together that are 256 columns wide: 64 x 256 x 32 bytes of depth (wgmma, sm_90a).
 #pragma once
 
-#include "ptx.cuh"
+#include "warpgroup.cuh"
 
 namespace octavo {
 
@@ -42,24 +42,6 @@ __device__ __forceinline__ void multiply_add_256(float (&c)[32][4], uint64_t a, 
 OCTAVO_PRODUCT(Bf16, "m64n256k16.f32.bf16.bf16", ", 0, 0")
 OCTAVO_PRODUCT(Fp16, "m64n256k16.f32.f16.f16", ", 0, 0")
 OCTAVO_PRODUCT(Fp8, "m64n256k32.f32.e4m3.e4m3", "")
-
-__device__ __forceinline__ void products_end_group() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-
-// Waits until all groups of products but the newest kNewest are done
-template <int kNewest>
-__device__ __forceinline__ void products_wait() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kNewest) : "memory");
-}
-
-// Registers that a warp gives back, or asks for: all four warps of a warpgroup at once
-template <int kRegisters>
-__device__ __forceinline__ void keep_registers() {
-  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
-}
-template <int kRegisters>
-__device__ __forceinline__ void want_registers() {
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
-}
 #endif
 
 #undef OCTAVO_ROW

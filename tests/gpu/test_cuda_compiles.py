@@ -12,12 +12,14 @@ torch = pytest.importorskip("torch")
 from octavo.kernels.cuda.driver import GPU  # noqa: E402
 from octavo.kernels.cuda_cpp import (  # noqa: E402
     dense_linear,
+    dequantise,
     experts,
     fp4_experts,
     fp8_linear,
     grouped_linear,
     int4_linear,
     one_row_format,
+    wide_int4,
 )
 from octavo.kernels.cuda_cpp.all_reduce import compile_all_reduce  # noqa: E402
 from octavo.kernels.cuda_cpp.attention_plan import compile_plan  # noqa: E402
@@ -49,6 +51,16 @@ def test_plan(gpu: GPU, num_seqs: int) -> None:
 def test_quantized_linear(gpu: GPU, layout: Layout, kind: Scales) -> None:
     dtype, is_gated = (torch.float16, True) if gpu is AMPERE else (torch.bfloat16, kind == "blocks")
     assert Variant(layout, kind, dtype, is_gated, 2, 16384).compile(gpu).startswith(b"\x7fELF")
+
+
+def test_many_rows() -> None:
+    assert wide_int4.Variant(has_zeros=True).compile(HOPPER).startswith(b"\x7fELF")
+
+
+@pytest.mark.parametrize(("gpu", "layout", "kind"), [(AMPERE, "int4", "groups"), (HOPPER, "fp8", "blocks")])
+def test_dequantise(gpu: GPU, layout: Layout, kind: Scales) -> None:
+    variant = dequantise.Variant(layout, kind, layout == "int4", torch.float16)
+    assert variant.compile(gpu).startswith(b"\x7fELF")
 
 
 def test_dense_linear() -> None:

@@ -12,15 +12,17 @@ import torch
 from tests.gpu.device import DEVICE, ON_GPU, needs_gpu, relative_error  # isort: split
 
 from octavo.kernels.cuda import quantized_product
-from octavo.kernels.cuda.driver import GPU
+from octavo.kernels.cuda.driver import GPU, find_gpu
 from octavo.kernels.cuda.plain_codes import PlainCodes
 from octavo.kernels.cuda.sizes import ROWS_AT_ONCE, scaled_rows, scratch_shapes
+from octavo.kernels.cuda_cpp.compile import find_nvcc
+from octavo.kernels.cuda_cpp.dequantise import dequantise
 from octavo.kernels.cuda_cpp.quantized_format import why_not
 from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight
 from octavo.kernels.parameters import Linear
 from octavo.kernels.reference.scaled import dequantize_scaled
 from octavo.kernels.scaled import ScaledFormat, ScaledTensor
-from octavo.kernels.triton.linear.quantized import dequantise, fp8_block_product, quantise_row_blocks, quantise_rows
+from octavo.kernels.triton.linear.quantized import deal_inputs, fp8_block_product, quantise_row_blocks, quantise_rows
 from octavo.quantization.at_load import QuantisedAtLoad, quantised
 from octavo.testing import made_parameters
 from tests.gpu.quantized_matrix import FORMATS, random_matrix
@@ -28,15 +30,27 @@ from tests.gpu.quantized_matrix import FORMATS, random_matrix
 SHAPE = (128, 512)
 
 
+@needs_gpu
+@pytest.mark.skipif(find_nvcc() is None, reason="there is no nvcc")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.label)
 def test_a_stack_made_dense_has_its_numbers(form: ScaledFormat, dtype: torch.dtype) -> None:
+    """tests/kernels/test_dequantise.py asks the same of a CPU."""
     assert why_not(form, *SHAPE) is None
+    gpu = find_gpu(0)
+    assert gpu is not None
     parts = [random_matrix(form, SHAPE, seed) for seed in (1, 2)]
-    out = torch.empty(2 * SHAPE[0], SHAPE[1], device=DEVICE)
-    dequantise(QuantizedWeight.of([PlainCodes.of(part, DEVICE) for part in parts], form, dtype), out)
+    out = torch.full((2 * SHAPE[0], SHAPE[1]), torch.nan, device=DEVICE, dtype=dtype)
+    dequantise(QuantizedWeight.of([PlainCodes.of(part, DEVICE) for part in parts], form, dtype), out, gpu=gpu)
     expected = np.concatenate([np.array(dequantize_scaled(part)).reshape(SHAPE) for part in parts])
-    assert np.array_equal(out.cpu().numpy(), expected)
+    assert torch.equal(out.cpu(), torch.from_numpy(expected).to(dtype))
+
+
+def test_inputs_are_dealt() -> None:
+    x = torch.randn(5, 2 * 1024 + 96, device=DEVICE).to(torch.bfloat16)[:, 32:]
+    out = torch.full((5, x.shape[1]), torch.nan, device=DEVICE, dtype=torch.bfloat16)
+    deal_inputs(x, out)
+    assert torch.equal(out.view(5, -1, 4, 4, 2), x.reshape(5, -1, 4, 4, 2).transpose(2, 3))
 
 
 @pytest.mark.parametrize("form", [form for form in FORMATS if not form.has_zeros], ids=lambda form: form.label)

@@ -46,6 +46,10 @@ class Boxes(ctypes.Structure):
         box = (128, box_rows, box_spans, box_matrices)
         return cls(address, (128, num_rows, -(-dim // 128), matrices), (1, dim, 128, dim * num_rows), box)
 
+    @classmethod
+    def of_rows(cls, address: int, num_rows: int, dim: int, *, is_half: bool, box_rows: int, box_dim: int) -> Boxes:
+        return cls(address, (dim * 2, num_rows, 1, 1), (2, dim * 2, 0, 0), (box_dim * 2, box_rows, 1, 1))
+
 
 def run_on_cpu(
     kernel: ModuleType, sources: tuple[str, ...], folder: Path, patch: pytest.MonkeyPatch,

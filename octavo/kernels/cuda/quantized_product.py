@@ -3,7 +3,8 @@
 rows        fp8 in bf16 models                                  all others
 up to 16    csrc/cuda/quantized_linear.cu, for int4 int4_linear.cu, for up to 8 with fp8 on Hopper fp8_linear.cu, if
             shared memory holds the rows; with what is fused
-more        rows become fp8, too; cuBLAS (`sizes.scaled_rows`)  made dense in the scratch; cuBLAS
+more        rows become fp8, too; cuBLAS (`sizes.scaled_rows`)  made dense in the scratch; cuBLAS. On Hopper up to 512
+                                                                rows of bfloat16 times int4 in groups: wide_int4.cu
 
 What that kernel does not take, or without nvcc: `coded_product.py`.
 """
@@ -20,17 +21,19 @@ from octavo.kernels.cuda.coded_product import CodedProduct, ScaledProduct
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda.sizes import MAX_SPLIT, become_codes, scaled_rows, scratch_shapes
 from octavo.kernels.cuda.weights import DeviceWeights
+from octavo.kernels.cuda_cpp.dequantise import dequantise
 from octavo.kernels.cuda_cpp.int4_linear import Tiling
 from octavo.kernels.cuda_cpp.quantized_format import LAYOUTS, fits, format_of, part_depth, scales_of
 from octavo.kernels.cuda_cpp.quantized_linear import quantized_linear
 from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight
+from octavo.kernels.cuda_cpp.wide_int4 import takes_wide, wide_int4
 from octavo.kernels.kv_layout import KVDType
 from octavo.kernels.ops import Activation
 from octavo.kernels.parameters import Linear
 from octavo.kernels.triton.attention.memory import TORCH_DTYPE
 from octavo.kernels.triton.coded.coded_format import pieces_of
 from octavo.kernels.triton.elementwise import elementwise, norm
-from octavo.kernels.triton.linear.quantized import dequantise, fp8_block_product, fp8_product
+from octavo.kernels.triton.linear.quantized import fp8_block_product, fp8_product
 from octavo.kernels.triton.linear.skinny_linear import library_linear
 
 _SCALED: dict[str, ScaledProduct] = {"whole": fp8_product, "blocks": fp8_block_product}
@@ -157,9 +160,11 @@ class QuantizedProduct:
         assert all(each is None for each in fused), "fused only where the kernel for few rows takes it"
         if self.scaled is not None:
             self._run_scaled(x, out)
+        elif takes_wide(self.weight, x, self.gpu) and x.numel() <= self.dense.numel():
+            wide_int4(x, self.weight, self.bias, out, self.dense, gpu=self.gpu)
         else:
             dense = self.dense[: self.weight.columns * self.weight.depth].view(self.weight.columns, -1)
-            dequantise(self.weight, dense, chained=self.gpu.chains)
+            dequantise(self.weight, dense, gpu=self.gpu)
             library_linear(x, dense, out, self.bias)
 
     def run_quantising(

@@ -41,6 +41,17 @@ inline void barrier_wait(uint32_t at, uint32_t parity) {
   }
 }
 
+// The thread arrives when its copies so far have come
+inline void arrive_when_copied(uint32_t at) {
+  copies_end_group();
+  auto groups = std::exchange(copies[threadIdx.x], {});
+  barriers.at(at).copies.push_back([=] {
+    for (const auto& group : groups) come(group);
+    --barriers.at(at).missing;
+    return 0;
+  });
+}
+
 std::map<int, Meeting> named;
 inline void named_barrier(int name, int num_threads) { named[name].join(num_threads); }
 
@@ -120,11 +131,22 @@ inline void async_fence() {}
 inline void prefetch_map(const void*) {}
 inline void products_begin() {}
 inline uint64_t matrix(uint32_t address) {
-  if (address % 1024) fprintf(stderr, "a matrix at %u\n", address), abort();
+  if (address % 1024 & ~96) fprintf(stderr, "a matrix at %u\n", address), abort();
   return address >> 4;
 }
 
-std::map<int, std::vector<std::function<void()>>> products;  // by thread
+using Products = std::vector<std::function<void()>>;
+std::map<int, Products> products;            // by thread
+std::map<int, std::deque<Products>> groups;  // of products before them
+
+inline void products_end_group() { groups[threadIdx.x].push_back(std::exchange(products[threadIdx.x], {})); }
+
+template <int kNewest>
+void products_wait() {
+  for (auto& own = groups[threadIdx.x]; int(own.size()) > kNewest; own.pop_front()) {
+    for (auto& product : own.front()) product();
+  }
+}
 
 inline const Eighth& number_at(uint64_t matrix, int line, int k) {
   return from_e4m3(memory[swizzled(uint32_t(matrix << 4) + line * 128 + k)]);
@@ -161,8 +183,8 @@ void multiply_add_fp8(float (&c)[kGroups][4], uint64_t a, uint64_t b, bool adds)
 
 template <int kRows>
 void products_end(float (&c)[kRows][4]) {
-  for (auto& product : products[threadIdx.x]) product();
-  products[threadIdx.x].clear();
+  products_end_group();
+  products_wait<0>();
 }
 
 }  // namespace octavo

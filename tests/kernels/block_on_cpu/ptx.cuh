@@ -110,6 +110,14 @@ T __shfl_sync(uint32_t mask, T x, int lane) {
   return x;
 }
 
+template <typename T>
+T __shfl_up_sync(uint32_t mask, T x, int step) {
+  const Meeting& meeting = meet(mask, x);
+  const int from = threadIdx.x % 32 - step;
+  memcpy(&x, meeting.all[from < 0 ? threadIdx.x % 32 : from], sizeof x);
+  return x;
+}
+
 template <typename Combine>
 uint32_t combined(uint32_t mask, uint32_t x, Combine combine) {
   const Meeting& meeting = meet(mask, x);
@@ -133,6 +141,12 @@ inline int __ffs(uint32_t x) { return __builtin_ffs(x); }
 
 inline void __syncwarp() { meet(~0u, 0); }
 inline void __syncthreads() { block.join(threads.size()); }
+
+template <typename T>
+T __ldcs(const T* from) {
+  if (uintptr_t(from) % sizeof(T)) fprintf(stderr, "a load from %p\n", from), abort();
+  return *from;
+}
 
 inline float __expf(float x) { return expf(x); }
 inline float __fdividef(float x, float y) { return x / y; }
@@ -190,14 +204,16 @@ inline void copies_end_group() {
   groups.emplace_back();
 }
 
+inline void come(const std::vector<Copy>& group) {
+  for (const Copy& copy : group) {
+    copy.from == nullptr ? memset(memory + copy.to, 0, 16) : memcpy(memory + copy.to, copy.from, 16);
+  }
+}
+
 template <int kNewest>
 void copies_wait() {
   auto& groups = copies[threadIdx.x];
-  for (; int(groups.size()) - 1 > kNewest; groups.pop_front()) {
-    for (const Copy& copy : groups.front()) {
-      copy.from == nullptr ? memset(memory + copy.to, 0, 16) : memcpy(memory + copy.to, copy.from, 16);
-    }
-  }
+  for (; int(groups.size()) - 1 > kNewest; groups.pop_front()) come(groups.front());
 }
 
 // Numbers
@@ -266,6 +282,14 @@ float low_half(uint32_t pair) {
 template <typename T>
 float high_half(uint32_t pair) {
   return half_of<T>(pair, 1);
+}
+
+// a * b + c of both halves
+template <typename T>
+uint32_t fma_pair(uint32_t a, uint32_t b, uint32_t c) {
+  float y[2];
+  for (int i = 0; i < 2; ++i) y[i] = fmaf(half_of<T>(a, i), half_of<T>(b, i), half_of<T>(c, i));
+  return pack<T>(y[0], y[1]);
 }
 
 inline uint32_t kept(uint32_t x) { return x; }

@@ -1,4 +1,4 @@
-"""What products of many rows need around a library: weights made dense, and rows made fp8."""
+"""What products of many rows need around them: rows made fp8, or their inputs dealt."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import triton
 import triton.language as tl
 
 from octavo.kernels.cuda.sizes import ROWS_AT_ONCE
-from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight
 from octavo.kernels.ops import Activation
 from octavo.kernels.triton.chain import wait_for_previous
 from octavo.kernels.triton.elementwise.elementwise import activate
@@ -17,16 +16,15 @@ from octavo.kernels.triton.linear.fp8_codes import codes_of, scale_of
 from octavo.kernels.triton.linear.long_rows import LEAST_LONG_ROWS, LONG_ROWS, gate_long_rows
 
 _ROWS, _COLUMNS = 16, 128
+_PAIRS = 512  # of inputs, that a program deals
 
 
-def dequantise(weight: QuantizedWeight, out: torch.Tensor, *, chained: bool = False) -> None:
-    """The numbers of a weight: out [out, in], contiguous."""
-    zeros = weight.scales if weight.zeros is None else weight.zeros
-    data = weight.data.view(torch.uint8) if weight.layout == "int4" else weight.data
-    _dequantise_kernel[(weight.columns // _ROWS, weight.depth // _COLUMNS)](
-        data, weight.scales, zeros, out, weight.depth, max(weight.group, 1), weight.scales.shape[-1],
-        LAYOUT=weight.layout, KIND=weight.kind, HAS_ZEROS=weight.zeros is not None,
-        ROWS=_ROWS, COLUMNS=_COLUMNS, CHAINED=chained, launch_pdl=chained, num_warps=4,
+def deal_inputs(x: torch.Tensor, out: torch.Tensor, *, chained: bool = False) -> None:
+    """x [T, in] -> out, of 16 bits: of 32 inputs 8 t + 2 c + b, t and c below 4, comes to place 8 c + 2 t + b."""
+    width = x.shape[1] // 2
+    _deal_kernel[(len(x), triton.cdiv(width, _PAIRS))](
+        x.view(torch.int32), out.view(torch.int32), width, x.stride(0) // 2, BLOCK=_PAIRS, CHAINED=chained,
+        launch_pdl=chained, num_warps=4,
     )  # fmt: skip
 
 
@@ -140,39 +138,12 @@ def _quantise_row_blocks_kernel(
 
 
 @triton.jit
-def _dequantise_kernel(
-    data_ptr, scales_ptr, zeros_ptr, out_ptr, depth, group, scale_columns,
-    LAYOUT: tl.constexpr, KIND: tl.constexpr, HAS_ZEROS: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHAINED: tl.constexpr,
-):  # fmt: skip
-    tile, n = tl.program_id(0).to(tl.int64), tl.arange(0, ROWS)[:, None]
-    k = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
-    at = (tile * ROWS + n) * depth + k
-    if LAYOUT == "int4":
-        inside = k % 64
-        lane, number = n % 8 * 4 + inside % 32 // 8, inside % 8
-        nibble = number // 2 + number % 2 * 4
-        word = inside // 32 * 2 + n // 8
-        chunk = (tile * (depth // 64) + k // 64) * 32 + lane
-        byte = tl.load(data_ptr + chunk * 16 + word * 4 + nibble // 2)
-        y = ((byte >> (nibble % 2 * 4).to(tl.uint8)) & 15).to(tl.float32)
-    else:
-        y = tl.load(data_ptr + at).to(tl.float32)
-    if KIND == "groups":
-        place = ((tile * (depth // group) + k // group) * 8 + n % 8) * 2 + n // 8
-    elif KIND == "blocks":
-        place = tile * ROWS // 128 * scale_columns + k // 128 + n * 0
-    else:
-        place = tile * ROWS + n + k * 0
-    if LAYOUT == "int8":
-        y -= 128
-    if LAYOUT == "int4":
-        if HAS_ZEROS:
-            y -= tl.load(zeros_ptr + place).to(tl.float32)
-        else:
-            y -= 8
-    wait_for_previous(CHAINED)
-    tl.store(out_ptr + at, (y * tl.load(scales_ptr + place)).to(out_ptr.dtype.element_ty))
+def _deal_kernel(x_ptr, out_ptr, width, x_stride, BLOCK: tl.constexpr, CHAINED: tl.constexpr):
+    row, pair = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    source = pair // 16 * 16 + pair % 4 * 4 + pair // 4 % 4
+    wait_for_previous(CHAINED, EARLY=True)
+    x = tl.load(x_ptr + row * x_stride + source, mask=pair < width)
+    tl.store(out_ptr + row * width + pair, x, mask=pair < width)
 
 
 @triton.jit

@@ -1,0 +1,46 @@
+// Products of four warps together whose first operand is in registers: 64 x N x 16 (wgmma, sm_90a).
+#pragma once
+
+#include "warpgroup.cuh"
+
+namespace octavo {
+
+#define OCTAVO_ROW(i) "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])
+#define OCTAVO_FOUR(i) OCTAVO_ROW(i), OCTAVO_ROW(i + 1), OCTAVO_ROW(i + 2), OCTAVO_ROW(i + 3)
+#define OCTAVO_C32 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define OCTAVO_C64 \
+  OCTAVO_C32 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define OCTAVO_C96 \
+  OCTAVO_C64 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define OCTAVO_C128 \
+  OCTAVO_C96 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+
+// c = a b^T, or c += a b^T; a is in registers, the columns of b are the product's depth. kColumns: of c that are computed
+template <int kColumns, int kMost>
+__device__ __forceinline__ void multiply_add_bf16(float (&c)[kMost / 8][4], const uint32_t (&a)[4], uint64_t b,
+                                                  bool adds) {
+  static_assert(kColumns <= kMost);
+#if __CUDA_ARCH_FEAT_SM90_ALL
+#define OCTAVO_PRODUCT(columns, sums, a0, a1, a2, a3, b0, p0, ...)                                                 \
+  if constexpr (kColumns == columns)                                                                               \
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, " p0 ", 0; wgmma.mma_async.sync.aligned.m64n" #columns            \
+                 "k16.f32.bf16.bf16 {" sums "}, {" a0 ", " a1 ", " a2 ", " a3 "}, " b0 ", p, 1, 1, 0; }"           \
+                 : __VA_ARGS__                                                                                     \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(adds)));
+  OCTAVO_PRODUCT(32, OCTAVO_C32, "%16", "%17", "%18", "%19", "%20", "%21", OCTAVO_FOUR(0))
+  OCTAVO_PRODUCT(64, OCTAVO_C64, "%32", "%33", "%34", "%35", "%36", "%37", OCTAVO_FOUR(0), OCTAVO_FOUR(4))
+  OCTAVO_PRODUCT(96, OCTAVO_C96, "%48", "%49", "%50", "%51", "%52", "%53", OCTAVO_FOUR(0), OCTAVO_FOUR(4), OCTAVO_FOUR(8))
+  OCTAVO_PRODUCT(128, OCTAVO_C128, "%64", "%65", "%66", "%67", "%68", "%69", OCTAVO_FOUR(0), OCTAVO_FOUR(4), OCTAVO_FOUR(8),
+                 OCTAVO_FOUR(12))
+#undef OCTAVO_PRODUCT
+#endif
+}
+
+#undef OCTAVO_ROW
+#undef OCTAVO_FOUR
+#undef OCTAVO_C32
+#undef OCTAVO_C64
+#undef OCTAVO_C96
+#undef OCTAVO_C128
+
+}  // namespace octavo

@@ -1,0 +1,51 @@
+"""Many rows times int4 by the GPU's own kernel, on the CPU: `block_on_cpu/ptx.cuh` has its threads take turns.
+
+tests/gpu/test_wide_int4.py asks the same of a GPU, for more shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+import tests.gpu.device  # noqa: E402, F401  # first: whether Triton interprets is decided when it is imported
+from octavo.kernels.cuda_cpp import wide_int4 as kernel  # noqa: E402
+from octavo.kernels.scaled import ScaledFormat  # noqa: E402
+from tests.gpu.device import relative_error  # noqa: E402
+from tests.kernels.kernel_on_cpu import FEW_BLOCKS, operands, run_on_cpu  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _runs_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    run_on_cpu(kernel, ("wide_int4.cu",), tmp_path, monkeypatch)
+    monkeypatch.setattr(kernel, "deal_inputs", _deal)
+    kernel._kernel.cache_clear()
+    yield
+    kernel._kernel.cache_clear()
+
+
+def test_it_equals_torch() -> None:
+    """Tiles of both sizes, of rows and outputs that do not fill them; zero points and a bias."""
+    form, rows, shape = ScaledFormat("U4", (1, 64), has_zeros=True), 131, (304, 128)
+    weight, dense = operands(form, shape, torch.bfloat16)
+    x, bias = torch.randn(rows, shape[1]).bfloat16(), torch.randn(len(dense)).bfloat16()
+    out = torch.full((rows, len(dense)), torch.nan, dtype=torch.bfloat16)
+    kernel.wide_int4(x, weight, bias, out, torch.empty(rows * shape[1], dtype=torch.bfloat16), gpu=FEW_BLOCKS)
+    assert relative_error(out, x.float() @ dense.T + bias.float()) < 6e-3
+
+
+def test_tiles_fill_turns() -> None:
+    for rows, columns, blocks in ((512, 28672, 132), (512, 4096, 132), (512, 6144, 132), (131, 608, 3), (1, 16, 132)):
+        whole, count = kernel.tiles_of(rows, columns, blocks)
+        units = -(-rows // 128) * -(-columns // 128)
+        assert whole * 2 + (count - whole) == units, "each unit of 128 outputs and 128 rows once"
+        assert whole % -(-rows // 128) == 0, "all rows of the same outputs"
+    assert kernel.tiles_of(512, 28672, 132) == (396, 500)
+
+
+def _deal(x: Any, out: Any, *, chained: bool) -> None:
+    out.copy_(x.view(len(x), -1, 4, 4, 2).transpose(2, 3).reshape(x.shape))
