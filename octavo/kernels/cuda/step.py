@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from octavo.kernels.cuda.sizes import STAGING_BYTES
 from octavo.kernels.device import DECODE_THRESHOLDS, StepBatch
 
-#: `hopper_prefill.py` beats `prefill_attention.py` for sequences of this many tokens or more. 50 chunks of 160 tokens
-#: take 106 against 78 us, one of 512 takes 17 against 20, 28 of 550 take 188 against 195 (16 heads of 128, H100).
-LONG_SEQUENCE = 384
+#: `hopper_prefill.py` beats `prefill_attention.py` for sequences of this many tokens or more. One of 160 takes 10.4
+#: against 9.0 us, 50 of 160 take 140 against 140, 8 of 256 29 against 37
+#: (32 heads of 128, H200).
+LONG_SEQUENCE = 256
 _ALIGNMENT = 16
 _TORCH = {
     np.dtype(np.int32): torch.int32,
