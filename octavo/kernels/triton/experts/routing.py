@@ -41,7 +41,7 @@ class _Tile(NamedTuple):
 
 #: most rows -> rows, experts and inputs of the tile that was fastest on an H200
 _TILES = {640: (16, 32, 64), 1536: (16, 64, 64), 6144: (64, 32, 128)}
-_MANY, _FIXED = (128, 128, 64), (64, 64, 64)
+_MANY, _FIXED = (64, 128, 64), (64, 64, 64)
 
 
 def _tile(num_rows: int, experts: int, hidden: int, dtype: torch.dtype, *, is_few: bool, is_fixed: bool) -> _Tile:
