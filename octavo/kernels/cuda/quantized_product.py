@@ -33,6 +33,7 @@ from octavo.kernels.parameters import Linear
 from octavo.kernels.triton.attention.memory import TORCH_DTYPE
 from octavo.kernels.triton.coded.coded_format import pieces_of
 from octavo.kernels.triton.elementwise import elementwise, norm
+from octavo.kernels.triton.linear.late_scales import come_late, put_scales
 from octavo.kernels.triton.linear.quantized import fp8_block_product, fp8_product
 from octavo.kernels.triton.linear.skinny_linear import library_linear
 
@@ -187,16 +188,21 @@ class QuantizedProduct:
         before: dict[str, Any] = {"norm_weight": norm_weight, "eps": eps, "total": total, "activation": activation}
         if left_by is not None:
             before["column_scales"] = left_by.weight.scales
-        self._run_scaled(x, out, one=self.one if leaves_scales and self.leaves_scales(len(x)) else None, **before)
+        self._run_scaled(x, out, leaves_scales=leaves_scales and self.leaves_scales(len(x)), **before)
 
     def leaves_scales(self, num_rows: int) -> bool:
         """Whether results of so many rows lack their scales, if `run_quantising` is asked for that."""
         return not self.takes(num_rows)
 
-    def _run_scaled(self, x: torch.Tensor, out: torch.Tensor, **before: Any) -> None:
+    def _run_scaled(self, x: torch.Tensor, out: torch.Tensor, *, leaves_scales: bool = False, **before: Any) -> None:
+        """leaves_scales: out lacks them, and the bias."""
         assert self.scaled is not None, "these rows do not become fp8"
+        is_late = self.scaled is fp8_product and not leaves_scales and come_late(out)
+        before |= {"one": self.one} if leaves_scales or is_late else {}
         given = (self.weight.data, self.weight.scales, self.bias, out, self.codes, self.scales)
         self.scaled(x, *given, chained=self.gpu.chains, **before)
+        if is_late:
+            put_scales(out, self.scales[: len(x)], self.weight.scales, self.bias, chained=self.gpu.chains)
 
     def _activated(self, x: torch.Tensor, kind: Activation) -> torch.Tensor:
         """Of few rows, [T, 2 in] -> [T, in], in the room for codes."""
