@@ -10,7 +10,8 @@
 // A thread of four has 8 neighbouring inputs of 32, of which a product of 16 takes four. So the rows' inputs have been
 // dealt (wide_int4.py):   place 8 c + 2 t + b of 32   <──   input 8 t + 2 c + b
 //
-// A persistent grid, one block a multiprocessor, takes tiles of 256 outputs, and for its last turn of 128.
+// A persistent grid, one block a multiprocessor, takes tiles of 256 outputs, and for its last turn of 128. Where these are
+// fewer than half of the blocks, it takes tiles of 64, and each warpgroup has half of the inputs.
 
 #include "narrow_product.cuh"
 
@@ -37,24 +38,27 @@ struct Launch {
   const Bf16* bias;      // or null
   Bf16* out;
   int64_t out_stride;
-  int num_rows, columns, depth, group_bits, whole_tiles, num_tiles;  // tiles of 256 outputs, then of 128
+  int num_rows, columns, depth, group_bits;
+  int whole_tiles, num_tiles, is_split;  // tiles of 256 outputs, then of 128; or all of 64
 };
 
 struct Shared {
   uint8_t rows[kEntries][2][kPanelBytes];  // two panels of 64 inputs, swizzled by 128 bytes
   uint8_t codes[kEntries][kOutputs / 16 * kStageBytes];
   uint64_t full[kEntries], free[kEntries];
+  float sums[kRows / 2][128];  // of the second half of the inputs, by thread
 };
 
-// A tile: some rows of x, and 128 outputs or twice as many. Neighbouring tiles share their outputs' codes
+// A tile: some rows of x, and some outputs, of which a stage has so many sixteens. Neighbouring tiles share their outputs'
+// codes
 struct Tile {
-  int output, row, halves;
+  int output, row, sixteens;
 
   __device__ __forceinline__ Tile(const Launch& launch, int tile) {
     const int blocks = (launch.num_rows + kRows - 1) / kRows, after = tile - launch.whole_tiles;
-    halves = after < 0 ? 2 : 1;
     const int unit = after < 0 ? tile / blocks * 2 : launch.whole_tiles / blocks * 2 + after / blocks;
-    output = unit * 128;
+    sixteens = launch.is_split ? 4 : after < 0 ? 16 : 8;
+    output = unit * (launch.is_split ? 64 : 128);
     row = (after < 0 ? tile : after) % blocks * kRows;
   }
 };
@@ -72,7 +76,7 @@ struct Loader {
     bool has_waited = false;
     for (int at = blockIdx.x; at < launch.num_tiles; at += gridDim.x) {
       const Tile tile(launch, at);
-      const int tiles = min(tile.halves * 8, (launch.columns - tile.output) / 16);
+      const int tiles = min(tile.sixteens, (launch.columns - tile.output) / 16);
       const uint8_t* from = launch.codes + (int64_t(tile.output / 16) + lane) * launch.depth * 8;
       for (int stage = 0; stage < stages; ++stage, ++count) {
         const int entry = count % kEntries;
@@ -113,32 +117,45 @@ struct Multiplier {
     for (int at = blockIdx.x; at < launch.num_tiles; at += gridDim.x) {
       const Tile tile(launch, at);
       const bool is_narrow = launch.num_rows - tile.row <= 64;
-      if (tile.halves == 2 && is_narrow) multiply<64, 2>(tile);
-      else if (tile.halves == 2) multiply<128, 2>(tile);
-      else if (is_narrow) multiply<64, 1>(tile);
-      else multiply<128, 1>(tile);
-      finish(tile);
+      if (tile.sixteens == 16 && is_narrow) multiply<64, 2, false>(tile);
+      else if (tile.sixteens == 16) multiply<128, 2, false>(tile);
+      else if (tile.sixteens == 8 && is_narrow) multiply<64, 1, false>(tile);
+      else if (tile.sixteens == 8) multiply<128, 1, false>(tile);
+      else if (is_narrow) multiply<64, 1, true>(tile);
+      else multiply<128, 1, true>(tile);
+      if (launch.is_split) hand_over();
+      if (!launch.is_split || group == 0) finish(tile);
+      if (launch.is_split) named_barrier(1, kThreads - kLoaders);
       __syncwarp();  // else the compiler takes what follows for divergent, and has products wait for each other
     }
   }
 
   // Of the tile's 16 outputs at a time, those of a product's rows that the warp has
-  __device__ __forceinline__ int sixteen(int product) const { return product * 8 + group * 4 + warp; }
+  __device__ __forceinline__ int sixteen(int product) const {
+    return launch.is_split ? warp : product * 8 + group * 4 + warp;
+  }
 
-  template <int kWidth, int kProducts>
+  // The second warpgroup's sums, for the first
+  __device__ __forceinline__ void hand_over() {
+#pragma unroll
+    for (int i = 0; group == 1 && i < kRows / 2; ++i) shared.sums[i][threadIdx.x % 128] = sums[0][i / 4][i % 4];
+    named_barrier(1, kThreads - kLoaders);
+  }
+
+  template <int kWidth, int kProducts, bool kIsSplit>
   __device__ __forceinline__ void multiply(const Tile& tile) {
     const int stages = launch.depth / kInputs;
     Read next[kProducts][2];
-    read<kProducts>(tile, 0, next);
+    read<kProducts, kIsSplit>(tile, 0, next);
     for (int stage = 0; stage < stages; ++stage, ++count) {
       Scale scales[kProducts][2][2];
 #pragma unroll
       for (int i = 0; i < kProducts * 4; ++i) scales[i / 4][i / 2 % 2][i % 2] = scale(next[i / 4][i / 2 % 2], i % 2);
-      read<kProducts>(tile, min(stage + 1, stages - 1), next);
+      read<kProducts, kIsSplit>(tile, min(stage + 1, stages - 1), next);
       const int entry = count % kEntries;
       barrier_wait(shared_address(&shared.full[entry]), count / kEntries & 1);
-      multiply_stage<kWidth, kProducts>(shared_address(shared.codes[entry]), shared_address(shared.rows[entry][0]), scales,
-                                        stage > 0);
+      multiply_stage<kWidth, kProducts, kIsSplit>(shared_address(shared.codes[entry]), shared_address(shared.rows[entry][0]),
+                                                  scales, stage > 0);
     }
     products_end(sums[0]);
     if (kProducts == 2) products_end(sums[1]);
@@ -164,13 +181,14 @@ struct Multiplier {
     return {rounded, pack<Bf16>(rest, rest), 0xc300c300 + zero * 0x10001};  // -128
   }
 
-  template <int kProducts>
+  template <int kProducts, bool kIsSplit>
   __device__ __forceinline__ void read(const Tile& tile, int stage, Read (&to)[kProducts][2]) {
     const int groups = launch.depth >> launch.group_bits, last = launch.columns / 16 - 1;
 #pragma unroll
     for (int i = 0; i < kProducts * 2; ++i) {
       const int64_t of = min(tile.output / 16 + sixteen(i / 2), last);
-      const int64_t at = (of * groups + ((stage * 2 + i % 2) * 64 >> launch.group_bits)) * 8 + lane / 4;
+      const int half = kIsSplit ? group : i % 2;
+      const int64_t at = (of * groups + ((stage * 2 + half) * 64 >> launch.group_bits)) * 8 + lane / 4;
       to[i / 2][i % 2].scales = reinterpret_cast<const float2*>(launch.scales)[at];
       if (HAS_ZEROS) to[i / 2][i % 2].zeros = reinterpret_cast<const uint32_t*>(launch.zeros)[at];
     }
@@ -183,16 +201,17 @@ struct Multiplier {
     return fma_pair<Bf16>(number, scale.factor, fma_pair<Bf16>(number, scale.rest, 0x80008000));
   }
 
-  template <int kWidth, int kProducts>
+  template <int kWidth, int kProducts, bool kIsSplit>
   __device__ __forceinline__ void multiply_stage(uint32_t codes, uint32_t x, const Scale (&scales)[kProducts][2][2],
                                                  bool has_before) {
     uint4 words[kProducts];
     uint32_t numbers[2][kProducts][4];
 #pragma unroll
-    for (int step = 0; step < 8; ++step) {
+    for (int step = 0; step < (kIsSplit ? 4 : 8); ++step) {
+      const int half = kIsSplit ? group : step / 4;
 #pragma unroll
       for (int i = 0; step % 4 == 0 && i < kProducts; ++i) {
-        words[i] = load_words_now(codes + sixteen(i) * kStageBytes + step / 4 * 512 + lane * 16);
+        words[i] = load_words_now(codes + sixteen(i) * kStageBytes + half * 512 + lane * 16);
       }
 #pragma unroll
       for (int i = 0; i < kProducts * 4; ++i) {
@@ -201,7 +220,7 @@ struct Multiplier {
         const uint32_t word = step % 4 < 2 ? (is_high ? four.y : four.x) : is_high ? four.w : four.z;
         numbers[step % 2][i / 4][i % 4] = pair(word, step % 2 * 2 + i / 2 % 2, scales[i / 4][step / 4][i % 2]);
       }
-      const uint64_t inputs = matrix(x + step / 4 * kPanelBytes + step % 4 * 32);
+      const uint64_t inputs = matrix(x + half * kPanelBytes + step % 4 * 32);
       products_begin();
 #pragma unroll
       for (int i = 0; i < kProducts; ++i) {
@@ -221,7 +240,7 @@ struct Multiplier {
   __device__ __forceinline__ void finish(const Tile& tile) {
 #pragma unroll
     for (int product = 0; product < 2; ++product) {
-      if (product == tile.halves) break;
+      if (product * 8 >= tile.sixteens) break;
       const int output = tile.output + sixteen(product) * 16;
       if (output >= launch.columns) break;
       float bias[2] = {};
@@ -231,7 +250,11 @@ struct Multiplier {
       for (int i = 0; i < kRows / 8; ++i) {
         if (tile.row + i * 8 >= launch.num_rows) break;
         const int row = tile.row + i * 8 + lane / 4;
-        const float(&y)[4] = sums[product][i];
+        float y[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          y[j] = sums[product][i][j] + (launch.is_split ? shared.sums[i * 4 + j][threadIdx.x % 128] : 0);
+        }
         const uint32_t low = transposed(pack<Bf16>(y[0] + bias[0], y[1] + bias[0]));
         const uint32_t high = transposed(pack<Bf16>(y[2] + bias[1], y[3] + bias[1]));
         if (row < launch.num_rows) {

@@ -40,7 +40,7 @@ def test_it_equals_torch(form: ScaledFormat, rows: int, shape: tuple[int, int], 
     x = torch.randn(rows, depth + 64, device=DEVICE).bfloat16()[:, 64:]
     bias = torch.randn(2 * columns, device=DEVICE).bfloat16() if has_bias else None
     out = torch.full((rows, 2 * columns), torch.nan, device=DEVICE, dtype=torch.bfloat16)
-    assert takes_wide(weight, x[:512], gpu)
+    assert takes_wide(weight, x[:256], gpu)
     wide_int4(x, weight, bias, out, torch.empty(x.numel(), device=DEVICE, dtype=torch.bfloat16), gpu=gpu)
     expected = x.float() @ torch.from_numpy(dense).to(DEVICE).T + (0 if bias is None else bias.float())
     assert relative_error(out, expected) < 6e-3

@@ -6,6 +6,7 @@ tests/gpu/test_wide_int4.py asks the same of a GPU, for more shapes.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 import tests.gpu.device  # noqa: E402, F401  # first: whether Triton interprets is decided when it is imported
+from octavo.kernels.cuda.driver import GPU  # noqa: E402
 from octavo.kernels.cuda_cpp import wide_int4 as kernel  # noqa: E402
 from octavo.kernels.scaled import ScaledFormat  # noqa: E402
 from tests.gpu.device import relative_error  # noqa: E402
@@ -28,9 +30,10 @@ def _runs_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     kernel._kernel.cache_clear()
 
 
-def test_it_equals_torch() -> None:
-    """Tiles of both sizes, of rows and outputs that do not fill them; zero points and a bias."""
-    form, rows, shape = ScaledFormat("U4", (1, 64), has_zeros=True), 131, (304, 128)
+@pytest.mark.parametrize(("rows", "shape"), [(131, (304, 128)), (70, (48, 384))], ids=["whole", "split"])
+def test_it_equals_torch(rows: int, shape: tuple[int, int]) -> None:
+    """Tiles of all sizes, of rows and outputs that do not fill them; zero points and a bias."""
+    form = ScaledFormat("U4", (1, 64), has_zeros=True)
     weight, dense = operands(form, shape, torch.bfloat16)
     x, bias = torch.randn(rows, shape[1]).bfloat16(), torch.randn(len(dense)).bfloat16()
     out = torch.full((rows, len(dense)), torch.nan, dtype=torch.bfloat16)
@@ -40,11 +43,25 @@ def test_it_equals_torch() -> None:
 
 def test_tiles_fill_turns() -> None:
     for rows, columns, blocks in ((512, 28672, 132), (512, 4096, 132), (512, 6144, 132), (131, 608, 3), (1, 16, 132)):
-        whole, count = kernel.tiles_of(rows, columns, blocks)
-        units = -(-rows // 128) * -(-columns // 128)
-        assert whole * 2 + (count - whole) == units, "each unit of 128 outputs and 128 rows once"
-        assert whole % -(-rows // 128) == 0, "all rows of the same outputs"
-    assert kernel.tiles_of(512, 28672, 132) == (396, 500)
+        whole, count, is_split = kernel.tiles_of(rows, columns, blocks)
+        row_tiles = -(-rows // 128)
+        if is_split:
+            assert (whole, count) == (0, row_tiles * -(-columns // 64))
+            continue
+        assert whole * 2 + (count - whole) == row_tiles * -(-columns // 128), "each unit of 128 x 128 once"
+        assert whole % row_tiles == 0, "all rows of the same outputs"
+    assert kernel.tiles_of(512, 28672, 132) == (396, 500, False)
+    assert kernel.tiles_of(256, 4096, 132) == (0, 128, True)
+
+
+def test_rows_that_it_takes() -> None:
+    weight, _ = operands(ScaledFormat("U4", (1, 64)), (64, 128), torch.bfloat16)
+    gpu = GPU("a GPU", (9, 0), 1 << 34, 132)
+    taken = [
+        kernel.takes_wide(replace(weight, columns=columns), torch.empty(rows, 128, dtype=torch.bfloat16), gpu)
+        for rows, columns in ((256, 4096), (257, 4096), (512, 28672), (513, 28672))
+    ]
+    assert taken == [True, False, True, False]
 
 
 def _deal(x: Any, out: Any, *, chained: bool) -> None:
