@@ -101,8 +101,6 @@ struct Maps {
   TensorMap first, second;
 };
 
-enum Step { kGateUp, kDown };
-
 // A tile is a chosen expert that this rank has
 struct Tiles {
   int number;
@@ -115,8 +113,7 @@ struct alignas(1024) Shared {
   alignas(1024) uint8_t x[kMostX][kXBytes];  // of the first product: by stage; of the second: [tile][stage]
   float x_scales[kMostX][8];                 // of spans, if x is in fp8
   float sums[2][kWarps][2][8];
-  float factors[kMostX][OUTS * 8];  // of the second product, by stage of x: the tile's weight, the output's scale
-  float ones[16];
+  float factors[CHOSEN][OUTS * 8];  // of the second product's sums: the tile's weight, and the output's scale
   float parts[kWarps][1 + OWN_LOGITS];
   alignas(16) uint32_t ranks[EXPERTS];
   int chosen_experts[CHOSEN];

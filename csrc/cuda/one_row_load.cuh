@@ -12,7 +12,7 @@ struct Loader {
   Shared& shared;
   Share share{launch};
   const int lane = threadIdx.x % 32;
-  int step = kGateUp, at = 0, stage = 0, count = 0;  // at: the unit; count: of copies
+  int count = 0;  // of copies
 
   // Once the previous kernel has ended
   __device__ __forceinline__ void run() {
@@ -27,40 +27,50 @@ struct Loader {
     } else {
       choose_alone(launch, shared, number);
     }
+    if (lane > 0) return;
     share.set_units(shared.tiles.number);
-    copy_all();
+    copy_gate_up();
+    copy_down();
   }
 
-  __device__ __forceinline__ void copy_all() {
-    int end = share.end, stages = FIRST_STAGES * 2;
-    at = share.first;
-#pragma unroll 1
-    for (;;) {
-      if (at >= end || stages == 0) {
-        if (++step > kDown) return;
-        at = share.first_out, end = share.end_out, stages = shared.tiles.number * SECOND_STAGES;
-        continue;
+  // Of each unit gate and up in turns
+  __device__ __forceinline__ void copy_gate_up() {
+    for (int unit = share.first; unit < share.end; ++unit) {
+      const int matrix = shared.tiles.expert[share.tile(unit)] * 2, out = share.output(unit);
+      for (int stage = 0; stage < FIRST_STAGES * 2; ++stage) {
+        copy(maps.first, {out, stage / 2 * FIRST_SPANS, matrix + stage % 2}, FIRST_SPANS);
       }
-      if (lane == 0) copy();
-      ++count;
-      if (++stage == stages) stage = 0, ++at;
     }
   }
 
-  __device__ __forceinline__ void copy() const {
-    const bool is_down = step == kDown;
-    const int num_spans = is_down ? SECOND_SPANS : FIRST_SPANS, out = is_down ? at * 8 : share.output(at);
-    int span = stage % SECOND_STAGES * SECOND_SPANS, matrix = shared.tiles.expert[is_down ? stage / SECOND_STAGES : 0];
-    if (!is_down) {
-      span = stage % FIRST_STAGES * FIRST_SPANS;
-      matrix = shared.tiles.expert[share.tile(at)] * 2 + stage / FIRST_STAGES;
+  // What finds no room in the ring before the second product begins is in the L2 cache then
+  __device__ __forceinline__ void copy_down() {
+    const int num = (share.end_out - share.first_out) * shared.tiles.number * SECOND_STAGES;
+    for (int i = 0; i < num; ++i) {
+      for (int j = i; i == ENTRIES && j < num; ++j) {
+        const Box later = box_of_down(j);
+        prefetch_box(&maps.second, 0, later.out, later.span, later.matrix);
+      }
+      copy(maps.second, box_of_down(i), SECOND_SPANS);
     }
-    const TensorMap* map = is_down ? &maps.second : &maps.first;
+  }
+
+  struct Box {
+    int out, span, matrix;
+  };
+
+  __device__ __forceinline__ Box box_of_down(int i) const {
+    const int per_out = shared.tiles.number * SECOND_STAGES, out = share.first_out + i / per_out;
+    return {out * 8, i % SECOND_STAGES * SECOND_SPANS, shared.tiles.expert[i % per_out / SECOND_STAGES]};
+  }
+
+  __device__ __forceinline__ void copy(const TensorMap& map, const Box& box, int num_spans) {
     const int entry = count % ENTRIES;
     barrier_wait(shared_address(&shared.free[entry]), (count / ENTRIES & 1) ^ 1);
     const uint32_t full = shared_address(&shared.full[entry]);
     barrier_arrive_expecting(full, num_spans * 1024);
-    copy_box_once(shared_address(shared.ring[entry]), map, 0, out, span, matrix, full);
+    copy_box_once(shared_address(shared.ring[entry]), &map, 0, box.out, box.span, box.matrix, full);
+    ++count;
   }
 };
 

@@ -14,6 +14,7 @@
 // float32 takes over.
 #pragma once
 
+#include "activate.cuh"
 #include "dense_products.cuh"
 #include "fp8_products.cuh"
 #include "one_row_kind.cuh"
@@ -37,75 +38,54 @@ __device__ __forceinline__ void issue(float (&c)[kOfFp8 ? 2 : 1][4], const uint8
   }
 }
 
-// What this lane has of output lane / 4; zero, if the diagonal has nothing here. scales: of x. num_spans: of the stage
-__device__ __forceinline__ float own_sum(const Sums& c, const float* scales, int num_spans) {
+// What this lane has of output lane / 4; zero, if the diagonal has nothing here. scales: of x
+template <int kSpans>
+__device__ __forceinline__ float own_sum(const Sums& c, const float* scales) {
   const int lane = threadIdx.x % 32, span = threadIdx.x / 32 % 4 * 2;
   if constexpr (kIsFp8) {
     const int own = lane % 4 - span % 4;
     const float(&d)[4] = c[0], (&e)[4] = c[kColumns - 1];
     const float first = span < 4 ? d[0] + d[1] : e[0] + e[1], second = span < 4 ? d[2] + d[3] : e[2] + e[3];
-    if ((own != 0 && own != 1) || span + own >= num_spans) return 0;
+    if ((own != 0 && own != 1) || span + own >= kSpans) return 0;
     return (own ? second : first) * scales[span + own];
   } else {
-    if (lane % 4 != span / 2 || span >= num_spans) return 0;
-    return span + 1 < num_spans ? c[0][0] + c[0][3] : c[0][0];
+    if (lane % 4 != span / 2 || span >= kSpans) return 0;
+    return span + 1 < kSpans ? c[0][0] + c[0][3] : c[0][0];
   }
 }
 
-// 8 outputs of two halves, or of one: gate and up, or 16 outputs of a row
-struct Unit {
-  int num, stages;       // of both halves; of the first one
-  int num_spans;         // of a stage
-  const float* factors;  // of sums, [stage]: of the first half's 8 outputs, then of the other's
-  int apart;             // floats between stages of factors
-  int finisher;          // the warp that gets all sums
-};
-
-// All products run through this code, which appears once: what a launch has run before is in the instruction cache
-struct Multiplier {
+struct Computer {
+  const Launch& launch;
   Shared& shared;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const uint32_t number;  // of the launch
+  Share share{launch};
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = warp / 4;
   int begun = 0, turn = 0;  // stages; units
 
-  // For the finisher's lanes the sum of output lane % 16
-  __device__ __forceinline__ float multiply(const Unit& unit) {
-    float sums[2] = {};
-    // this warpgroup's stages, two at a time
-#pragma unroll 1
-    for (int i = (warp / 4 + kGroups - begun % kGroups) % kGroups; i < unit.num; i += 2 * kGroups) {
-      const bool has_other = i + kGroups < unit.num;
+  // Of a unit's `num` stages those of this warpgroup, two at a time. take(stage, sums): its sums
+  template <typename X, typename Take>
+  __device__ __forceinline__ void multiply(int num, X x, Take take) {
+    int i = (group + kGroups - begun % kGroups) % kGroups;
+    for (; i < num; i += 2 * kGroups) {
+      const bool has_other = i + kGroups < num;
       const int j = has_other ? i + kGroups : i;  // if not, the same again, for nothing
-      float all[2 * kColumns][4] = {};
-      Sums &one = reinterpret_cast<Sums&>(all[0]), &other = reinterpret_cast<Sums&>(all[kColumns]);
+      float sums[2 * kColumns][4] = {};
+      Sums &one = reinterpret_cast<Sums&>(sums[0]), &other = reinterpret_cast<Sums&>(sums[kColumns]);
       wait(begun + i);
       wait(begun + j);
       products_begin();
-      issue<kIsFp8>(one, shared.ring[(begun + i) % ENTRIES], shared.x[i >= unit.stages ? i - unit.stages : i]);
-      issue<kIsFp8>(other, shared.ring[(begun + j) % ENTRIES], shared.x[j >= unit.stages ? j - unit.stages : j]);
-      products_end(all);
+      issue<kIsFp8>(one, shared.ring[(begun + i) % ENTRIES], x(i));
+      issue<kIsFp8>(other, shared.ring[(begun + j) % ENTRIES], x(j));
+      products_end(sums);
       __syncwarp();
       if (lane == 0) {
         release(begun + i);
         if (has_other) release(begun + j);
       }
-      add(sums, unit, i, one);
-      if (has_other) add(sums, unit, j, other);
+      take(i, one);
+      if (has_other) take(j, other);
     }
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float sum = sums[half];
-      sum += __shfl_xor_sync(~0u, sum, 1);
-      sum += __shfl_xor_sync(~0u, sum, 2);
-      if (lane % 4 == 0) shared.sums[turn % 2][warp][half][lane / 4] = sum;
-    }
-    named_barrier(1, kComputers);
-    float y = 0;
-    if (warp == unit.finisher) {
-#pragma unroll
-      for (int j = 0; j < kWarps; ++j) y += shared.sums[turn % 2][j][lane / 8 % 2][lane % 8];
-    }
-    begun += unit.num, ++turn;
-    return y;
+    begun += num;
   }
 
   __device__ __forceinline__ void wait(int count) const {
@@ -115,12 +95,111 @@ struct Multiplier {
     barrier_arrive(shared_address(&shared.free[count % ENTRIES]));
   }
 
-  __device__ __forceinline__ void add(float (&sums)[2], const Unit& unit, int i, const Sums& of) const {
-    const bool is_second = i >= unit.stages;
-    const int stage = is_second ? i - unit.stages : i;
-    const float factor = unit.factors[stage * unit.apart + is_second * 8 + lane / 4];
-    const float sum = factor * own_sum(of, shared.x_scales[stage], unit.num_spans);
-    sums[0] += is_second ? 0 : sum, sums[1] += is_second ? sum : 0;
+  // Leaves the warp's sum of each output
+  __device__ __forceinline__ void leave(int half, float sum) const {
+    sum += __shfl_xor_sync(~0u, sum, 1);
+    sum += __shfl_xor_sync(~0u, sum, 2);
+    if (lane % 4 == 0) shared.sums[turn % 2][warp][half][lane / 4] = sum;
+  }
+
+  // Of output i % 8 of one half
+  __device__ __forceinline__ float joined(int i) const {
+    float sum = 0;
+#pragma unroll
+    for (int j = 0; j < kWarps; ++j) sum += shared.sums[turn % 2][j][i / 8][i % 8];
+    return sum;
+  }
+
+  __device__ __forceinline__ void multiply_gate_up() {
+    for (int unit = share.first; unit < share.end; ++unit, ++turn) {
+      const int tile = share.tile(unit), out = share.output(unit), half = lane / 8 % 2;
+      const int64_t own = (int64_t(shared.tiles.expert[tile]) * 2 + half) * launch.inner + out + lane % 8;
+      const bool finishes = warp == turn % kWarps;
+      float scale = 1, bias = 0, sums[2] = {};
+      if (finishes && launch.first_scales != nullptr) scale = launch.first_scales[own];
+      if (finishes && launch.first_bias != nullptr) bias = to_float(launch.first_bias[own]);
+      multiply(
+          FIRST_STAGES * 2, [&](int i) { return shared.x[i / 2]; },
+          [&](int i, const Sums& of) {
+            const float sum = own_sum<FIRST_SPANS>(of, shared.x_scales[i / 2]);
+            sums[0] += i % 2 ? 0 : sum, sums[1] += i % 2 ? sum : 0;
+          });
+      leave(0, sums[0]);
+      leave(1, sums[1]);
+      named_barrier(1, kComputers);
+      if (finishes) finish_pairs(tile, out, joined(lane % 16) * scale + bias);
+    }
+  }
+
+  // y: by lane, 8 gates, then what they let through
+  __device__ __forceinline__ void finish_pairs(int tile, int out, float y) const {
+    const float up = __shfl_xor_sync(~0u, y, 8);
+    const float z = gated(y, up, GATE, launch.alpha, launch.limit), next = __shfl_xor_sync(~0u, z, 1);
+    if (lane >= 8 || lane % 2) return;
+    post(launch.posted_pairs + (tile * launch.inner + out + lane) / 2, pack<ELEMENT>(z, next), number);
+  }
+
+  // Of each unit of the first product those of 8 outputs of gate, and of up. A warp that waits for the memory keeps its
+  // warpgroup from the next weights
+  __device__ __forceinline__ void prefetch_scales() const {
+    if (launch.first_scales == nullptr) return;
+    for (int i = threadIdx.x; i < (share.end - share.first) * 2; i += kComputers) {
+      const int unit = share.first + i / 2;
+      const int64_t matrix = shared.tiles.expert[share.tile(unit)] * 2 + i % 2;
+      prefetch(launch.first_scales + matrix * launch.inner + share.output(unit));
+    }
+  }
+
+  // What follows the second product's sums, when weights are on their way: nobody waits for it
+  __device__ __forceinline__ void prepare_factors() const {
+    const int num_outs = (share.end_out - share.first_out) * 8;
+    for (int i = threadIdx.x; i < shared.tiles.number * num_outs; i += kComputers) {
+      const int tile = i / num_outs, out = share.first_out * 8 + i % num_outs;
+      float factor = shared.tiles.weight[tile];
+      if (launch.second_scales != nullptr) {
+        factor *= launch.second_scales[int64_t(shared.tiles.expert[tile]) * launch.hidden + out];
+      }
+      shared.factors[tile][i % num_outs] = factor;
+    }
+  }
+
+  // Of this thread's output
+  __device__ __forceinline__ float biases() const {
+    float y = 0;
+    for (int tile = 0; launch.second_bias != nullptr && tile < shared.tiles.number; ++tile) {
+      const int64_t expert = shared.tiles.expert[tile], own = share.first_out * 8 + threadIdx.x;
+      if (own < share.end_out * 8) {
+        y += shared.tiles.weight[tile] * to_float(launch.second_bias[expert * launch.hidden + own]);
+      }
+    }
+    return y;
+  }
+
+  // 8 outputs of the row, or 16, at a time. Thread i finishes output i of the block's. rest: what is added to it
+  __device__ __forceinline__ void multiply_down(float rest) {
+    const int stages = shared.tiles.number * SECOND_STAGES;
+    for (int out = share.first_out; out < share.end_out; out += 2, ++turn) {
+      float sums[2] = {};
+      multiply(
+          min(2, share.end_out - out) * stages, [&](int i) { return shared.x[i < stages ? i : i - stages]; },
+          [&](int i, const Sums& of) {
+            const bool is_second = i >= stages;
+            const int stage = is_second ? i - stages : i, place = (out + is_second - share.first_out) * 8 + lane / 4;
+            const float factor = shared.factors[stage / SECOND_STAGES][place];
+            const float sum = factor * own_sum<SECOND_SPANS>(of, shared.x_scales[stage]);
+            sums[0] += is_second ? 0 : sum, sums[1] += is_second ? sum : 0;
+          });
+      leave(0, sums[0]);
+      leave(1, sums[1]);
+      named_barrier(1, kComputers);
+      if (warp == (out - share.first_out) / 4) finish_row(out, joined(lane % 16) + rest);
+    }
+  }
+
+  // Of 16 outputs from `out` * 8 on
+  __device__ __forceinline__ void finish_row(int out, float y) const {
+    const bool finishes = lane / 16 == (out - share.first_out) / 2 % 2 && out + lane / 8 % 2 < share.end_out;
+    if (finishes) launch.out[out * 8 + lane % 16] = ELEMENT{uint16_t(pack<ELEMENT>(y, 0))};
   }
 };
 

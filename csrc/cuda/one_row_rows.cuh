@@ -131,7 +131,7 @@ struct Router {
 struct Pairs {
   static constexpr int kInner = SECOND_STAGES * SECOND_SPANS * kSpan;  // with zeros behind
   static constexpr int kRuns = (kInner + 127) / 128;
-  static constexpr int kEach = (CHOSEN * kRuns + kWarps - 1) / kWarps, kBatch = kEach < 3 ? kEach : 3;
+  static constexpr int kEach = (CHOSEN * kRuns + kWarps - 1) / kWarps, kBatch = kEach < 6 ? kEach : 6;
   const Launch& launch;
   Shared& shared;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;

@@ -184,6 +184,15 @@ __device__ __forceinline__ void copy_box_once(uint32_t to, const void* map, int 
 #endif
 }
 
+// Brings a box to the L2 cache, without waiting for it
+__device__ __forceinline__ void prefetch_box(const void* map, int x, int y, int z, int w) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global.tile [%0, {%1, %2, %3, %4}];" ::"l"(map), "r"(x), "r"(y),
+               "r"(z), "r"(w)
+               : "memory");
+#endif
+}
+
 // One thread starts a copy of so many bytes; both addresses and the number are multiples of 16
 __device__ __forceinline__ void copy_bytes(uint32_t to, const void* from, uint32_t num_bytes, uint32_t barrier) {
 #if __CUDA_ARCH__ >= 900

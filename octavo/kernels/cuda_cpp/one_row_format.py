@@ -18,8 +18,8 @@ from octavo.kernels.triton.experts.mixture import Experts
 
 WARPGROUPS = 2
 _SPAN_BYTES, _MOST_SPANS, OUTPUTS = 128, 8, 8  # of a stage: 8 outputs
-#: shared memory of a block. Beside it one of attention has room, or of fp8_linear.cu
-SHARED_BYTES = 111 << 10
+#: shared memory of a block. Beside one with fp8, one of fp8_linear.cu has room; dense weights need more on their way
+SHARED_BYTES = {"F8_E4M3": 111 << 10, None: 180 << 10}
 _MOST_ROUTER_WORDS, _MOST_OUTS, _MOST_BLOCKS = 4, 32, 256
 
 
@@ -51,7 +51,7 @@ class Tiling:
         rest = most_x * (columns * 1024 + 32 + outs * 32) + warps * (140 + 4 * logits)
         rest += routing.num_chosen * 16 + choice_macros(routing)[0] * 4
         stage = max(first[0], second[0]) * OUTPUTS * _SPAN_BYTES
-        entries = (SHARED_BYTES - rest - 2048) // (stage + 16) // WARPGROUPS * WARPGROUPS
+        entries = (SHARED_BYTES[experts.down.code] - rest - 2048) // (stage + 16) // WARPGROUPS * WARPGROUPS
         entries = min(entries, 32)
         if entries < 2 * WARPGROUPS:
             return None

@@ -129,6 +129,7 @@ inline uint16_t to_e4m3(float low, float high) { return one_to_e4m3(low) | one_t
 
 inline void async_fence() {}
 inline void prefetch_map(const void*) {}
+inline void prefetch_box(const void*, int, int, int, int) {}
 inline void products_begin() {}
 inline uint64_t matrix(uint32_t address) {
   if (address % 1024 & ~96) fprintf(stderr, "a matrix at %u\n", address), abort();
