@@ -60,7 +60,6 @@ __device__ __forceinline__ void route_row(const Launch& launch, const Route& rou
     if (turn == 1) {
 #if IS_CHAINED
       wait_for_previous();
-      allow_next();
 #endif
       if (chooses) number = count_launch(route);
       router.load();
@@ -103,6 +102,9 @@ extern "C" __global__ void __launch_bounds__(octavo::kThreads, 2)
   Loader loader{launch, map, shared, units};
 #pragma unroll 1
   for (int i = 0; i < ENTRIES; ++i) loader.copy_next();
+#if IS_CHAINED
+  if (!IS_DOWN) allow_next();  // the first weights come first
+#endif
   Computer computer{launch, shared, tiles, units, loader};
   computer.begin();
   const float rest = IS_DOWN ? rest_of(launch, tiles, units) : 0;

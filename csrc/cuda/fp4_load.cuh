@@ -28,32 +28,43 @@ struct Loader {
   }
 };
 
-// The scales of a lane's output of one matrix, of groups 4 (lane % 2) to that + 3 of a span: four bytes, two spans ahead
+// The scales of a lane's output of one matrix, of groups 4 (lane % 2) to that + 3 of each span of a stage. They are on
+// their way while the stage before is multiplied: nothing may touch them till then, so two bytes wait for the other two
 struct Scales {
   const Launch& launch;
   const Units& units;
-  int unit = 0, step = 0;
+  int unit = 0, stage = 0;
   const uint8_t* from = nullptr;
-  uint32_t now = 0, next = 0;
+  uint32_t now[SPANS][2], next[SPANS][2];
 
-  // Those of the next span
-  __device__ __forceinline__ uint32_t take() {
-    const uint32_t taken = now;
-    now = next;
-    next = 0;
-    if (unit >= units.num_units) return taken;
+  // Begins to load those of the next stage
+  __device__ __forceinline__ void load() {
+#pragma unroll
+    for (int i = 0; i < SPANS; ++i) next[i][0] = next[i][1] = 0;
+    if (unit >= units.num_units) return;
     const int lane = threadIdx.x % 32;
-    if (step == 0) {
+    if (stage == 0) {
       const int64_t output = units.row(launch, unit, lane % 4 / 2, lane / 4);
       from = static_cast<const uint8_t*>(launch.scales) + output * launch.num_groups;
     }
-    const int group = span_at(step) * 8 + lane % 2 * 4;
-    const uint16_t* two = reinterpret_cast<const uint16_t*>(from + group);
-    if (group < launch.num_groups) next = two[0];  // their number is even
-    if (group + 2 < launch.num_groups) next |= two[1] << 16;
-    if (++step == kSteps) step = 0, ++unit;
-    return taken;
+#pragma unroll
+    for (int i = 0; i < SPANS; ++i) {
+      const int group = span_at(stage * SPANS + i) * 8 + lane % 2 * 4;
+      const uint16_t* two = reinterpret_cast<const uint16_t*>(from + group);
+      if (group < launch.num_groups) next[i][0] = two[0];  // their number is even
+      if (group + 2 < launch.num_groups) next[i][1] = two[1];
+    }
+    if (++stage == STAGES) stage = 0, ++unit;
   }
+
+  __device__ __forceinline__ void go_on() {
+#pragma unroll
+    for (int i = 0; i < SPANS; ++i) now[i][0] = next[i][0], now[i][1] = next[i][1];
+    load();
+  }
+
+  // Four powers, a byte each
+  __device__ __forceinline__ uint32_t of_span(int i) const { return now[i][0] | now[i][1] << 16; }
 
   // Brings those of all units to the L2 cache
   __device__ __forceinline__ void prefetch_all() const {

@@ -43,8 +43,7 @@ struct Computer {
   // Does not wait for the rows
   __device__ __forceinline__ void begin() {
     scales.prefetch_all();
-    scales.take();
-    scales.take();
+    scales.load();
   }
 
   __device__ __forceinline__ void run() {
@@ -59,7 +58,8 @@ struct Computer {
         add(unit, own_half && !has_second ? 0 : sum * weight);
       } else {
         const int64_t row = units.row(launch, unit, lane / 8 % 2, lane % 8);
-        const float bias = launch.bias == nullptr ? 0.0f : to_float(launch.bias[row]);
+        ELEMENT bias = {};  // becomes a number when it is needed: till then nothing waits for it
+        if (launch.bias != nullptr) bias = launch.bias[row];
         finish(unit, tile, multiply(0, 0), bias);
       }
     }
@@ -71,12 +71,13 @@ struct Computer {
 #pragma unroll 1
     for (int stage = 0; stage < STAGES; ++stage) {
       barrier_wait(shared_address(&shared.full[warp][entry]), parity);
-#pragma unroll 1
+      scales.go_on();
+#pragma unroll
       for (int i = 0; i < SPANS; ++i) {
         const int span = span_at(stage * SPANS + i);
         const uint8_t* x = shared.x[x_row][span] + own_group * 64 + lane / 4 % 2 * 32 + own_half * 16;
         const float* x_scales = shared.x_scales[scale_row][span] + own_group * 4;
-        multiply_span(sum, shared.ring[warp][entry] + i * 1024, has_x ? x : shared.zeros, x_scales, scales.take());
+        multiply_span(sum, shared.ring[warp][entry] + i * 1024, has_x ? x : shared.zeros, x_scales, scales.of_span(i));
       }
       __syncwarp();
       loader.copy_next();
@@ -125,7 +126,7 @@ struct Computer {
   }
 
   // gate_up: one warp of the team has its sums
-  __device__ __forceinline__ void finish(int unit, int tile, float sum, float bias) {
+  __device__ __forceinline__ void finish(int unit, int tile, float sum, ELEMENT bias) {
     sum += __shfl_xor_sync(~0u, sum, 1);
     if (own_group == 0) shared.sums[unit % 2][warp][own_half * 8 + output] = sum;
     const int64_t pair = __shfl_sync(~0u, tiles.pair, tile), out = __shfl_sync(~0u, units.out, unit);
@@ -135,7 +136,7 @@ struct Computer {
       __syncwarp();
     }
     if (member != unit % kTeam) return;
-    float y = bias;
+    float y = to_float(bias);
 #pragma unroll
     for (int j = 0; j < kTeam; ++j) y += shared.sums[unit % 2][team * kTeam + j][lane % 16];
     const float up = __shfl_xor_sync(~0u, y, 8), z = gated(y, up, GATE, launch.alpha, launch.limit);

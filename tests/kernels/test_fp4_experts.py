@@ -76,16 +76,6 @@ def test_it_equals_torch() -> None:
     assert relative_error(total, expected) < 6e-3
 
 
-def test_groups_of_experts_and_a_bias_of_the_choice() -> None:
-    """And no norm."""
-    case = CASES["deepseek v3"]
-    coded, dense = coded_experts(case, MXFP4, BF16)
-    room, x = room_for(case, BF16), torch.randn(1, HIDDEN).to(BF16)
-    out = torch.full_like(x, torch.nan)
-    _run(coded, room, x, None, out, None)
-    assert relative_error(out, in_torch(x, dense, room, room.logits[:1, : len(dense.router)])) < 6e-3
-
-
 def _part(whole: Experts, own: slice) -> Experts:
     """Of some of the experts."""
     count = len(whole.layer.down.experts)

@@ -17,8 +17,8 @@ from octavo.kernels.cuda_cpp.module import Kernel, TensorMap
 from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight, address
 from octavo.kernels.triton.linear.quantized import deal_inputs
 
-#: rows up to which it is faster than cuBLAS times a matrix that is made dense first, and up to which it is if tiles of 256
-#: outputs, which read rows half as often, fill the GPU (benchmarks/results/2026-11-30-quantised-gpu.md)
+#: rows up to which it is faster than cuBLAS times a matrix that is made dense first, and up to which it is if tiles of
+#: 256 outputs, which read rows half as often, fill the GPU (benchmarks/results/2026-11-30-quantised-gpu.md)
 MOST_ROWS, MOST_ROWS_OF_WHOLE_TILES = 256, 512
 _HOPPER = 9
 _THREADS, _ROWS, _OUTPUTS, _BOX = 384, 128, 128, 64
