@@ -16,7 +16,7 @@
 //   column 8 j + 2 q + b of 32, as wgmma deals it to thread q of four   <──   output 8 q + 2 j + b
 
 #include "activate.cuh"
-#include "grouped_codes.cuh"
+#include "grouped_tiles.cuh"
 #include "wide_product.cuh"
 
 #ifndef ELEMENT
@@ -25,10 +25,6 @@
 // Of rows and weights: ELEMENT, or Fp8 with scales of rows and of outputs
 #ifndef FACTOR
 #define FACTOR ELEMENT
-#endif
-// Of weights that become 16-bit numbers on their way; kDense: they are FACTOR already
-#ifndef FORMAT
-#define FORMAT kDense
 #endif
 // The gate's kind, as `gated` numbers them. A variable one would be compiled 64 times over, which no cache of
 // instructions holds
@@ -47,89 +43,43 @@ constexpr int kRows = 128, kMatrixRows = 256, kDepthBytes = 128;  // of a tile; 
 constexpr bool kIsGated = GATE >= 0;
 constexpr int kColumns = kIsGated ? kMatrixRows / 2 : kMatrixRows;
 constexpr int kRowBytes = kRows * kDepthBytes, kWeightBytes = kMatrixRows * kDepthBytes;
-constexpr int kMostExperts = 512;
-constexpr bool kIsFp8 = sizeof(FACTOR) == 1, kIsCoded = FORMAT != kDense;
+constexpr bool kIsFp8 = sizeof(FACTOR) == 1;
 constexpr int kLoaders = 128, kThreads = 384;
-constexpr int kArrivals = kIsCoded ? 2 * kLoaders : kLoaders + 1;
-// Registers of a thread: as many in all as the threads begin with
-constexpr int kLoaderRegisters = kIsCoded ? 120 : 56, kMultiplierRegisters = kIsCoded ? 192 : 224;
+constexpr int kLoaderRegisters = 56, kMultiplierRegisters = 224;  // as many in all as the threads begin with
 
 struct Launch {
   const int* counts;  // pairs of each expert
   const int* order;   // [experts][max_rows]: each expert's pairs
   const FACTOR* x;    // [rows][x_stride]
-  const float* row_scales;
-  const void* scales;  // of fp8: of outputs; of codes: see expert_scales.cuh
-  const uint8_t* codes;
-  const int8_t* zeros;  // in the same places; or null: they are 8
-  const ELEMENT* bias;  // [experts][outputs], or null
-  ELEMENT* out;         // [pairs][out_stride]
+  const float *row_scales, *scales;  // of fp8: of rows, and of outputs
+  const ELEMENT* bias;               // [experts][outputs], or null
+  ELEMENT* out;                      // [pairs][out_stride]
   int64_t x_stride, out_stride;
-  int max_rows, num_experts, rows_of, columns, depth, group, row_block, num_matrix_rows;
+  int max_rows, num_experts, rows_of, columns, depth;
   float alpha, limit;
 };
 
 struct Shared {
   uint8_t rows[kEntries][kRowBytes], weights[kEntries][kWeightBytes];
   uint64_t full[kEntries], free[kEntries];
-  int counts[kMostExperts], tiles_before[kMostExperts + 1];
-
-  // Tiles of 128 pairs, by one warp
-  __device__ void count_tiles(const Launch& launch) {
-    const int lane = threadIdx.x % 32;
-    int before = 0;
-    for (int base = 0; base < launch.num_experts; base += 32) {
-      const int expert = base + lane, count = expert < launch.num_experts ? launch.counts[expert] : 0;
-      int upto = (count + kRows - 1) / kRows;
-      for (int step = 1; step < 32; step *= 2) {
-        const int other = __shfl_up_sync(~0u, upto, step);
-        if (lane >= step) upto += other;
-      }
-      if (expert < launch.num_experts) counts[expert] = count, tiles_before[expert + 1] = before + upto;
-      before += __shfl_sync(~0u, upto, 31);
-    }
-    if (lane == 0) tiles_before[0] = 0;
-  }
+  ExpertTiles tiles;
 };
 
-// A block's tiles. Those of the same pairs follow each other
-struct Walk {
-  const Launch& launch;
-  const Shared& shared;
-  const int num_blocks = (launch.columns + kColumns - 1) / kColumns;
-  const int end = shared.tiles_before[launch.num_experts] * num_blocks;
-  int tile = blockIdx.x, expert = 0;
+using Tiles = Walk<kRows, kColumns>;
 
-  __device__ __forceinline__ bool has_tile() {
-    if (tile >= end) return false;
-    while (tile / num_blocks >= shared.tiles_before[expert + 1]) ++expert;
-    return true;
-  }
-  __device__ __forceinline__ void next() { tile += gridDim.x; }
-  __device__ __forceinline__ int column() const { return tile % num_blocks * kColumns; }
-  // Row `at` of the tile: its pair, or -1
-  __device__ __forceinline__ int pair(int at) const {
-    const int place = (tile / num_blocks - shared.tiles_before[expert]) * kRows + at;
-    return place < shared.counts[expert] ? launch.order[int64_t(expert) * launch.max_rows + place] : -1;
-  }
-  __device__ __forceinline__ int num_stages() const {
-    return (launch.depth * int(sizeof(FACTOR)) + kDepthBytes - 1) / kDepthBytes;
-  }
-};
+__device__ __forceinline__ int num_stages(const Launch& launch) {
+  return (launch.depth * int(sizeof(FACTOR)) + kDepthBytes - 1) / kDepthBytes;
+}
 
 // A stage: eight threads have the 128 bytes of a row
 struct Loader {
-  // The output whose weights are the matrix's row `at` in shared memory
-  static __device__ __forceinline__ int output_at(int at) {
-    return at / 32 * 32 + at % 8 / 2 * 8 + at / 8 % 4 * 2 + at % 2;
-  }
   static constexpr int kTurns = kRows / (kLoaders / 8);
   const Launch& launch;
   const TensorMap& map;  // [matrix rows / 32][4][4][2][bytes]: the second to fourth are j, q and b
   Shared& shared;
   const int chunk = threadIdx.x % 8, first = threadIdx.x / 8;
 
-  __device__ void run(Walk walk) {
+  __device__ void run(Tiles walk) {
     int count = 0;
     for (; walk.has_tile(); walk.next()) {
       const uint8_t* from[kTurns];
@@ -142,18 +92,11 @@ struct Loader {
       }
       const int first_row = walk.expert * (kIsGated ? 2 : 1) * launch.columns + walk.column();
       const int second_row = first_row + (kIsGated ? launch.columns : kMatrixRows / 2);
-      Codes<kIsCoded ? FORMAT : kInt8> codes[2];
-#pragma unroll
-      for (int i = 0; kIsCoded && i < 2; ++i) {
-        const int row = (i == 0 ? first_row : second_row) + output_at(threadIdx.x);
-        codes[i].begin(launch.codes, launch.scales, launch.zeros, min(row, launch.num_matrix_rows - 1), launch.depth,
-                       launch.group, launch.row_block);
-      }
-      for (int stage = 0; stage < walk.num_stages(); ++stage, ++count) {
+      for (int stage = 0; stage < num_stages(launch); ++stage, ++count) {
         const int entry = count % kEntries;
         const uint32_t full = shared_address(&shared.full[entry]), weights = shared_address(shared.weights[entry]);
         barrier_wait(shared_address(&shared.free[entry]), (count / kEntries & 1) ^ 1);
-        if (!kIsCoded && threadIdx.x == 0) {
+        if (threadIdx.x == 0) {
           barrier_arrive_expecting(full, kWeightBytes);
           copy_box(weights, &map, stage * kDepthBytes, 0, 0, 0, first_row / 32, full);
           copy_box(weights + kWeightBytes / 2, &map, stage * kDepthBytes, 0, 0, 0, second_row / 32, full);
@@ -167,12 +110,6 @@ struct Loader {
                   is_there[i] && is_inside);
         }
         arrive_when_copied(full);
-        if constexpr (kIsCoded) {
-#pragma unroll
-          for (int i = 0; i < 2; ++i) codes[i].convert(stage, weights, threadIdx.x + i * (kMatrixRows / 2));
-          async_fence();
-          barrier_arrive(full);
-        }
       }
     }
   }
@@ -184,13 +121,13 @@ struct Multiplier {
   const int lane = threadIdx.x % 32, group = (threadIdx.x - kLoaders) / 128, warp = threadIdx.x / 32 % 4;
   float sums[32][4];
 
-  __device__ void run(Walk walk) {
+  __device__ void run(Tiles walk) {
     int count = 0;
     for (; walk.has_tile(); walk.next()) {
       const int row = group * 64 + warp * 16 + lane / 4;
       const int pairs[2] = {walk.pair(row), walk.pair(row + 8)};
-      const int num_stages = walk.num_stages();
-      for (int stage = 0; stage < num_stages; ++stage, ++count) {
+      const int stages = num_stages(launch);
+      for (int stage = 0; stage < stages; ++stage, ++count) {
         const int entry = count % kEntries;
         barrier_wait(shared_address(&shared.full[entry]), count / kEntries & 1);
         async_fence();  // rows came by ordinary copies
@@ -218,7 +155,7 @@ struct Multiplier {
   }
 
   // 8 outputs of a row at a time
-  __device__ __forceinline__ void finish(const Walk& walk, const int (&pairs)[2]) {
+  __device__ __forceinline__ void finish(const Tiles& walk, const int (&pairs)[2]) {
     const int q = lane % 4;
     float row_scale[2] = {1, 1};
 #pragma unroll
@@ -229,8 +166,8 @@ struct Multiplier {
       if (output >= launch.columns) break;
       const int64_t at = int64_t(walk.expert) * (kIsGated ? 2 : 1) * launch.columns + output;
       Eight scale, up_scale, bias = {}, up_bias = {};
-      if (kIsFp8) scale = eight(static_cast<const float*>(launch.scales) + at);
-      if (kIsFp8 && kIsGated) up_scale = eight(static_cast<const float*>(launch.scales) + at + launch.columns);
+      if (kIsFp8) scale = eight(launch.scales + at);
+      if (kIsFp8 && kIsGated) up_scale = eight(launch.scales + at + launch.columns);
       if (launch.bias != nullptr) bias = eight(launch.bias + at);
       if (launch.bias != nullptr && kIsGated) up_bias = eight(launch.bias + at + launch.columns);
 #pragma unroll
@@ -275,7 +212,7 @@ extern "C" __global__ void __launch_bounds__(octavo::kThreads, 1)
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   if (threadIdx.x == 0) {
     for (int i = 0; i < kEntries; ++i) {
-      barrier_init(shared_address(&shared.full[i]), kArrivals);
+      barrier_init(shared_address(&shared.full[i]), kLoaders + 1);
       barrier_init(shared_address(&shared.free[i]), 8);
     }
     barrier_fence_init();
@@ -285,9 +222,9 @@ extern "C" __global__ void __launch_bounds__(octavo::kThreads, 1)
   wait_for_previous();
   allow_next();
 #endif
-  if (threadIdx.x < 32) shared.count_tiles(launch);
+  if (threadIdx.x < 32) shared.tiles.count(launch.counts, launch.num_experts, kRows);
   __syncthreads();
-  const Walk walk{launch, shared};
+  const Tiles walk{shared.tiles, launch.order, launch.max_rows, launch.num_experts, launch.columns};
   if (threadIdx.x < kLoaders) {
     keep_registers<kLoaderRegisters>();
     Loader{launch, map, shared}.run(walk);

@@ -16,6 +16,7 @@ from octavo.kernels.cuda_cpp import (  # noqa: E402
     experts,
     fp4_experts,
     fp8_linear,
+    grouped_codes,
     grouped_linear,
     int4_linear,
     one_row_format,
@@ -81,12 +82,13 @@ def test_int4_linear(gpu: GPU) -> None:
 
 def test_experts() -> None:
     product = experts.Variant(torch.bfloat16, "E2M1", 32, False, False, 8, 32, True, Ring(4, 7, 2))
-    wide = grouped_linear.Variant(torch.bfloat16, "U4", False, "clamped")
+    wide = grouped_linear.Variant(torch.bfloat16, True, "clamped")
+    codes = grouped_codes.CodesVariant("I8", None)
     ring = fp4_experts.WarpRing(1, 2, 6, 2, 1, 12)
     one = fp4_experts.Fp4Variant(torch.bfloat16, False, 32, False, True, 4, 1, 1, "clamped", ring)
     tiling = one_row_format.Tiling(2, 10, (8, 2), (6, 1), 1, 1, 2)
     alone = one_row_format.OneRowVariant(torch.bfloat16, True, 128, False, 8, tiling, "silu", True)
-    kinds = RouterVariant(torch.float16, "F8_E4M3", 2), product, wide, one, alone
+    kinds = RouterVariant(torch.float16, "F8_E4M3", 2), product, wide, codes, one, alone
     with ThreadPoolExecutor() as pool:
         assert all(made.startswith(b"\x7fELF") for made in pool.map(lambda kind: kind.compile(HOPPER), kinds))
 

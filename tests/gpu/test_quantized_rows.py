@@ -22,7 +22,13 @@ from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight
 from octavo.kernels.parameters import Linear
 from octavo.kernels.reference.scaled import dequantize_scaled
 from octavo.kernels.scaled import ScaledFormat, ScaledTensor
-from octavo.kernels.triton.linear.quantized import deal_inputs, fp8_block_product, quantise_row_blocks, quantise_rows
+from octavo.kernels.triton.linear.quantized import (
+    deal_inputs,
+    deal_spans,
+    fp8_block_product,
+    quantise_row_blocks,
+    quantise_rows,
+)
 from octavo.quantization.at_load import QuantisedAtLoad, quantised
 from octavo.testing import made_parameters
 from tests.gpu.quantized_matrix import FORMATS, random_matrix
@@ -51,6 +57,14 @@ def test_inputs_are_dealt() -> None:
     out = torch.full((5, x.shape[1]), torch.nan, device=DEVICE, dtype=torch.bfloat16)
     deal_inputs(x, out)
     assert torch.equal(out.view(5, -1, 4, 4, 2), x.reshape(5, -1, 4, 4, 2).transpose(2, 3))
+
+
+def test_spans_are_dealt_and_end_with_zeros() -> None:
+    x = torch.randn(3, 1024 + 96, device=DEVICE).to(torch.bfloat16)
+    out = torch.full((3, 1024 + 128), torch.nan, device=DEVICE, dtype=torch.bfloat16)
+    deal_spans(x, out)
+    spans = torch.nn.functional.pad(x, (0, 32)).view(3, -1, 4, 8, 2, 2)  # q, s, b, e
+    assert torch.equal(out.view(3, -1, 8, 2, 4, 2), spans.permute(0, 1, 3, 5, 2, 4))
 
 
 @pytest.mark.parametrize("form", [form for form in FORMATS if not form.has_zeros], ids=lambda form: form.label)

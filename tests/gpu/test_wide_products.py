@@ -12,14 +12,17 @@ from tests.gpu.device import ON_GPU, TOLERANCE, relative_error
 
 from octavo.kernels.cuda.driver import find_gpu  # isort: skip
 from octavo.kernels.cuda_cpp.compile import find_nvcc  # isort: skip
+from octavo.kernels.cuda.sizes import padded_inputs  # isort: skip
+from octavo.kernels.cuda_cpp.grouped_codes import multiply_codes  # isort: skip
 from octavo.kernels.cuda_cpp.grouped_linear import WideProducts  # isort: skip
+from octavo.kernels.triton.linear.quantized import deal_spans  # isort: skip
 from octavo.kernels.mixture import SILU, Gate  # isort: skip
 from octavo.kernels.reference.activations import gated  # isort: skip
 from octavo.kernels.cuda_cpp.expert_format import why_not_wide_codes  # isort: skip
 from octavo.kernels.scaled import ScaledFormat  # isort: skip
 from octavo.kernels.triton.coded.weight_stack import WeightStack  # isort: skip
 from octavo.kernels.triton.experts.mixture import mixture  # isort: skip
-from tests.gpu.test_coded_mixture import FORMATS, coded_experts  # isort: skip
+from tests.gpu.test_coded_mixture import FORMATS, coded_experts, stack_of  # isort: skip
 from tests.gpu.test_mixture import CASES, HIDDEN, INNER, in_torch, room_for  # isort: skip
 
 if TYPE_CHECKING:
@@ -28,6 +31,10 @@ if TYPE_CHECKING:
 if not ON_GPU or find_nvcc() is None:
     pytest.skip("needs a GPU and nvcc", allow_module_level=True)
 
+CODES = [
+    *(ScaledFormat("E2M1", (1, 32)), ScaledFormat("U4", (1, 64), has_zeros=True), ScaledFormat("U4", (1, 128))),
+    *(ScaledFormat("I8", (1, 128)), ScaledFormat("F8_E4M3", (128, 128))),
+]
 COUNTS = [0, 1, 128, 131, 0, 64, 700, 2]
 ROWS_OF = 4
 
@@ -63,6 +70,28 @@ def test_fp8_rows_and_experts(columns: int, depth: int, gate: Gate | None) -> No
     )  # fmt: skip
     expected = product_in_torch(x.float() * row_scales[:, None], codes.float() * scales[..., None], biases, pairs, gate)
     assert relative_error(out, expected) < TOLERANCE[torch.bfloat16]
+
+
+@pytest.mark.parametrize("gate", [None, SILU])
+@pytest.mark.parametrize("form", CODES, ids=lambda form: form.label)
+def test_codes(form: ScaledFormat, gate: Gate | None) -> None:
+    """Tiles that are not whole; results of a gate are dealt, and zeros follow them."""
+    gpu, columns, depth = products(torch.bfloat16).gpu, 384 if form.block[0] > 1 else 416, 896
+    outputs = columns if gate is None else 2 * columns
+    coded, dense = stack_of(form, len(COUNTS), outputs, depth, num_parts=1)
+    (room, pairs), bias = lists(), torch.randn(len(COUNTS), outputs, device="cuda").bfloat16()
+    x = torch.randn(-(-sum(COUNTS) // ROWS_OF), depth, device="cuda").bfloat16()
+    width = columns if gate is None else padded_inputs(columns)
+    out = torch.full((sum(COUNTS), width), torch.nan, device="cuda", dtype=torch.bfloat16)
+    multiply_codes(dealt(x), coded, bias, out, room, rows_of=ROWS_OF, gpu=gpu, gate=gate)
+    expected = product_in_torch(x.float(), dense.data.float(), bias, pairs, gate)
+    assert relative_error(out, expected if gate is None else dealt(expected.bfloat16())) < TOLERANCE[torch.bfloat16]
+
+
+def dealt(x: torch.Tensor) -> torch.Tensor:
+    out = torch.full((len(x), padded_inputs(x.shape[1])), torch.nan, device="cuda", dtype=x.dtype)
+    deal_spans(x, out)
+    return out
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.label)

@@ -50,6 +50,10 @@ class Boxes(ctypes.Structure):
     def of_rows(cls, address: int, num_rows: int, dim: int, *, is_half: bool, box_rows: int, box_dim: int) -> Boxes:
         return cls(address, (dim * 2, num_rows, 1, 1), (2, dim * 2, 0, 0), (box_dim * 2, box_rows, 1, 1))
 
+    @classmethod
+    def of_units(cls, address: int, num_rows: int, dim: int, *, box_rows: int, box_dim: int) -> Boxes:
+        return cls(address, (dim, num_rows, 1, 1), (1, dim, 0, 0), (box_dim, box_rows, 1, 1))
+
 
 def run_on_cpu(
     kernel: ModuleType, sources: tuple[str, ...], folder: Path, patch: pytest.MonkeyPatch,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from octavo.kernels.cuda.shared import Shared
-from octavo.kernels.cuda_cpp.expert_format import rows_for
-from octavo.kernels.cuda_cpp.grouped_linear import LEAST_PAIRS, WideProducts
+from octavo.kernels.cuda_cpp.expert_format import least_pairs, rows_for
+from octavo.kernels.cuda_cpp.grouped_linear import WideProducts
 from octavo.kernels.mixture import Mixture
 from octavo.kernels.parameters import Parameter
 from octavo.kernels.triton.experts.mixture import Experts, mixture
@@ -63,6 +63,6 @@ def kernels_of(layers: Iterable[Mixture], shared: Shared) -> str | None:
     ranges = dict.fromkeys(rows for layer in found if not reasons and (rows := rows_for(layer)))
     cuda = [f"cuda for {rows.start} to {rows.stop - 1} rows" for rows in ranges]
     if found and all(shared.why_not_wide(layer) is None for layer in found):
-        cuda.append(f"cuda for {LEAST_PAIRS} rows an expert")
+        cuda += [f"cuda for {pairs} rows an expert" for pairs in dict.fromkeys(map(least_pairs, found))]
     triton = f"triton ({'; '.join(reasons)})" if reasons else "triton"
     return ", ".join([*cuda, triton]) if found else None

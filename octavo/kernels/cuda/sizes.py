@@ -98,9 +98,15 @@ def posted_elements(layers: Sequence[Mixture]) -> int:
 def mixture_pairs(layers: Sequence[Mixture], max_rows: int) -> dict[str, int]:
     """Elements, in the model's type, of what a mixture computes for each choice."""
     return {
-        "gated": max_rows * max((layer.routing.num_chosen * layer.down.in_features for layer in layers), default=0),
+        "gated": max_rows
+        * max((layer.routing.num_chosen * padded_inputs(layer.down.in_features) for layer in layers), default=0),
         "results": max_rows * max((layer.routing.num_chosen * layer.down.out_features for layer in layers), default=0),
     }
+
+
+def padded_inputs(count: int) -> int:
+    """Of rows as csrc/cuda/grouped_codes.cu reads and writes them."""
+    return -(-count // 128) * 128
 
 
 def few_mixture_rows(layers: Sequence[Mixture]) -> dict[str, int]:

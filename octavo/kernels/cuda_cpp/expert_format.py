@@ -29,6 +29,9 @@ BITS: dict[Code | None, int] = {None: 16, "F8_E4M3": 8, "I8": 8, "U4": 4, "E2M1"
 #: experts, each of which keeps all multiprocessors busy, Triton's are faster for dense weights, and for one row of
 #: codes, but not of E2M1
 MOST_ROWS: dict[Code | None, int] = {None: 8, "F8_E4M3": 32, "I8": 32, "U4": 32, "E2M1": 32}
+#: average length of an expert's list from which tiles of 128 rows are faster than Triton's smaller ones; and by bits of
+#: codes other than fp8 with scales of outputs
+LEAST_PAIRS, LEAST_CODED_PAIRS = 49, {4: 4, 8: 8}
 _LARGE = 2048
 COMPUTERS = 8  # warps
 TILE_ROWS = (1, 8)  # of an expert, that are multiplied at once
@@ -94,7 +97,7 @@ def _why_not_scales(form: ScaledFormat, depth: int, bits: int) -> str | None:
 
 
 def why_not_wide(layer: Mixture, dtype: KVDType, gpu: GPU, *, is_fixed: bool) -> str | None:
-    """Why csrc/cuda/grouped_linear.cu does not take a layer, or None."""
+    """Why csrc/cuda/grouped_linear.cu, for codes grouped_codes.cu, does not take a layer, or None."""
     if (reason := _why_not_here(dtype, gpu, is_fixed=is_fixed)) is not None:
         return reason
     if gpu.capability[0] != _HOPPER[0]:
@@ -122,6 +125,18 @@ def why_not_wide_codes(form: ScaledFormat, depth: int, dtype: KVDType) -> str | 
     if depth % 32 or group % 32 or (form.has_zeros and form.code != "U4"):
         return f"{form.label} of {depth} inputs; they take groups of 32, and zero points of 4 bits"
     return None
+
+
+def least_pairs(layer: Mixture) -> int:
+    """Average length of an expert's list from which the kernels for many rows are faster than Triton's."""
+    forms = [coded_format.format_of(stack.parts) for stack in (layer.gate_up, layer.down)]
+    codes = [form.code for form in forms if form is not None and not _becomes_fp8(form)]
+    return LEAST_PAIRS if len(codes) < 2 else max(LEAST_CODED_PAIRS[BITS[code]] for code in codes)
+
+
+def _becomes_fp8(form: ScaledFormat) -> bool:
+    """Whether rows do that."""
+    return form.code == "F8_E4M3" and form.block[0] <= 1 and form.block[1] == 0
 
 
 def rows_for(layer: Mixture) -> range:

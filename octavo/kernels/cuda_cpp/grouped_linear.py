@@ -1,7 +1,7 @@
 """Launches csrc/cuda/grouped_linear.cu: many rows times the experts that they chose.
 
-It takes dense weights, fp8 with scales of outputs where the rows are fp8, too, and codes with scales, which become
-bfloat16 on their way; on Hopper, for steps in which an expert has enough rows to fill the matrix units.
+It takes dense weights, and fp8 with scales of outputs where the rows are fp8, too; other codes have a kernel of their
+own (`grouped_codes.py`). On Hopper, for steps in which an expert has enough rows to fill the matrix units.
 """
 
 from __future__ import annotations
@@ -15,51 +15,39 @@ import torch
 
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda_cpp.compile import compile_kernel
-from octavo.kernels.cuda_cpp.expert_format import FORMATS, GATES
+from octavo.kernels.cuda_cpp.expert_format import GATES, LEAST_PAIRS
+from octavo.kernels.cuda_cpp.grouped_codes import CodesVariant, becomes_fp8, codes_kernel
 from octavo.kernels.cuda_cpp.module import Kernel, TensorMap
 from octavo.kernels.cuda_cpp.quantized_weight import address, element
 from octavo.kernels.mixture import Gate, GateKind
-from octavo.kernels.scaled import Code
 from octavo.kernels.triton.coded.weight_stack import WeightStack
 from octavo.kernels.triton.experts.room import Room
 
 _THREADS = 384
-#: average length of an expert's list from which tiles of 128 rows are faster than Triton's smaller ones
-LEAST_PAIRS = 49
 
 
 class _Launch(Structure):
     _fields_ = (
-        *(
-            (name, c_void_p)
-            for name in ("counts", "order", "x", "row_scales", "scales", "codes", "zeros", "bias", "out")
-        ),
+        *((name, c_void_p) for name in ("counts", "order", "x", "row_scales", "scales", "bias", "out")),
         *((name, c_int64) for name in ("x_stride", "out_stride")),
         *((name, c_int) for name in ("max_rows", "num_experts", "rows_of", "columns", "depth")),
-        *((name, c_int) for name in ("group", "row_block", "num_matrix_rows")),
         *((name, c_float) for name in ("alpha", "limit")),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """code: of weights that become 16-bit numbers; is_fp8: rows and weights are multiplied as fp8."""
+    """is_fp8: rows and weights are multiplied as fp8."""
 
     dtype: torch.dtype
-    code: Code | None
     is_fp8: bool
     gate: GateKind | None
-
-    @classmethod
-    def of(cls, dtype: torch.dtype, weight: WeightStack, gate: Gate | None, *, is_fp8: bool) -> Variant:
-        return cls(dtype, None if is_fp8 else weight.code, is_fp8, None if gate is None else gate.kind)
 
     def compile(self, gpu: GPU) -> bytes:
         name = element(self.dtype)
         macros: dict[str, str | int] = {
             "ELEMENT": name,
             "FACTOR": "Fp8" if self.is_fp8 else name,
-            "FORMAT": FORMATS[self.code],
             "GATE": -1 if self.gate is None else GATES[self.gate],
             "IS_CHAINED": int(gpu.chains),
         }
@@ -77,12 +65,15 @@ def _kernel(variant: Variant, gpu: GPU) -> tuple[Kernel, int]:
 
 
 @cache
-def _prepare(kinds: frozenset[Variant], gpu: GPU) -> None:
+def _prepare(kinds: frozenset[Variant | CodesVariant], gpu: GPU) -> None:
     """All at once; threads suffice, since each nvcc is a process."""
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda kind: kind.compile(gpu), kinds))
     for kind in kinds:
-        _kernel(kind, gpu)
+        if isinstance(kind, CodesVariant):
+            codes_kernel(kind, gpu)
+        else:
+            _kernel(kind, gpu)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,18 +85,19 @@ class WideProducts:
 
     def prepare(self, gate_up: WeightStack, down: WeightStack, gate: Gate) -> None:
         """Compile and load the kernels, unless another layer's are the same."""
-        kinds = frozenset(
-            Variant.of(self.dtype, weight, own, is_fp8=is_fp8)
-            for weight, own in ((gate_up, gate), (down, None))
-            for is_fp8 in ((False, True) if weight.code == "F8_E4M3" and weight.scales_outputs else (False,))
-            if self.dtype == torch.bfloat16 or is_fp8 or weight.code is None
-        )
-        _prepare(kinds, self.gpu)
+        kinds: set[Variant | CodesVariant] = set()
+        for weight, own in ((gate_up, gate.kind), (down, None)):
+            is_fp8 = becomes_fp8(weight)
+            if weight.code is None or is_fp8:
+                kinds.add(Variant(self.dtype, is_fp8, own))
+            elif self.dtype == torch.bfloat16:
+                assert weight.code is not None, "it is not dense"
+                kinds.add(CodesVariant(weight.code, own))
+        _prepare(frozenset(kinds), self.gpu)
 
     def takes(self, weight: WeightStack, num_pairs: int, row_scales: torch.Tensor | None) -> bool:
         """Whether to call `run` for a product that `grouped_linear` can also do."""
-        is_known = weight.code is None or row_scales is not None or self.dtype == torch.bfloat16
-        return is_known and num_pairs >= LEAST_PAIRS * weight.shape[0]
+        return (weight.code is None or row_scales is not None) and num_pairs >= LEAST_PAIRS * weight.shape[0]
 
     def run(
         self, x: torch.Tensor, weight: WeightStack, bias: torch.Tensor | None, out: torch.Tensor, room: Room,
@@ -114,18 +106,16 @@ class WideProducts:
         """As `grouped_linear`: out[pair] = x[pair // rows_of] times its expert's matrix, plus bias; or act(gate) * up,
         of two halves of the outputs."""
         num_experts, outputs, depth = weight.shape
-        is_fp8, num_rows = row_scales is not None, num_experts * outputs
-        kernel, shared_bytes = _kernel(Variant.of(self.dtype, weight, gate, is_fp8=is_fp8), self.gpu)
+        is_fp8 = row_scales is not None
+        variant = Variant(self.dtype, is_fp8, None if gate is None else gate.kind)
+        kernel, shared_bytes = _kernel(variant, self.gpu)
         launch = _Launch(
             room.counts.data_ptr(), room.order.data_ptr(), x.data_ptr(), address(row_scales), address(weight.scales),
-            weight.data.data_ptr(), address(weight.zeros), address(bias), out.data_ptr(), x.stride(0), out.stride(0),
+            address(bias), out.data_ptr(), x.stride(0), out.stride(0),
             room.max_rows, num_experts, rows_of, outputs if gate is None else outputs // 2, depth,
-            weight.group or depth, weight.row_block, num_rows,
             0.0 if gate is None else gate.alpha, 0.0 if gate is None else gate.limit,
         )  # fmt: skip
-        tensor_map = TensorMap()
-        if is_fp8 or weight.code is None:
-            tensor_map = _map_of(weight.data.data_ptr(), num_rows, depth * x.element_size())
+        tensor_map = _map_of(weight.data.data_ptr(), num_experts * outputs, depth * x.element_size())
         kernel.launch(
             self.gpu.num_multiprocessors, _THREADS, (launch, tensor_map), shared_bytes=shared_bytes,
             stream=int(torch.cuda.current_stream().cuda_stream), chained=self.gpu.chains,

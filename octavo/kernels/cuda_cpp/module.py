@@ -45,6 +45,12 @@ class TensorMap(Structure):
         return cls._of(_BYTES, address, (dim, num_rows), (dim,), (128, box_rows))
 
     @classmethod
+    def of_units(cls, address: int, num_rows: int, dim: int, *, box_rows: int, box_dim: int) -> TensorMap:
+        """[num_rows, dim] bytes, read in boxes of [box_rows, box_dim]. Those of 128 bytes are swizzled by as many."""
+        swizzle = _SWIZZLE_128_BYTES if box_dim == 128 else 0
+        return cls._of(_BYTES, address, (dim, num_rows), (dim,), (box_dim, box_rows), swizzle=swizzle)
+
+    @classmethod
     def of_bytes(cls, address: int, shape: tuple[int, int, int], box_rows: int) -> TensorMap:
         """[halves, rows, bytes], read in boxes of [halves, box_rows, 128] that are swizzled by 128 bytes."""
         halves, num_rows, dim = shape
@@ -69,8 +75,9 @@ class TensorMap(Structure):
 
     @classmethod
     def _of(
-        cls, kind: int, address: int, dims: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...]
-    ) -> TensorMap:
+        cls, kind: int, address: int, dims: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...], *,
+        swizzle: int = _SWIZZLE_128_BYTES,
+    ) -> TensorMap:  # fmt: skip
         """strides: in bytes, of all dimensions but the first."""
         buffer = (c_char * 192)()  # with room to align the map to 64 bytes
         at, rank = -ctypes.addressof(buffer) % 64, len(dims)
@@ -78,7 +85,7 @@ class TensorMap(Structure):
             cuda_driver().cuTensorMapEncodeTiled(
                 byref(buffer, at), kind, rank, c_void_p(address), (c_uint64 * rank)(*dims),
                 (c_uint64 * (rank - 1))(*strides), (c_uint32 * rank)(*box), (c_uint32 * rank)(*[1] * rank), 0,
-                _SWIZZLE_128_BYTES, _PROMOTE_TO_256_BYTES, 0,
+                swizzle, _PROMOTE_TO_256_BYTES, 0,
             ),
             "describing a matrix to the copy engine",
         )  # fmt: skip

@@ -2,7 +2,7 @@
 
 one row      route | gate_up of the chosen | down of the chosen, their weighted sum and the residual
 more         route, with each expert's list of rows | grouped gate_up | grouped down | weighted sum and residual;
-             the products in CUDA C++ where experts have many rows each (grouped_linear.cu)
+             the products in CUDA C++ where experts have many rows each (grouped_linear.cu, grouped_codes.cu)
 
 Experts may be codes with scales. Before each grouped product of many rows with fp8 experts, whose scales are of
 outputs, a launch makes the rows fp8, too.
@@ -16,6 +16,7 @@ import torch
 
 from octavo.kernels.cuda.sizes import FEW_MIXTURE_ROWS
 from octavo.kernels.cuda.weights import DeviceWeights
+from octavo.kernels.cuda_cpp.grouped_codes import mixture_of_codes, takes_codes
 from octavo.kernels.cuda_cpp.grouped_linear import WideProducts
 from octavo.kernels.mixture import ExpertStack, Gate, Mixture
 from octavo.kernels.parameters import Linear
@@ -112,6 +113,12 @@ def mixture(
         )
         return
     num_pairs, inner, hidden = num_rows * num_chosen, layer.down.in_features, x.shape[1]
+    if wide is not None and takes_codes(experts.gate_up, experts.down, num_pairs, num_chosen, x.dtype):
+        results = room.results[: num_pairs * hidden].view(num_pairs, hidden)
+        products = (experts.gate_up, experts.gate_up_bias), (experts.down, experts.down_bias)
+        mixture_of_codes(x, *products, room, results, gate=layer.gate, num_chosen=num_chosen, gpu=wide.gpu)
+        combine(residual, out, room, num_chosen=num_chosen, first_expert=first, num_own=layer.num_own, chained=chained)
+        return
     gated = room.gated[: num_pairs * inner].view(num_pairs, inner)
     results = room.results[: num_pairs * hidden].view(num_pairs, hidden)
     is_many = num_rows > FEW_MIXTURE_ROWS and not is_fixed

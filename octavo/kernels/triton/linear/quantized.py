@@ -28,6 +28,16 @@ def deal_inputs(x: torch.Tensor, out: torch.Tensor, *, chained: bool = False) ->
     )  # fmt: skip
 
 
+def deal_spans(x: torch.Tensor, out: torch.Tensor, *, chained: bool = False) -> None:
+    """x [T, in] -> out [T, at least in], of 16 bits: of 128 inputs 32 q + 4 s + 2 b + e comes to
+    place 16 s + 8 e + 2 q + b, q below 4, s 8; then zeros."""
+    padded = out.shape[1]
+    _deal_spans_kernel[(len(x), triton.cdiv(padded, 2 * _PAIRS))](
+        x.view(torch.int16), out.view(torch.int16), x.shape[1], padded, x.stride(0), BLOCK=2 * _PAIRS,
+        CHAINED=chained, launch_pdl=chained, num_warps=4,
+    )  # fmt: skip
+
+
 def quantise_rows(
     x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, *, norm_weight: torch.Tensor | None = None,
     eps: float = 1e-6, total: torch.Tensor | None = None, activation: Activation | None = None,
@@ -144,6 +154,16 @@ def _deal_kernel(x_ptr, out_ptr, width, x_stride, BLOCK: tl.constexpr, CHAINED: 
     wait_for_previous(CHAINED, EARLY=True)
     x = tl.load(x_ptr + row * x_stride + source, mask=pair < width)
     tl.store(out_ptr + row * width + pair, x, mask=pair < width)
+
+
+@triton.jit
+def _deal_spans_kernel(x_ptr, out_ptr, width, padded, x_stride, BLOCK: tl.constexpr, CHAINED: tl.constexpr):
+    row, place = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    within = place % 8 // 2 * 32 + place // 16 % 8 * 4 + place % 2 * 2 + place // 8 % 2
+    source = place // 128 * 128 + within
+    wait_for_previous(CHAINED, EARLY=True)
+    x = tl.load(x_ptr + row * x_stride + source, mask=source < width, other=0)
+    tl.store(out_ptr + row * padded + place, x, mask=place < padded)
 
 
 @triton.jit
