@@ -43,11 +43,12 @@ struct Loader {
     }
   }
 
-  // What finds no room in the ring before the second product begins is in the L2 cache then
+  // What finds no room in the ring before the second product begins is in the L2 cache then: as much again as the ring
+  // holds, since of large experts more would not stay there
   __device__ __forceinline__ void copy_down() {
     const int num = (share.end_out - share.first_out) * shared.tiles.number * SECOND_STAGES;
     for (int i = 0; i < num; ++i) {
-      for (int j = i; i == ENTRIES && j < num; ++j) {
+      for (int j = i; i == ENTRIES && j < min(num, 2 * ENTRIES); ++j) {
         const Box later = box_of_down(j);
         prefetch_box(&maps.second, 0, later.out, later.span, later.matrix);
       }
