@@ -23,6 +23,7 @@
 #include "code_fragments.cuh"
 #include "grouped_tiles.cuh"
 #include "narrow_product.cuh"
+#include "ring.cuh"
 
 #ifndef FORMAT
 #define FORMAT kFp4
@@ -62,7 +63,7 @@ struct Launch {
 struct Shared {
   uint8_t rows[kEntries][2][kPanelBytes];  // two panels of 64 places, swizzled by 128 bytes
   uint8_t codes[kEntries][kCodeBytes];
-  uint64_t full[kEntries], free[kEntries];
+  RingBarriers<kEntries> ring;
   ExpertTiles tiles;
   int pairs[2][kPairs];  // of a tile, and of the one before it
 };
@@ -98,9 +99,9 @@ struct Loader {
       const int second_row = first_row + (kIsGated ? launch.columns : kMatrixRows / 2);
       const int num_rows = padded_pairs(walk), stages = num_stages(launch);
       for (int stage = 0; stage < stages; ++stage, ++count) {
-        const int entry = count % kEntries;
-        const uint32_t full = shared_address(&shared.full[entry]);
-        barrier_wait(shared_address(&shared.free[entry]), (count / kEntries & 1) ^ 1);
+        const int entry = shared.ring.entry(count);
+        const uint32_t full = shared.ring.filled(count);
+        shared.ring.wait_until_free(count);
         if (threadIdx.x == 0) copy_codes(shared_address(shared.codes[entry]), stage, first_row, second_row, full);
         const uint32_t to = shared_address(shared.rows[entry]);
 #pragma unroll
@@ -162,12 +163,12 @@ struct Multiplier {
     load(rows, 0, next);
     const int stages = num_stages(launch);
     for (int stage = 0; stage < stages; ++stage, ++count) {
-      const int entry = count % kEntries;
+      const int entry = shared.ring.entry(count);
       typename Codes::Scale scales[2][2];
 #pragma unroll
       for (int i = 0; i < 4; ++i) scales[i / 2][i % 2] = Codes::scale(next[i / 2][i % 2]);
       load(rows, stage + 1, next);
-      barrier_wait(shared_address(&shared.full[entry]), count / kEntries & 1);
+      shared.ring.wait_until_full(count);
       async_fence();  // rows came by ordinary copies
       multiply_stage<kWidth>(shared_address(shared.codes[entry]), shared_address(shared.rows[entry]), scales, stage > 0);
     }
@@ -223,7 +224,7 @@ struct Multiplier {
   }
 
   __device__ __forceinline__ void release(int count) {
-    if (lane == 0) barrier_arrive(shared_address(&shared.free[count % kEntries]));
+    if (lane == 0) shared.ring.release(count);
   }
 
   // A pair's results at a time
@@ -271,11 +272,7 @@ extern "C" __global__ void __launch_bounds__(octavo::kThreads, 1)
   extern __shared__ __align__(1024) uint8_t memory[];
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   if (threadIdx.x == 0) {
-    for (int i = 0; i < kEntries; ++i) {
-      barrier_init(shared_address(&shared.full[i]), kLoaders + 1);
-      barrier_init(shared_address(&shared.free[i]), 8);
-    }
-    barrier_fence_init();
+    shared.ring.init(0, 1, kLoaders + 1, 8);
     prefetch_map(&map);
   }
 #if IS_CHAINED

@@ -17,6 +17,7 @@
 
 #include "activate.cuh"
 #include "grouped_tiles.cuh"
+#include "ring.cuh"
 #include "wide_product.cuh"
 
 #ifndef ELEMENT
@@ -61,7 +62,7 @@ struct Launch {
 
 struct Shared {
   uint8_t rows[kEntries][kRowBytes], weights[kEntries][kWeightBytes];
-  uint64_t full[kEntries], free[kEntries];
+  RingBarriers<kEntries> ring;
   ExpertTiles tiles;
 };
 
@@ -93,9 +94,9 @@ struct Loader {
       const int first_row = walk.expert * (kIsGated ? 2 : 1) * launch.columns + walk.column();
       const int second_row = first_row + (kIsGated ? launch.columns : kMatrixRows / 2);
       for (int stage = 0; stage < num_stages(launch); ++stage, ++count) {
-        const int entry = count % kEntries;
-        const uint32_t full = shared_address(&shared.full[entry]), weights = shared_address(shared.weights[entry]);
-        barrier_wait(shared_address(&shared.free[entry]), (count / kEntries & 1) ^ 1);
+        const int entry = shared.ring.entry(count);
+        const uint32_t full = shared.ring.filled(count), weights = shared_address(shared.weights[entry]);
+        shared.ring.wait_until_free(count);
         if (threadIdx.x == 0) {
           barrier_arrive_expecting(full, kWeightBytes);
           copy_box(weights, &map, stage * kDepthBytes, 0, 0, 0, first_row / 32, full);
@@ -128,8 +129,8 @@ struct Multiplier {
       const int pairs[2] = {walk.pair(row), walk.pair(row + 8)};
       const int stages = num_stages(launch);
       for (int stage = 0; stage < stages; ++stage, ++count) {
-        const int entry = count % kEntries;
-        barrier_wait(shared_address(&shared.full[entry]), count / kEntries & 1);
+        const int entry = shared.ring.entry(count);
+        shared.ring.wait_until_full(count);
         async_fence();  // rows came by ordinary copies
         const uint32_t x = shared_address(shared.rows[entry]) + group * (kRowBytes / 2);
         const uint32_t w = shared_address(shared.weights[entry]);
@@ -151,7 +152,7 @@ struct Multiplier {
   }
 
   __device__ __forceinline__ void release(int count) {
-    if (lane == 0) barrier_arrive(shared_address(&shared.free[count % kEntries]));
+    if (lane == 0) shared.ring.release(count);
   }
 
   // 8 outputs of a row at a time
@@ -211,11 +212,7 @@ extern "C" __global__ void __launch_bounds__(octavo::kThreads, 1)
   extern __shared__ __align__(1024) uint8_t memory[];
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   if (threadIdx.x == 0) {
-    for (int i = 0; i < kEntries; ++i) {
-      barrier_init(shared_address(&shared.full[i]), kLoaders + 1);
-      barrier_init(shared_address(&shared.free[i]), 8);
-    }
-    barrier_fence_init();
+    shared.ring.init(0, 1, kLoaders + 1, 8);
     prefetch_map(&map);
   }
 #if IS_CHAINED

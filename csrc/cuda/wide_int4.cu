@@ -14,6 +14,7 @@
 // fewer than half of the blocks, it takes tiles of 64, and each warpgroup has half of the inputs.
 
 #include "narrow_product.cuh"
+#include "ring.cuh"
 
 #ifndef HAS_ZEROS
 #define HAS_ZEROS 0
@@ -45,7 +46,7 @@ struct Launch {
 struct Shared {
   uint8_t rows[kEntries][2][kPanelBytes];  // two panels of 64 inputs, swizzled by 128 bytes
   uint8_t codes[kEntries][kOutputs / 16 * kStageBytes];
-  uint64_t full[kEntries], free[kEntries];
+  RingBarriers<kEntries> ring;
   float sums[kRows / 2][128];  // of the second half of the inputs, by thread
 };
 
@@ -79,9 +80,9 @@ struct Loader {
       const int tiles = min(tile.sixteens, (launch.columns - tile.output) / 16);
       const uint8_t* from = launch.codes + (int64_t(tile.output / 16) + lane) * launch.depth * 8;
       for (int stage = 0; stage < stages; ++stage, ++count) {
-        const int entry = count % kEntries;
-        const uint32_t full = shared_address(&shared.full[entry]), rows = shared_address(shared.rows[entry][0]);
-        barrier_wait(shared_address(&shared.free[entry]), (count / kEntries & 1) ^ 1);
+        const int entry = shared.ring.entry(count);
+        const uint32_t full = shared.ring.filled(count), rows = shared_address(shared.rows[entry][0]);
+        shared.ring.wait_until_free(count);
         if (lane == 0) barrier_arrive_expecting(full, tiles * kStageBytes + 2 * kPanelBytes);
         __syncwarp();
         if (lane < tiles) {
@@ -152,8 +153,8 @@ struct Multiplier {
 #pragma unroll
       for (int i = 0; i < kProducts * 4; ++i) scales[i / 4][i / 2 % 2][i % 2] = scale(next[i / 4][i / 2 % 2], i % 2);
       read<kProducts, kIsSplit>(tile, min(stage + 1, stages - 1), next);
-      const int entry = count % kEntries;
-      barrier_wait(shared_address(&shared.full[entry]), count / kEntries & 1);
+      const int entry = shared.ring.entry(count);
+      shared.ring.wait_until_full(count);
       multiply_stage<kWidth, kProducts, kIsSplit>(shared_address(shared.codes[entry]), shared_address(shared.rows[entry][0]),
                                                   scales, stage > 0);
     }
@@ -233,7 +234,7 @@ struct Multiplier {
   }
 
   __device__ __forceinline__ void release(int count) {
-    if (lane == 0) barrier_arrive(shared_address(&shared.free[count % kEntries]));
+    if (lane == 0) shared.ring.release(count);
   }
 
   // Turned, so that a thread has two neighbouring outputs of a row
@@ -279,11 +280,7 @@ extern "C" __global__ void __launch_bounds__(octavo::kThreads, 1)
   extern __shared__ __align__(1024) uint8_t memory[];
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   if (threadIdx.x == 0) {
-    for (int i = 0; i < kEntries; ++i) {
-      barrier_init(shared_address(&shared.full[i]), 1);
-      barrier_init(shared_address(&shared.free[i]), 8);
-    }
-    barrier_fence_init();
+    shared.ring.init(0, 1, 1, 8);
     prefetch_map(&map);
   }
   __syncthreads();

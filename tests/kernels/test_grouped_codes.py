@@ -24,7 +24,9 @@ from tests.gpu.device import relative_error  # noqa: E402
 from tests.gpu.test_coded_mixture import stack_of  # noqa: E402
 from tests.kernels.kernel_on_cpu import FEW_BLOCKS, run_on_cpu  # noqa: E402
 
-SOURCES = ("grouped_codes.cu", "code_fragments.cuh", "quantized_weights.cuh", "grouped_tiles.cuh", "activate.cuh")
+SOURCES = (
+    "grouped_codes.cu", "code_fragments.cuh", "quantized_weights.cuh", "grouped_tiles.cuh", "activate.cuh", "ring.cuh",
+)  # fmt: skip
 COUNTS, ROWS_OF = [0, 131, 4, 41], 2
 
 
