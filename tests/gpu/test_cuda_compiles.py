@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 
 torch = pytest.importorskip("torch")
-
+import tests.gpu.device  # noqa: E402, F401  # first: whether Triton interprets is decided when it is imported
 from octavo.kernels.cuda.driver import GPU  # noqa: E402
 from octavo.kernels.cuda_cpp import (  # noqa: E402
     dense_linear,
