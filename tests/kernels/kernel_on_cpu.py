@@ -86,6 +86,9 @@ def run_on_cpu(
 
         def prefer_shared(self) -> None: ...
 
+        def take_shared(self) -> int:
+            return 0
+
         def launch(
             self, grid: int, block: int, arguments: tuple[ctypes.Structure, ...], *, shared_bytes: int, **how: object
         ) -> None:

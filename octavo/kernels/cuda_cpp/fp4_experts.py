@@ -136,10 +136,7 @@ class Fp4Variant:
 def fp4_kernel(variant: Fp4Variant, gpu: GPU) -> tuple[Kernel, int]:
     """And the bytes of shared memory that it needs."""
     kernel = Kernel(variant.compile(gpu), "octavo_fp4_experts")
-    num_bytes = kernel.number("octavo_shared_bytes")
-    kernel.allow_shared(num_bytes)
-    kernel.prefer_shared()
-    return kernel, num_bytes
+    return kernel, kernel.take_shared()
 
 
 class _Route(Structure):

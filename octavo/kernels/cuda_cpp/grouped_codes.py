@@ -58,10 +58,7 @@ class CodesVariant:
 def codes_kernel(variant: CodesVariant, gpu: GPU) -> tuple[Kernel, int]:
     """And the bytes of shared memory that it needs."""
     kernel = Kernel(variant.compile(gpu), "octavo_grouped_codes")
-    num_bytes = kernel.number("octavo_shared_bytes")
-    kernel.allow_shared(num_bytes)
-    kernel.prefer_shared()
-    return kernel, num_bytes
+    return kernel, kernel.take_shared()
 
 
 def takes_codes(gate_up: WeightStack, down: WeightStack, num_pairs: int, num_chosen: int, dtype: torch.dtype) -> bool:

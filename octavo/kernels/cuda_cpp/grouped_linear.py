@@ -58,10 +58,7 @@ class Variant:
 def _kernel(variant: Variant, gpu: GPU) -> tuple[Kernel, int]:
     """And the bytes of shared memory that it needs."""
     kernel = Kernel(variant.compile(gpu), "octavo_grouped_linear")
-    num_bytes = kernel.number("octavo_shared_bytes")
-    kernel.allow_shared(num_bytes)
-    kernel.prefer_shared()
-    return kernel, num_bytes
+    return kernel, kernel.take_shared()
 
 
 @cache
@@ -91,7 +88,6 @@ class WideProducts:
             if weight.code is None or is_fp8:
                 kinds.add(Variant(self.dtype, is_fp8, own))
             elif self.dtype == torch.bfloat16:
-                assert weight.code is not None, "it is not dense"
                 kinds.add(CodesVariant(weight.code, own))
         _prepare(frozenset(kinds), self.gpu)
 

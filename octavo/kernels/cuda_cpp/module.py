@@ -136,6 +136,13 @@ class Kernel:
         since it is not divided anew until all have ended."""
         check(cuda_driver().cuFuncSetAttribute(self._function, _SHARED_CARVEOUT, 100), "preferring shared memory")
 
+    def take_shared(self) -> int:
+        """Allow, and prefer, the shared memory that its source says a thread block needs -> the bytes."""
+        num_bytes = self.number("octavo_shared_bytes")
+        self.allow_shared(num_bytes)
+        self.prefer_shared()
+        return num_bytes
+
     def launch(
         self, grid: int, block: int, arguments: tuple[Structure | ctypes.Array[TensorMap], ...], *, shared_bytes: int,
         stream: int, chained: bool, grid_y: int = 1,

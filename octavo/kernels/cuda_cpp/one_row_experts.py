@@ -39,10 +39,7 @@ class _Launch(Structure):
 def one_row_kernel(variant: OneRowVariant, gpu: GPU) -> tuple[Kernel, int]:
     """And the bytes of shared memory that it needs."""
     kernel = Kernel(variant.compile(gpu), "octavo_one_row_experts")
-    num_bytes = kernel.number("octavo_shared_bytes")
-    kernel.allow_shared(num_bytes)
-    kernel.prefer_shared()
-    return kernel, num_bytes
+    return kernel, kernel.take_shared()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -50,10 +50,7 @@ class Variant:
 def _kernel(variant: Variant, gpu: GPU) -> tuple[Kernel, int]:
     """And the bytes of shared memory that it needs."""
     kernel = Kernel(variant.compile(gpu), "octavo_wide_int4")
-    num_bytes = kernel.number("octavo_shared_bytes")
-    kernel.allow_shared(num_bytes)
-    kernel.prefer_shared()
-    return kernel, num_bytes
+    return kernel, kernel.take_shared()
 
 
 def takes_wide(weight: QuantizedWeight, x: torch.Tensor, gpu: GPU) -> bool:
