@@ -266,14 +266,6 @@ __device__ __forceinline__ uint4 load_words_now(uint32_t from) {
   return x;
 }
 
-__device__ __forceinline__ void store_word(uint32_t to, uint32_t x) {
-  asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(x) : "memory");
-}
-
-__device__ __forceinline__ void store_words(uint32_t to, uint4 x) {
-  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
-}
-
 // Matrix products of a warp: fragments and 16 x 8 x 16 products
 
 __device__ __forceinline__ void load_fragments(uint32_t (&to)[4], uint32_t from) {

@@ -29,7 +29,6 @@ inline uint4 load_words_now(uint32_t from) {
   memcpy(&x, memory + from, 16);
   return x;
 }
-inline void store_word(uint32_t to, uint32_t x) { memcpy(memory + to, &x, 4); }
 
 // The numbers of rows lane / 4 and lane / 4 + 8 of four warps' operand
 struct Rows {
