@@ -3,120 +3,42 @@
 // Neither a matrix of bfloat16 nor a trip through memory lies between: codes become numbers in the registers of those who
 // multiply them, as the first operand, whose rows are outputs. Sums are outputs by rows of x.
 //
-//   1 warp loads          128 inputs a stage: codes as pack_int4 deals them, and rows, by the copy engine ──> a ring
-//   2 warpgroups multiply 64 or twice 64 outputs each, by up to 128 rows; numbers of a step are made while the products of
-//                         the step before run
+//   1 warp loads          128 or 64 inputs a stage: codes as pack_int4 deals them, and rows, by the copy engine ──> a ring
+//   2 warpgroups multiply 64 or twice 64 outputs each, by up to 128 rows, or 64 by up to 256; numbers of a step are made while
+//                         the products of the step before run
 //
 // A thread of four has 8 neighbouring inputs of 32, of which a product of 16 takes four. So the rows' inputs have been
 // dealt (wide_int4.py):   place 8 c + 2 t + b of 32   <──   input 8 t + 2 c + b
 //
-// A persistent grid, one block a multiprocessor, takes tiles of 256 outputs, and for its last turn of 128. Where these are
-// fewer than half of the blocks, it takes tiles of 64, and each warpgroup has half of the inputs.
+// A persistent grid, one block a multiprocessor, takes tiles of 128 rows and 256 outputs, and for its last turn of 128. Where
+// these are fewer than half of the blocks, it takes tiles of 64, and each warpgroup has half of the inputs.
+// Or tiles of 256 rows and 128 outputs, of which half as many numbers are made, and for its last turn of 64 outputs.
 
-#include "narrow_product.cuh"
-#include "ring.cuh"
-
-#ifndef HAS_ZEROS
-#define HAS_ZEROS 0
-#endif
-#ifndef IS_CHAINED
-#define IS_CHAINED 0
-#endif
+#include "wide_int4_tiles.cuh"
 
 namespace octavo {
 namespace {
-
-constexpr int kRows = 128, kInputs = 128;  // of x, in a tile; of a stage
-constexpr int kStageBytes = 16 * kInputs / 2;  // of 16 outputs' codes
-constexpr int kOutputs = 256, kEntries = 4, kLoaders = 128, kThreads = 384;
-constexpr int kPanelBytes = kRows * 128;
-constexpr int kLoaderRegisters = 40, kMultiplierRegisters = 232;
-
-struct Launch {
-  const uint8_t* codes;  // [outputs / 16][depth / 64][32][16]
-  const float* scales;   // [outputs / 16][groups][8][2]
-  const Bf16* zeros;     // in the same places, or null: they are 8
-  const Bf16* bias;      // or null
-  Bf16* out;
-  int64_t out_stride;
-  int num_rows, columns, depth, group_bits;
-  int whole_tiles, num_tiles, is_split;  // tiles of 256 outputs, then of 128; or all of 64
-};
-
-struct Shared {
-  uint8_t rows[kEntries][2][kPanelBytes];  // two panels of 64 inputs, swizzled by 128 bytes
-  uint8_t codes[kEntries][kOutputs / 16 * kStageBytes];
-  RingBarriers<kEntries> ring;
-  float sums[kRows / 2][128];  // of the second half of the inputs, by thread
-};
-
-// A tile: some rows of x, and some outputs, of which a stage has so many sixteens. Neighbouring tiles share their outputs'
-// codes
-struct Tile {
-  int output, row, sixteens;
-
-  __device__ __forceinline__ Tile(const Launch& launch, int tile) {
-    const int blocks = (launch.num_rows + kRows - 1) / kRows, after = tile - launch.whole_tiles;
-    const int unit = after < 0 ? tile / blocks * 2 : launch.whole_tiles / blocks * 2 + after / blocks;
-    sixteens = launch.is_split ? 4 : after < 0 ? 16 : 8;
-    output = unit * (launch.is_split ? 64 : 128);
-    row = (after < 0 ? tile : after) % blocks * kRows;
-  }
-};
-
-struct Loader {
-  const Launch& launch;
-  const TensorMap& map;
-  Shared& shared;
-  const int lane = threadIdx.x;
-
-  // By one warp
-  __device__ void run() {
-    const int stages = launch.depth / kInputs;
-    int count = 0;
-    bool has_waited = false;
-    for (int at = blockIdx.x; at < launch.num_tiles; at += gridDim.x) {
-      const Tile tile(launch, at);
-      const int tiles = min(tile.sixteens, (launch.columns - tile.output) / 16);
-      const uint8_t* from = launch.codes + (int64_t(tile.output / 16) + lane) * launch.depth * 8;
-      for (int stage = 0; stage < stages; ++stage, ++count) {
-        const int entry = shared.ring.entry(count);
-        const uint32_t full = shared.ring.filled(count), rows = shared_address(shared.rows[entry][0]);
-        shared.ring.wait_until_free(count);
-        if (lane == 0) barrier_arrive_expecting(full, tiles * kStageBytes + 2 * kPanelBytes);
-        __syncwarp();
-        if (lane < tiles) {
-          copy_bytes(shared_address(shared.codes[entry]) + lane * kStageBytes, from + stage * kStageBytes, kStageBytes, full);
-        }
-        if (!has_waited) wait();  // codes do not depend on the kernel before
-        has_waited = true;
-        if (lane == 0) {
-          copy_box(rows, &map, stage * kInputs, tile.row, full);
-          copy_box(rows + kPanelBytes, &map, stage * kInputs + 64, tile.row, full);
-        }
-      }
-    }
-    if (!has_waited) wait();
-  }
-
-  static __device__ __forceinline__ void wait() {
-#if IS_CHAINED
-    wait_for_previous();
-    allow_next();
-#endif
-  }
-};
 
 struct Multiplier {
   const Launch& launch;
   Shared& shared;
   const int lane = threadIdx.x % 32, group = (threadIdx.x - kLoaders) / 128, warp = threadIdx.x / 32 % 4;
   int count = 0;
-  float sums[2][kRows / 8][4];
+  float sums[kIsTall ? 1 : 2][kRows / 8][4];
 
   __device__ void run() {
     for (int at = blockIdx.x; at < launch.num_tiles; at += gridDim.x) {
       const Tile tile(launch, at);
+      const bool is_split = tile.sixteens == 4;
+#if ROW_TILE == 256
+      const int rows = launch.num_rows - tile.row;
+      if (is_split && rows <= 64) multiply<64, 1, true>(tile);
+      else if (is_split && rows <= 128) multiply<128, 1, true>(tile);
+      else if (is_split) multiply<256, 1, true>(tile);
+      else if (rows <= 64) multiply<64, 1, false>(tile);
+      else if (rows <= 128) multiply<128, 1, false>(tile);
+      else multiply<256, 1, false>(tile);
+#else
       const bool is_narrow = launch.num_rows - tile.row <= 64;
       if (tile.sixteens == 16 && is_narrow) multiply<64, 2, false>(tile);
       else if (tile.sixteens == 16) multiply<128, 2, false>(tile);
@@ -124,43 +46,58 @@ struct Multiplier {
       else if (tile.sixteens == 8) multiply<128, 1, false>(tile);
       else if (is_narrow) multiply<64, 1, true>(tile);
       else multiply<128, 1, true>(tile);
-      if (launch.is_split) hand_over();
-      if (!launch.is_split || group == 0) finish(tile);
-      if (launch.is_split) named_barrier(1, kThreads - kLoaders);
+#endif
+#pragma unroll
+      for (int first = 0; first < kRows / 8; first += 16) {
+        if (is_split) hand_over(first);
+        if (!is_split || group == 0) finish(tile, first);
+        if (is_split) named_barrier(1, kThreads - kLoaders);
+      }
       __syncwarp();  // else the compiler takes what follows for divergent, and has products wait for each other
     }
   }
 
   // Of the tile's 16 outputs at a time, those of a product's rows that the warp has
+  template <bool kIsSplit>
   __device__ __forceinline__ int sixteen(int product) const {
-    return launch.is_split ? warp : product * 8 + group * 4 + warp;
+    return kIsSplit ? warp : product * 8 + group * 4 + warp;
   }
 
-  // The second warpgroup's sums, for the first
-  __device__ __forceinline__ void hand_over() {
+  // The second warpgroup's sums of 128 rows, for the first
+  __device__ __forceinline__ void hand_over(int first) {
 #pragma unroll
-    for (int i = 0; group == 1 && i < kRows / 2; ++i) shared.sums[i][threadIdx.x % 128] = sums[0][i / 4][i % 4];
+    for (int i = 0; group == 1 && i < 64; ++i) shared.sums[i][threadIdx.x % 128] = sums[0][first + i / 4][i % 4];
     named_barrier(1, kThreads - kLoaders);
   }
 
   template <int kWidth, int kProducts, bool kIsSplit>
   __device__ __forceinline__ void multiply(const Tile& tile) {
-    const int stages = launch.depth / kInputs;
-    Read next[kProducts][2];
-    read<kProducts, kIsSplit>(tile, 0, next);
-    for (int stage = 0; stage < stages; ++stage, ++count) {
-      Scale scales[kProducts][2][2];
+    constexpr bool kTakesTurns = kIsTall && kIsSplit;  // each warpgroup has every other stage
+    constexpr int kStep = kTakesTurns ? 2 : 1;
+    const int turns = launch.depth / (kInputs * kStep), own = kTakesTurns ? group : 0;
+    Read next[kProducts][kPanels];
+    read<kProducts, kIsSplit>(tile, own, next);
+    for (int turn = 0; turn < turns; ++turn, count += kStep) {
+      Scale scales[kProducts][kPanels][2];
 #pragma unroll
-      for (int i = 0; i < kProducts * 4; ++i) scales[i / 4][i / 2 % 2][i % 2] = scale(next[i / 4][i / 2 % 2], i % 2);
-      read<kProducts, kIsSplit>(tile, min(stage + 1, stages - 1), next);
-      const int entry = shared.ring.entry(count);
-      shared.ring.wait_until_full(count);
+      for (int i = 0; i < kProducts * kPanels * 2; ++i) {
+        const int product = i / (kPanels * 2), panel = i / 2 % kPanels;
+        scales[product][panel][i % 2] = scale(next[product][panel], i % 2);
+      }
+      read<kProducts, kIsSplit>(tile, min(turn + 1, turns - 1) * kStep + own, next);
+      const int entry = shared.ring.entry(count + own);
+      shared.ring.wait_until_full(count + own);
       multiply_stage<kWidth, kProducts, kIsSplit>(shared_address(shared.codes[entry]), shared_address(shared.rows[entry][0]),
-                                                  scales, stage > 0);
+                                                  scales, count + own - kStep, turn > 0);
+      if constexpr (kTakesTurns) {  // of the other warpgroup's stage
+        shared.ring.wait_until_full(count + 1 - own);
+        release(count + 1 - own);
+        __syncwarp();
+      }
     }
     products_end(sums[0]);
-    if (kProducts == 2) products_end(sums[1]);
-    release(count - 1);
+    if constexpr (kProducts == 2) products_end(sums[1]);
+    release(count + own - kStep);
   }
 
   // Scales and zero points of 64 inputs: of outputs lane / 4 and lane / 4 + 8
@@ -183,15 +120,16 @@ struct Multiplier {
   }
 
   template <int kProducts, bool kIsSplit>
-  __device__ __forceinline__ void read(const Tile& tile, int stage, Read (&to)[kProducts][2]) {
+  __device__ __forceinline__ void read(const Tile& tile, int stage, Read (&to)[kProducts][kPanels]) {
     const int groups = launch.depth >> launch.group_bits, last = launch.columns / 16 - 1;
 #pragma unroll
-    for (int i = 0; i < kProducts * 2; ++i) {
-      const int64_t of = min(tile.output / 16 + sixteen(i / 2), last);
-      const int half = kIsSplit ? group : i % 2;
-      const int64_t at = (of * groups + ((stage * 2 + half) * 64 >> launch.group_bits)) * 8 + lane / 4;
-      to[i / 2][i % 2].scales = reinterpret_cast<const float2*>(launch.scales)[at];
-      if (HAS_ZEROS) to[i / 2][i % 2].zeros = reinterpret_cast<const uint32_t*>(launch.zeros)[at];
+    for (int i = 0; i < kProducts * kPanels; ++i) {
+      const int64_t of = min(tile.output / 16 + sixteen<kIsSplit>(i / kPanels), last);
+      const int half = kIsSplit && !kIsTall ? group : i % kPanels;
+      const int64_t at = (of * groups + ((stage * kPanels + half) * 64 >> launch.group_bits)) * 8 + lane / 4;
+      Read& one = to[i / kPanels][i % kPanels];
+      one.scales = reinterpret_cast<const float2*>(launch.scales)[at];
+      if (HAS_ZEROS) one.zeros = reinterpret_cast<const uint32_t*>(launch.zeros)[at];
     }
   }
 
@@ -203,16 +141,16 @@ struct Multiplier {
   }
 
   template <int kWidth, int kProducts, bool kIsSplit>
-  __device__ __forceinline__ void multiply_stage(uint32_t codes, uint32_t x, const Scale (&scales)[kProducts][2][2],
-                                                 bool has_before) {
+  __device__ __forceinline__ void multiply_stage(uint32_t codes, uint32_t x, const Scale (&scales)[kProducts][kPanels][2],
+                                                 int before, bool has_before) {
     uint4 words[kProducts];
     uint32_t numbers[2][kProducts][4];
 #pragma unroll
-    for (int step = 0; step < (kIsSplit ? 4 : 8); ++step) {
-      const int half = kIsSplit ? group : step / 4;
+    for (int step = 0; step < (kIsSplit ? 4 : kInputs / 16); ++step) {
+      const int half = kIsSplit && !kIsTall ? group : step / 4;
 #pragma unroll
       for (int i = 0; step % 4 == 0 && i < kProducts; ++i) {
-        words[i] = load_words_now(codes + sixteen(i) * kStageBytes + half * 512 + lane * 16);
+        words[i] = load_words_now(codes + sixteen<kIsSplit>(i) * kStageBytes + half * 512 + lane * 16);
       }
 #pragma unroll
       for (int i = 0; i < kProducts * 4; ++i) {
@@ -229,7 +167,7 @@ struct Multiplier {
       }
       products_end_group();
       products_wait<1>();
-      if (step == 0 && has_before) release(count - 1);
+      if (step == 0 && has_before) release(before);
     }
   }
 
@@ -238,23 +176,23 @@ struct Multiplier {
   }
 
   // Turned, so that a thread has two neighbouring outputs of a row
-  __device__ __forceinline__ void finish(const Tile& tile) {
+  __device__ __forceinline__ void finish(const Tile& tile, int first) {
 #pragma unroll
-    for (int product = 0; product < 2; ++product) {
+    for (int product = 0; product < (kIsTall ? 1 : 2); ++product) {
       if (product * 8 >= tile.sixteens) break;
-      const int output = tile.output + sixteen(product) * 16;
+      const int output = tile.output + (tile.sixteens == 4 ? sixteen<true>(product) : sixteen<false>(product)) * 16;
       if (output >= launch.columns) break;
       float bias[2] = {};
 #pragma unroll
       for (int half = 0; launch.bias != nullptr && half < 2; ++half) bias[half] = to_float(launch.bias[output + half * 8 + lane / 4]);
 #pragma unroll
-      for (int i = 0; i < kRows / 8; ++i) {
+      for (int i = first; i < first + 16; ++i) {
         if (tile.row + i * 8 >= launch.num_rows) break;
         const int row = tile.row + i * 8 + lane / 4;
         float y[4];
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          y[j] = sums[product][i][j] + (launch.is_split ? shared.sums[i * 4 + j][threadIdx.x % 128] : 0);
+          y[j] = sums[product][i][j] + (tile.sixteens == 4 ? shared.sums[(i - first) * 4 + j][threadIdx.x % 128] : 0);
         }
         const uint32_t low = transposed(pack<Bf16>(y[0] + bias[0], y[1] + bias[0]));
         const uint32_t high = transposed(pack<Bf16>(y[2] + bias[1], y[3] + bias[1]));

@@ -27,7 +27,15 @@ if not ON_GPU or find_nvcc() is None or torch.cuda.get_device_capability()[0] !=
     ids=lambda form: form.label,
 )
 @pytest.mark.parametrize(
-    ("rows", "shape"), [(512, (2048, 1024)), (131, (304, 512)), (17, (4096, 512)), (1000, (9216, 512))]
+    ("rows", "shape"),
+    [
+        (512, (2048, 1024)),
+        (131, (304, 512)),
+        (17, (4096, 512)),
+        (1000, (9216, 512)),
+        (200, (8464, 512)),
+        (384, (9216, 512)),
+    ],
 )
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_it_equals_torch(form: ScaledFormat, rows: int, shape: tuple[int, int], has_bias: bool) -> None:

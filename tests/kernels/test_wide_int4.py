@@ -23,35 +23,55 @@ from tests.kernels.kernel_on_cpu import FEW_BLOCKS, operands, run_on_cpu  # noqa
 
 @pytest.fixture(autouse=True)
 def _runs_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    run_on_cpu(kernel, ("wide_int4.cu", "ring.cuh"), tmp_path, monkeypatch)
+    run_on_cpu(kernel, ("wide_int4.cu", "wide_int4_tiles.cuh", "ring.cuh"), tmp_path, monkeypatch)
     monkeypatch.setattr(kernel, "deal_inputs", _deal)
     kernel._kernel.cache_clear()
     yield
     kernel._kernel.cache_clear()
 
 
-@pytest.mark.parametrize(("rows", "shape"), [(131, (304, 128)), (70, (48, 384))], ids=["whole", "split"])
-def test_it_equals_torch(rows: int, shape: tuple[int, int]) -> None:
-    """Tiles of all sizes, of rows and outputs that do not fill them; zero points and a bias."""
-    form = ScaledFormat("U4", (1, 64), has_zeros=True)
-    weight, dense = operands(form, shape, torch.bfloat16)
-    x, bias = torch.randn(rows, shape[1]).bfloat16(), torch.randn(len(dense)).bfloat16()
-    out = torch.full((rows, len(dense)), torch.nan, dtype=torch.bfloat16)
-    kernel.wide_int4(x, weight, bias, out, torch.empty(rows * shape[1], dtype=torch.bfloat16), gpu=FEW_BLOCKS)
-    assert relative_error(out, x.float() @ dense.T + bias.float()) < 6e-3
+@pytest.mark.parametrize(
+    "cases", [[(131, (304, 128)), (70, (48, 384))], [(161, (200, 384))]], ids=["128 rows", "256 rows"]
+)
+def test_it_equals_torch(cases: list[tuple[int, tuple[int, int]]]) -> None:
+    """Tiles of all sizes, of rows and outputs that do not fill them, and of halves of the inputs; zero points and a
+    bias."""
+    for rows, shape in cases:
+        form = ScaledFormat("U4", (1, 64), has_zeros=True)
+        weight, dense = operands(form, shape, torch.bfloat16)
+        x, bias = torch.randn(rows, shape[1]).bfloat16(), torch.randn(len(dense)).bfloat16()
+        out = torch.full((rows, len(dense)), torch.nan, dtype=torch.bfloat16)
+        kernel.wide_int4(x, weight, bias, out, torch.empty(rows * shape[1], dtype=torch.bfloat16), gpu=FEW_BLOCKS)
+        assert relative_error(out, x.float() @ dense.T + bias.float()) < 6e-3
 
 
-def test_tiles_fill_turns() -> None:
-    for rows, columns, blocks in ((512, 28672, 132), (512, 4096, 132), (512, 6144, 132), (131, 608, 3), (1, 16, 132)):
-        whole, count, is_split = kernel.tiles_of(rows, columns, blocks)
-        row_tiles = -(-rows // 128)
-        if is_split:
-            assert (whole, count) == (0, row_tiles * -(-columns // 64))
-            continue
-        assert whole * 2 + (count - whole) == row_tiles * -(-columns // 128), "each unit of 128 x 128 once"
-        assert whole % row_tiles == 0, "all rows of the same outputs"
-    assert kernel.tiles_of(512, 28672, 132) == (396, 500, False)
-    assert kernel.tiles_of(256, 4096, 132) == (0, 128, True)
+@pytest.mark.parametrize(
+    ("rows", "columns", "blocks"),
+    [
+        (512, 28672, 132),
+        (512, 4096, 132),
+        (512, 6144, 132),
+        (384, 28672, 132),
+        (131, 608, 3),
+        (161, 400, 3),
+        (1, 16, 132),
+    ],
+)
+def test_tiles_fill_turns(rows: int, columns: int, blocks: int) -> None:
+    tiles = kernel.Tiles.of(rows, columns, blocks)
+    row_tiles = -(-rows // tiles.rows)
+    if tiles.is_split:
+        assert (tiles.whole, tiles.count) == (0, row_tiles * -(-columns // 64))
+        return
+    units = row_tiles * -(-columns // (128 if tiles.rows == 128 else 64))
+    assert units <= tiles.whole + tiles.count < units + 2 * row_tiles, "each part of the result once"
+    assert tiles.whole % row_tiles == 0, "all rows of the same outputs"
+
+
+def test_tiles_of_a_large_model() -> None:
+    assert kernel.Tiles.of(512, 28672, 132) == kernel.Tiles(256, 396, 500, is_split=False)
+    assert kernel.Tiles.of(384, 28672, 132) == kernel.Tiles(128, 264, 408, is_split=False)
+    assert kernel.Tiles.of(256, 4096, 132) == kernel.Tiles(128, 0, 128, is_split=True)
 
 
 def test_rows_that_it_takes() -> None:
@@ -59,9 +79,9 @@ def test_rows_that_it_takes() -> None:
     gpu = GPU("a GPU", (9, 0), 1 << 34, 132)
     taken = [
         kernel.takes_wide(replace(weight, columns=columns), torch.empty(rows, 128, dtype=torch.bfloat16), gpu)
-        for rows, columns in ((256, 4096), (257, 4096), (512, 28672), (513, 28672))
+        for rows, columns in ((256, 4096), (257, 4096), (384, 28672), (513, 28672), (1024, 28672), (1025, 28672))
     ]
-    assert taken == [True, False, True, False]
+    assert taken == [True, False, True, False, True, False]
 
 
 def _deal(x: Any, out: Any, *, chained: bool) -> None:
