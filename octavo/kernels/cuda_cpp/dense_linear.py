@@ -24,7 +24,7 @@ _LARGE_BYTES = 32 << 20
 #: for another of its own grid, since some would then have two and others none
 _SHARE, _ALONE = 0.52, 0.51
 #: bytes from which, and outputs up to which, it was measured to be faster than `skinny_linear`
-_LEAST_BYTES, _MOST_OUTPUTS = 22 << 20, 32768
+_LEAST_BYTES, _MOST_OUTPUTS = 16 << 20, 32768
 
 
 def takes(matrix: torch.Tensor, gpu: GPU, gate: Activation | None = None) -> bool:
