@@ -19,7 +19,7 @@ from octavo.kernels.cuda import ledger  # isort: skip
 from octavo.kernels.cuda.driver import GPU  # isort: skip
 from octavo.kernels.cuda.step import DECODES, DeviceStep, StepKind  # isort: skip
 from octavo.kernels.cuda_cpp import attention as cuda_attention  # isort: skip
-from octavo.kernels.cuda_cpp import attention_plan, shape  # isort: skip
+from octavo.kernels.cuda_cpp import attention_plan, one_sequence, shape  # isort: skip
 from octavo.kernels.cuda_cpp.decode_attention import Kind  # isort: skip
 from octavo.kernels.cuda_cpp import compile as nvcc  # isort: skip
 from octavo.kernels.external import flash_attention  # isort: skip
@@ -101,9 +101,12 @@ def test_a_step_of_short_chunks_is_one_of_decodes(
     assert (kind.has_decodes, kind.has_chunks, kind.decode_threshold) == expected
 
 
-@pytest.mark.parametrize(("heads", "short_chunk", "others"), [(8, 16, 0), (8, 1, 0), (2, 16, 0), (8, 16, 1)])
+@pytest.mark.parametrize(
+    ("heads", "short_chunk", "others", "gpu"),
+    [(8, 16, 0, AMPERE), (8, 1, 0, AMPERE), (2, 16, 0, HOPPER), (8, 16, 1, AMPERE), (8, 16, 0, HOPPER)],
+)
 def test_cuda_kernels_take_what_the_ledger_says(
-    heads: int, short_chunk: int, others: int, monkeypatch: pytest.MonkeyPatch
+    heads: int, short_chunk: int, others: int, gpu: GPU, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Kernels that only say which ran; a layer that others take leaves short chunks to them, too."""
     ran: list[int] = []
@@ -120,23 +123,32 @@ def test_cuda_kernels_take_what_the_ledger_says(
     monkeypatch.setattr(GPU, "is_interpreted", False)
     monkeypatch.setattr(attention_plan, "Kernel", MagicMock())
     monkeypatch.setattr(cuda_attention, "DecodeAttention", Kernel)
+    monkeypatch.setattr(one_sequence, "Kernel", MagicMock())
+    monkeypatch.setattr(one_sequence.OneSequence, "run", lambda *given, **rest: ran.append(0))
     monkeypatch.setattr(Kind, "compile", lambda *given: b"")
+    monkeypatch.setattr(one_sequence, "compile_kernel", lambda *given: b"")
     for module in (attention_plan, cuda_attention):
         monkeypatch.setattr(module, "compile_plan", lambda *given: (b"", 256))
     layers = [replace(LAYER, num_heads=heads, window=window) for window in (None, 40)]
     layers += [replace(LAYER, head_dim=80)] * others
     limits = StepLimits(64, 32, 64, 1, short_chunk)
-    memory = AttentionMemory(layers, KV, limits, AMPERE, DEVICE)
+    memory = AttentionMemory(layers, KV, limits, gpu, DEVICE)
     memory.pools.update(dict.fromkeys(layers))  # type: ignore[arg-type]
     backend = cuda_attention.CudaAttention(memory)
-    entries = ledger._attention(layers, KV, limits, "bfloat16", AMPERE, "auto")
+    entries = ledger._attention(layers, KV, limits, "bfloat16", gpu, "auto")
     assert backend.num_bytes == sum(entry.num_bytes for entry in entries if "CUDA C++" in entry.what)
     decode = backend.decode(layers[1], None, otherwise=lambda *step: ran.append(-1))
-    backend.decode(layers[0], MagicMock(), otherwise=_unreachable)(step_of(DECODES), None, None)  # type: ignore[arg-type]
+    for transform in (MagicMock(row_scales=None), MagicMock()):  # the last has scales that a projection left
+        fused = backend.decode(layers[0], transform, otherwise=_unreachable)
+        fused(step_of(DECODES), None, None)  # type: ignore[arg-type]
+        fused(step_of(DECODES, num_seqs=2), None, None)  # type: ignore[arg-type]
     for threshold in (1, 4, 16):
         decode(step_of(replace(DECODES, decode_threshold=threshold)), None, None)  # type: ignore[arg-type]
     takes = heads == 8 and short_chunk == 16 and not others
-    assert (backend.short_chunk, ran) == (16 if takes else 1, [1, 1, -1, 16 if takes else -1])
+    assert (backend.short_chunk, ran) == (
+        16 if takes else 1,
+        [0 if gpu is HOPPER else 1, *[1] * 4, -1, 16 if takes else -1],
+    )
 
 
 def test_kernels_that_cannot_be_built_are_left_out_unless_asked_for(
@@ -275,9 +287,9 @@ def test_a_backend_that_decodes_alone_spares_the_other_plans(
     assert plans == {"alone": 1, "other": num_plans}
 
 
-def step_of(kind: StepKind) -> DeviceStep:
+def step_of(kind: StepKind, num_seqs: int = 1) -> DeviceStep:
     nothing = torch.empty(0, dtype=torch.int32)
-    return DeviceStep(nothing, nothing, nothing, nothing, nothing, (nothing,), kind)
+    return DeviceStep(nothing, nothing, nothing, torch.empty(num_seqs), nothing, (nothing,), kind)
 
 
 @pytest.mark.parametrize("decodes_alone", [False, True])

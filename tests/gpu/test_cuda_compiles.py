@@ -20,6 +20,7 @@ from octavo.kernels.cuda_cpp import (  # noqa: E402
     grouped_linear,
     int4_linear,
     one_row_format,
+    one_sequence,
     wide_int4,
 )
 from octavo.kernels.cuda_cpp.all_reduce import compile_all_reduce  # noqa: E402
@@ -116,6 +117,15 @@ def test_decode_attention_over_codes_and_with_sinks(
 ) -> None:
     kind = Kind(64, Shape(2, 4), getattr(torch, dtype), 16, False, False, True, 64, True, codes, has_sinks)
     assert kind.compile(gpu).startswith(b"\x7fELF")
+
+
+@pytest.mark.parametrize(("dtype", "head_dim", "window"), [("bfloat16", 128, False), ("float16", 64, True)])
+def test_attention_of_one_sequence(dtype: str, head_dim: int, window: bool) -> None:
+    kind = Kind(
+        head_dim, Shape(2, 5), getattr(torch, dtype), 32, window, not window, True, 32, not window, None, window
+    )
+    assert one_sequence.takes(kind, HOPPER)
+    assert one_sequence.compile_one(kind, HOPPER).startswith(b"\x7fELF")
 
 
 def test_rings_fit_into_shared_memory() -> None:

@@ -71,7 +71,9 @@ def run_on_cpu(
     def compile_here(name: str, macros: dict[str, str | int], capability: tuple[int, int]) -> bytes:
         library = folder / f"{abs(hash(tuple(macros.values())))}.so"
         defined = [f"-D{macro}={value}" for macro, value in macros.items()]
-        subprocess.run([*command, *FLAGS, *defined, str(folder / f"run_{name}.cpp"), "-o", str(library)], check=True)
+        if not library.exists():
+            source = str(folder / f"run_{name}.cpp")
+            subprocess.run([*command, *FLAGS, *defined, source, "-o", str(library)], check=True)
         return str(library).encode()
 
     class OnCpu:

@@ -17,6 +17,7 @@ from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda.step import AttentionLaunch, DeviceStep
 from octavo.kernels.cuda_cpp.attention_plan import SharedPlan, compile_plan
 from octavo.kernels.cuda_cpp.decode_attention import DecodeAttention, Kind, Partials
+from octavo.kernels.cuda_cpp.one_sequence import OneSequence, compile_one, takes
 from octavo.kernels.cuda_cpp.shape import MAX_SEQUENCES, Shape, short_chunk, why_not
 from octavo.kernels.kv_layout import LARGEST_CODE, KVDType, KVLayout
 from octavo.kernels.triton.attention.memory import TORCH_DTYPE, AttentionMemory
@@ -81,6 +82,7 @@ class DecodesOf:
         self._kernels = {kind: DecodeAttention(kind, gpu) for kind in _kinds(memory, layers, max_queries)}
         self._plans: dict[tuple[int, int | None, Shape], SharedPlan] = {}
         self._partials: dict[tuple[Shape, int], Partials] = {}
+        self._alone = OneSequence.of_kinds(self._kernels, gpu, device)
         for layer in layers:
             shape = Shape.of(layer, max_queries)
             key, dim, seqs = (layer.group, layer.window, shape), layer.head_dim, memory.max_num_seqs
@@ -97,7 +99,8 @@ class DecodesOf:
         arrays = [array for plan in self._plans.values() for array in plan.arrays]
         for part in self._partials.values():
             arrays += [part.values, part.max_sum, part.done]
-        return sum(array.nbytes for array in arrays)
+        alone = {one.parts for one in self._alone.values()}
+        return sum(array.nbytes for array in arrays) + sum(parts.num_bytes for parts in alone)
 
     def plan(self, step: DeviceStep) -> None:
         for (group, window, _), plan in self._plans.items():
@@ -112,8 +115,11 @@ class DecodesOf:
         kind = Kind.of(layer, TORCH_DTYPE[memory.dtype], memory.kv, transform is not None, self._max_queries)
         kernel, partials = self._kernels[kind], self._partials[shape, layer.head_dim]
         plan, pools = self._plans[layer.group, layer.window, shape], memory.pools
+        alone = self._alone.get(kind) if transform is not None and transform.row_scales is None else None
 
         def launch(step: DeviceStep, q: torch.Tensor, out: torch.Tensor) -> None:
+            if alone is not None and transform is not None and len(step.seq_lens) == 1:
+                return alone.run(q, out, layer, pools[layer], step, transform=transform)
             kernel.run(
                 q, out, layer, pools[layer], plan, partials, block_table=step.block_tables[layer.group],
                 transform=transform,
@@ -135,6 +141,9 @@ def _compile(
     seqs = {memory.max_num_seqs * Shape.of(layer, most).query_tiles for layer in layers for most in queries}
     with ThreadPoolExecutor() as pool:
         plans = [pool.submit(compile_plan, num, memory.gpu) for num in seqs]
+        alone = [pool.submit(compile_one, kind, memory.gpu) for kind in kinds if takes(kind, memory.gpu)]
         list(pool.map(lambda kind: kind.compile(memory.gpu), kinds))
         for plan in plans:
             plan.result()
+        for one in alone:
+            one.result()

@@ -39,7 +39,7 @@ _HOOKS: dict[tuple[KVDType | None, bool], str] = {
 }
 
 
-class _Launch(Structure):
+class Launch(Structure):
     _fields_ = (
         ("plan", PlanArrays),
         *(
@@ -104,10 +104,15 @@ class Kind:
     def compile(self, gpu: GPU, *, has_copy_engine: bool | None = None, source: Path | None = None) -> bytes:
         """has_copy_engine: use Hopper's copy engine; by default wherever there is one. source: a file that includes the
         kernel and defines its own hooks (csrc/cuda/hooks.cuh)."""
+        macros = self.macros(gpu, has_copy_engine=has_copy_engine)
+        return compile_kernel("decode_attention", macros, gpu.capability, source)
+
+    def macros(self, gpu: GPU, *, has_copy_engine: bool | None = None) -> dict[str, str | int]:
+        """The compile-time parameters of csrc/cuda/attention_kind.cuh."""
         occupancy = Occupancy.of(self.shape, self.head_dim, gpu.capability, has_codes=self.codes is not None)
         assert occupancy is not None, "a layer that does not fit is not compiled"
         copies = gpu.capability >= (9, 0) if has_copy_engine is None else has_copy_engine
-        macros = {
+        macros: dict[str, str | int] = {
             "HEAD_DIM": self.head_dim,
             "GROUP": self.shape.group,
             "BLOCK_SIZE": self.block_size,
@@ -126,7 +131,7 @@ class Kind:
         }
         if (hooks := _HOOKS.get((self.codes, self.has_sinks))) is not None:
             macros["HOOKS"] = hooks
-        return compile_kernel("decode_attention", macros, gpu.capability, source)
+        return macros
 
 
 class DecodeAttention:
@@ -148,32 +153,48 @@ class DecodeAttention:
         partials: Partials, *, block_table: torch.Tensor, transform: HeadTransform | None,
     ) -> None:  # fmt: skip
         """Write those rows of `out` [T, Q * D] that belong to decoding sequences. `q` and `transform`: see `Kind`."""
-        heads = transform if transform is not None else HeadTransform.none(q)
-        arrays = (
-            q, out, pool.data, block_table, partials.values, partials.max_sum, partials.done,
-            heads.row_scales, heads.column_scales, heads.q_norm, heads.k_norm, heads.cos, heads.sin,
-        )  # fmt: skip
-        addresses = (0 if array is None else array.data_ptr() for array in arrays)
-        launch = _Launch(
-            plan.struct, *addresses, q.stride(0), out.stride(0), block_table.stride(0),
-            pool.block_stride, pool.value_offset, pool.layer_row, pool.block_stride // layer.head_dim,
-            layer.num_kv_heads, plan.num_stretches, layer.window or 0, layer.scale * _LOG2_E,
-            (layer.softcap or 0.0) * _LOG2_E, heads.eps,
-            self._hooks_of(pool),
-        )  # fmt: skip
-        rows = pool.rows
-        element = _BYTES if self._kind.codes is not None else q.dtype
-        tensor_map = _map_of(rows.base.data_ptr(), rows.shape[0], layer.head_dim, element)
+        launch = launch_of(q, out, layer, pool, self._hooks_of(pool), block_table, transform, plan, partials)
         self._kernel.launch(
-            plan.num_stretches * layer.num_kv_heads, THREADS, (launch, tensor_map), shared_bytes=self._shared_bytes,
-            stream=torch.cuda.current_stream().cuda_stream, chained=self._chained,
+            plan.num_stretches * layer.num_kv_heads, THREADS, (launch, map_of(pool, layer, q.dtype)),
+            shared_bytes=self._shared_bytes, stream=torch.cuda.current_stream().cuda_stream, chained=self._chained,
         )  # fmt: skip
 
     def _hooks_of(self, pool: LayerPool) -> Array[c_void_p]:
-        """What the kind's own hooks hold, in the order of their fields."""
-        own = [pool.scales.data_ptr()] if self._kind.codes is not None else []
-        own += [pool.sinks.data_ptr()] if self._kind.has_sinks else []
-        return (c_void_p * 4)(*own) if own else self._hooks
+        return hooks_of(self._kind, pool) or self._hooks
+
+
+def hooks_of(kind: Kind, pool: LayerPool) -> Array[c_void_p] | None:
+    """What the kind's own hooks hold, in the order of their fields; None: they hold nothing."""
+    own = [pool.scales.data_ptr()] if kind.codes is not None else []
+    own += [pool.sinks.data_ptr()] if kind.has_sinks else []
+    return (c_void_p * 4)(*own) if own else None
+
+
+def launch_of(
+    q: torch.Tensor, out: torch.Tensor, layer: AttentionLayer, pool: LayerPool, hooks: Array[c_void_p],
+    block_table: torch.Tensor, transform: HeadTransform | None, plan: SharedPlan | None = None,
+    partials: Partials | None = None,
+) -> Launch:  # fmt: skip
+    """What a kernel is launched with that includes csrc/cuda/attention_kind.cuh."""
+    heads = transform if transform is not None else HeadTransform.none(q)
+    parts = (None, None, None) if partials is None else (partials.values, partials.max_sum, partials.done)
+    arrays = (
+        q, out, pool.data, block_table, *parts,
+        heads.row_scales, heads.column_scales, heads.q_norm, heads.k_norm, heads.cos, heads.sin,
+    )  # fmt: skip
+    addresses = (0 if array is None else array.data_ptr() for array in arrays)
+    return Launch(
+        PlanArrays() if plan is None else plan.struct, *addresses, q.stride(0), out.stride(0), block_table.stride(0),
+        pool.block_stride, pool.value_offset, pool.layer_row, pool.block_stride // layer.head_dim,
+        layer.num_kv_heads, 0 if plan is None else plan.num_stretches, layer.window or 0, layer.scale * _LOG2_E,
+        (layer.softcap or 0.0) * _LOG2_E, heads.eps, hooks,
+    )  # fmt: skip
+
+
+def map_of(pool: LayerPool, layer: AttentionLayer, dtype: torch.dtype) -> TensorMap:
+    """The whole pool as rows of a head, for the copy engine. dtype: that of queries."""
+    element = _BYTES if pool.codes["HAS_CODES"] else dtype
+    return _map_of(pool.rows.base.data_ptr(), pool.rows.shape[0], layer.head_dim, element)
 
 
 @lru_cache(maxsize=64)

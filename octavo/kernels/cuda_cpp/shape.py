@@ -18,6 +18,7 @@ MAX_SEQUENCES = 4096  # as many as the plan can sort in shared memory
 TILE_ROWS = 64
 BOX_TOKENS = 16
 SHARED_LEVELS = 4
+CLUSTER_BLOCKS = 8  # thread blocks of a cluster of csrc/cuda/one_sequence_attention.cu
 _STRETCH_INTS, _UNIT_INTS, _MEMBER_INTS, _PATH_INTS = 20, 12, 24, 12
 
 
@@ -143,12 +144,35 @@ def partial_shapes(part_rows: int, num_seqs: int, shape: Shape, head_dim: int) -
     return {"values": (rows * head_dim,), "max_sum": (rows * 2,), "done": (done,)}
 
 
+def takes_one_sequence(shape: Shape, head_dim: int, gpu: GPU, *, has_codes: bool) -> bool:
+    """Whether a step's only sequence has the kernel of csrc/cuda/one_sequence_attention.cu: for Hopper's clusters, and
+    up to 8 query heads that share a kv head."""
+    is_narrow = shape.group <= 8 and shape.max_queries == 1
+    return gpu.capability[0] == 9 and head_dim in (64, 128) and is_narrow and not has_codes
+
+
+def num_clusters(num_kv_heads: int, gpu: GPU) -> int:
+    """The clusters of each kv head when a step has one sequence: as many as have multiprocessors of their own."""
+    return max(1, gpu.num_multiprocessors // CLUSTER_BLOCKS // num_kv_heads)
+
+
+def one_sequence_shapes(num_kv_heads: int, head_dim: int, gpu: GPU) -> dict[str, tuple[int, ...]]:
+    """What the clusters of a step's only sequence leave each other, of 32-bit numbers, for eight query heads."""
+    clusters = num_clusters(num_kv_heads, gpu)
+    return {
+        "values": (clusters, num_kv_heads, 8 * head_dim),
+        "max_sum": (clusters, num_kv_heads, CLUSTER_BLOCKS, 8, 2),
+        "done": (num_kv_heads, CLUSTER_BLOCKS),
+    }
+
+
 def workspace(
     layers: Sequence[AttentionLayer], max_num_seqs: int, gpu: GPU, max_queries: int, *, has_codes: bool
 ) -> Iterator[tuple[int, ...]]:
     """All plans and partial results of a model with these layers, for sequences of up to max_queries new tokens."""
     plans = {(layer.group, layer.window, Shape.of(layer, max_queries)): layer for layer in layers}
     parts: dict[tuple[Shape, int], int] = {}
+    alone: set[tuple[int, int]] = set()
     for (_, _, shape), layer in plans.items():
         stretches, seqs = (
             shape.num_stretches(gpu, layer.head_dim, has_codes=has_codes),
@@ -157,5 +181,9 @@ def workspace(
         yield from plan_shapes(seqs, stretches).values()
         rows = max_part_rows(shape, seqs, stretches, shares=max_queries == 1)
         parts.setdefault((shape, layer.head_dim), rows)
+        if takes_one_sequence(shape, layer.head_dim, gpu, has_codes=has_codes):
+            alone.add((shape.num_kv_heads, layer.head_dim))
+    for num_kv_heads, head_dim in alone:
+        yield from one_sequence_shapes(num_kv_heads, head_dim, gpu).values()
     for (shape, head_dim), rows in parts.items():
         yield from partial_shapes(rows, max_num_seqs, shape, head_dim).values()

@@ -50,6 +50,8 @@ struct Resident {
   }
 };
 
+std::vector<Resident>* residents;  // all blocks
+
 // Some turns of the block that is in its place; fewer if nobody goes on
 inline void run_some_turns(std::minstd_rand& random) {
   for (int num_idle = 0, left = 2000; left > 0 && num_idle < 30 && !all_have_ended(); --left) {
@@ -67,6 +69,7 @@ inline bool run_blocks_at_once(int num_blocks, int num_threads, std::function<vo
   body = std::move(kernel);
   gridDim.x = num_blocks;
   std::vector<Resident> all(num_blocks);
+  residents = &all;
   for (Resident& one : all) {
     one.own_threads = std::vector<Thread>(num_threads);
     for (Thread& thread : one.own_threads) {

@@ -42,6 +42,7 @@ struct alignas(16) float4 {
   float x, y, z, w;
 };
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline float2 make_float2(float x, float y) { return {x, y}; }
 struct alignas(8) uint2 {
   uint32_t x, y;
 };
@@ -148,6 +149,21 @@ T __ldcs(const T* from) {
   return *from;
 }
 
+template <typename T>
+T __ldcg(const T* from) {
+  return __ldcs(from);
+}
+template <typename T>
+T __ldg(const T* from) {
+  return __ldcs(from);
+}
+template <typename T>
+void __stcg(T* to, T x) {
+  if (uintptr_t(to) % sizeof(T)) fprintf(stderr, "a store to %p\n", to), abort();
+  *to = x;
+}
+
+inline int __float2int_rn(float x) { return int(nearbyintf(x)); }
 inline float __expf(float x) { return expf(x); }
 inline float __fdividef(float x, float y) { return x / y; }
 inline float rsqrtf(float x) { return 1 / sqrtf(x); }
@@ -352,6 +368,38 @@ void multiply_add_any_time(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, u
   }
   __syncwarp();
 }
+
+template <typename T>
+void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  multiply_add_any_time<T>(c, a, b0, b1);
+}
+
+// Four matrices of 8 x 8 16-bit numbers, whose rows are at the lanes' addresses, eight lanes a matrix
+inline void load_fragments(uint32_t (&to)[4], uint32_t from) {
+  if (from % 16) fprintf(stderr, "a matrix's row at %u\n", from), abort();
+  const Meeting& meeting = meet(~0u, from);
+  const int lane = threadIdx.x % 32;
+  for (int i = 0; i < 4; ++i) memcpy(&to[i], memory + meeting.all[i * 8 + lane / 4][0] + lane % 4 * 4, 4);
+  __syncwarp();
+}
+
+// The same, turned: a thread has the numbers of two rows in one column
+inline void load_transposed_fragments(uint32_t (&to)[4], uint32_t from) {
+  if (from % 16) fprintf(stderr, "a matrix's row at %u\n", from), abort();
+  const Meeting& meeting = meet(~0u, from);
+  const int lane = threadIdx.x % 32;
+  for (int i = 0; i < 8; ++i) {
+    const uint8_t* row = memory + meeting.all[i / 2 * 8 + lane % 4 * 2 + i % 2][0];
+    memcpy(reinterpret_cast<uint16_t*>(&to[i / 2]) + i % 2, row + lane / 4 * 2, 2);
+  }
+  __syncwarp();
+}
+
+inline float exp2_fast(float x) { return exp2f(x); }
+inline int count_up(int* counter) { return (*counter)++; }
+
+// What attention over a cache of codes needs, which nobody runs here
+inline uint32_t subtract_halves(uint32_t, uint32_t) { abort(); }
 
 }  // namespace octavo
 
