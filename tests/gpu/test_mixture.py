@@ -21,6 +21,7 @@ from octavo.kernels.mixture import SILU, ExpertStack, Gate, Mixture, Routing  # 
 from octavo.kernels.reference.activations import gated  # isort: skip
 from octavo.kernels.reference.routing import choose  # isort: skip
 from octavo.kernels.triton.coded.weight_stack import WeightStack  # isort: skip
+from octavo.kernels.triton.experts.combine import NextNorm  # isort: skip
 from octavo.kernels.triton.experts.grouped_linear import Tile, choose_tile, grouped_linear  # isort: skip
 from octavo.kernels.triton.experts.mixture import Experts, mixture  # isort: skip
 from octavo.kernels.triton.experts.room import Room  # isort: skip
@@ -74,6 +75,20 @@ def test_it_equals_torch(name: str, dtype: torch.dtype, num_rows: int, chained: 
         assert relative_error(out, expected) < TOLERANCE[dtype]
     assert not room.counts.any(), "left as they were found, for the next mixture"
     assert not room.arrived.any()
+
+
+@pytest.mark.parametrize("num_rows", [1, 5, 300] if ON_GPU else [1, 5])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_norm_after_it_is_of_the_sum_as_it_is_stored(dtype: torch.dtype, num_rows: int) -> None:
+    case = CASES["gpt-oss"]
+    experts, room = made(case, dtype), room_for(case, dtype)
+    x, residual = (torch.randn(num_rows, HIDDEN, device=DEVICE).to(dtype) for _ in range(2))
+    weight = torch.rand(HIDDEN, device=DEVICE) + 0.5
+    total, normed = residual.clone(), torch.full_like(x, torch.nan)
+    mixture(x, total, total, experts, room, chained=ON_GPU, norm=NextNorm(weight, 1e-5, normed))
+    assert relative_error(total, residual.float() + in_torch(x, experts, room)) < TOLERANCE[dtype]
+    expected = torch.nn.functional.rms_norm(total.double(), [HIDDEN], weight.double(), 1e-5)
+    assert relative_error(normed, expected) < torch.finfo(dtype).eps
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -84,6 +84,28 @@ def test_a_mixtures_router_takes_the_norm_where_it_can() -> None:
     assert names(fuse(recording, EVERYTHING)) == ["linear+residual", "rms_norm", "mixture"]
 
 
+def test_a_mixtures_end_takes_the_norm_after_it() -> None:
+    """Not if its sum is the residual there; and rows that become fp8 for the next product do so in the norm alone."""
+    ops = Recorder()
+    residual, one = ops.new_value(WIDTH), mixture(Routing(num_experts=2, num_chosen=1), WIDTH, WIDTH)
+    x, total = ops.add_rms_norm(ops.mixture(ops.rms_norm(residual, NORM, 1e-6), one), residual, NORM, 1e-5)
+    y, rest = ops.add_rms_norm(x, ops.mixture(x, one), NORM, 1e-6)
+    out = ops.linear(y, weight(WIDTH))
+    recording = Recording(ops.instructions, (out, total, rest), (residual,))
+    fused = fuse(recording, Fusions(residual=True, mixture_norm=True))
+    joined = "mixture_add_rms_norm+norm_weight"
+    assert names(fused) == ["rms_norm", joined, "mixture", "add_rms_norm", "linear"]
+    instruction = fused.instructions[1]
+    assert instruction.inputs == (fused.instructions[0].outputs[0], residual)
+    assert instruction.outputs == (x, total)
+    assert instruction.arguments == {"layer": one, "norm_weight": NORM, "eps": 1e-5}
+    assert total.storage == residual.storage, "the sum is in the residual's memory"
+    ops = Recorder()
+    x, total = ops.add_rms_norm(ops.mixture(residual, one), residual, NORM, 1e-5)
+    recording = Recording(ops.instructions, (ops.linear(x, weight(WIDTH)), total), (residual,))
+    assert names(fuse(recording, replace(QUANTISES, mixture_norm=True))) == ["mixture", "quantising_linear+norm_weight"]
+
+
 def adapted() -> Recording:
     """With slots for adapters behind each product."""
     ops = Recorder()

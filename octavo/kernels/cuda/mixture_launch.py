@@ -12,6 +12,8 @@ from octavo.kernels.cuda_cpp.expert_format import least_pairs, rows_for
 from octavo.kernels.cuda_cpp.grouped_linear import WideProducts
 from octavo.kernels.mixture import Mixture
 from octavo.kernels.parameters import Parameter
+from octavo.kernels.triton.elementwise.norm import rms_norm
+from octavo.kernels.triton.experts.combine import NextNorm
 from octavo.kernels.triton.experts.mixture import Experts, mixture
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class MixtureLaunch:
-    """norm_weight: x is RMSNormed first."""
+    """norm_weight: of the RMSNorm of x, or, for `and_norm`, of the sum."""
 
     def __init__(self, layer: Mixture, norm_weight: Parameter | None, eps: float, shared: Shared) -> None:
         weights, self._gpu, self._is_fixed = shared.weights, shared.gpu, shared.is_fixed
@@ -48,11 +50,29 @@ class MixtureLaunch:
             self._few.run(x, residual, out, norm=self._norm, eps=self._eps)
             return
         assert self._norm is None, "a norm is fused only where the kernels for few rows take it"
+        self._run(step, x, residual, out)
+
+    def and_norm(
+        self, step: DeviceStep, x: torch.Tensor, residual: torch.Tensor, out: torch.Tensor, total: torch.Tensor
+    ) -> None:
+        """total = residual + mixture(x), in the residual's memory; out = rms_norm(total). The norm is not of x."""
+        assert self._norm is not None, "what norms has a weight"
+        norm = NextNorm(self._norm, self._eps, out)
+        if len(x) in self._few_rows:
+            self._few.run(x, residual, total, norm=None, eps=self._eps)
+            rms_norm(total, *norm, chained=self._gpu.chains)
+        else:
+            self._run(step, x, residual, total, norm)
+
+    def _run(
+        self, step: DeviceStep, x: torch.Tensor, residual: torch.Tensor | None, out: torch.Tensor,
+        norm: NextNorm | None = None,
+    ) -> None:  # fmt: skip
         placing = None if self._placings is None else self._placings.of(self._name, step)
         given = self._experts, self._room
         mixture(
             x, residual, out, *given, is_fixed=self._is_fixed, chained=self._gpu.chains, placing=placing,
-            wide=self._wide,
+            wide=self._wide, norm=norm,
         )  # fmt: skip
 
 

@@ -270,6 +270,10 @@ class Program:
     def _mixture(self, layer: Mixture, norm_weight: Parameter | None = None, eps: float = 1e-6) -> Launch:
         return MixtureLaunch(layer, norm_weight, eps, self._shared)
 
+    def _mixture_add_rms_norm(self, layer: Mixture, norm_weight: Parameter, eps: float) -> Launch:
+        """Outputs the normed sum, and the sum in the residual's memory."""
+        return MixtureLaunch(layer, norm_weight, eps, self._shared).and_norm
+
     def _rotary_kv_write(self, layer: AttentionLayer) -> Launch:
         transform, chained = HeadTransform.of(layer, self._weights), self._chained
         memory = self._shared.memory

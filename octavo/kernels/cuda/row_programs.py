@@ -43,7 +43,7 @@ class Passes:
     def of(cls, model: ModelRecording, shared: Shared, limits: StepLimits, parts: torch.Tensor | None) -> Passes:
         """parts: see Program; None off Hopper."""
         seqs, is_fused = limits.max_num_seqs, shared.see is None and not shared.is_fixed
-        fusions = Fusions(all_reduce=shared.fuses_sums, adapters=is_fused)
+        fusions = Fusions(all_reduce=shared.fuses_sums, adapters=is_fused, mixture_norm=is_fused)
         if is_fused and shared.quantized is not None:
             fusions = replace(fusions, quantises=shared.quantized.quantises(limits.max_num_tokens))
         body = fuse(model.body if model.gives_logits else model.whole, fusions)
@@ -83,13 +83,15 @@ def programs_by_rows(
         )
         programs.append(program(rows, fusions))
     if parts is None:
-        programs.append(program(MAX_SKINNY_ROWS, Fusions(attention=True, residual=True)))
+        programs.append(program(MAX_SKINNY_ROWS, Fusions(attention=True, residual=True, mixture_norm=True)))
     else:
         few = [FEW_QUANTIZED_ROWS] if shared.quantized is not None else []
         for rows in (*few, *TILED_ROWS):
-            fusions = Fusions(attention=True, residual=True, parts=True, takes_gate=_takes_gates(rows))
+            fusions = Fusions(
+                attention=True, residual=True, mixture_norm=True, parts=True, takes_gate=_takes_gates(rows)
+            )
             programs.append(program(rows, fusions, parts))
-    programs.append(program(max_num_seqs, Fusions(attention=True)))
+    programs.append(program(max_num_seqs, Fusions(attention=True, mixture_norm=True)))
     return programs
 
 

@@ -11,6 +11,7 @@
     add_rms_norm, linear               ->  quantising_linear               │ in what gives them; and the product before
     gated_activation, linear           ->  quantising_linear               ┘ it may leave its scales to that, or to
                                                                              attention
+    mixture, add_rms_norm              ->  mixture_add_rms_norm              its weighted sums have whole rows
     all_reduce, add_rms_norm           ->  all_reduce_add_rms_norm           between ranks
     add_adapters, gated_activation     ->  add_adapters with gate
     linear, add_adapters               ->  linear with adapters              and what fuses with a product then does
@@ -42,6 +43,7 @@ class Fusions:
     residual: bool = False
     all_reduce: bool = False
     adapters: bool = False
+    mixture_norm: bool = False
     parts: bool = False  # a product leaves partial sums, and the next norm adds them up
     fuses: Callable[[Linear, bool], bool] = lambda weight, gated: True  # whether anything but that; a gate
     quantises: Callable[[Linear], bool] = lambda weight: False  # whether a product's rows become fp8 before it
@@ -67,6 +69,8 @@ def fuse(recording: Recording, fusions: Fusions) -> Recording:
         recording = _with_scales_left(recording, fusions)
     if fusions.parts:
         recording = _apply(recording, _parts)
+    if fusions.mixture_norm:
+        recording = _apply(recording, _mixture_norm)
     if fusions.residual:
         recording = _apply(recording, lambda first, second: _residual(first, second, fusions))
     recording = _apply(recording, lambda first, second: _gate(first, second, fusions))
@@ -212,6 +216,13 @@ def _parts(first: Instruction, second: Instruction) -> list[Instruction] | None:
     arguments = {"weight": first.arguments["weight"], "norm_weight": second.arguments["weight"]}
     arguments |= {"eps": second.arguments["eps"], "adapters": first.arguments.get("adapters")}
     return [Instruction("linear_add_rms_norm", (*first.inputs, second.inputs[1]), second.outputs, arguments)]
+
+
+def _mixture_norm(first: Instruction, second: Instruction) -> list[Instruction] | None:
+    if (first.op, second.op) != ("mixture", "add_rms_norm") or second.inputs[0] is not first.outputs[0]:
+        return None
+    arguments = first.arguments | {"norm_weight": second.arguments["weight"], "eps": second.arguments["eps"]}
+    return [Instruction("mixture_add_rms_norm", (*first.inputs, second.inputs[1]), second.outputs, arguments)]
 
 
 def _gate(first: Instruction, second: Instruction, fusions: Fusions) -> list[Instruction] | None:

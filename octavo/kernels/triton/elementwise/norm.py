@@ -63,7 +63,7 @@ def layer_norm(
     _layer_norm_kernel[(len(x),)](
         x, weight, weight if bias is None else bias, out, eps, x.stride(0), out.stride(0),
         WIDTH=width, PAD=width_pad, HAS_BIAS=bias is not None,
-        CHAINED=chained, launch_pdl=chained, num_warps=_num_warps(width_pad),
+        CHAINED=chained, launch_pdl=chained, num_warps=num_warps(width_pad),
     )  # fmt: skip
 
 
@@ -83,11 +83,11 @@ def _rms_norm(
         x, out if residual is None else residual, weight, out, eps,
         x.stride(-2), out.stride(0) if residual is None else residual.stride(0), out.stride(0), x.stride(0),
         PARTS=num_parts, WIDTH=width, PAD=width_pad, HAS_RESIDUAL=residual is not None,
-        CHAINED=chained, EARLY=early, launch_pdl=chained, num_warps=_num_warps(width_pad),
+        CHAINED=chained, EARLY=early, launch_pdl=chained, num_warps=num_warps(width_pad),
     )  # fmt: skip
 
 
-def _num_warps(width_pad: int) -> int:
+def num_warps(width_pad: int) -> int:
     """Two 16-byte loads per thread."""
     return min(16, max(1, width_pad // 512))
 

@@ -1,8 +1,8 @@
 """The op `mixture` on a GPU: three launches for one row, four for more.
 
 one row      route | gate_up of the chosen | down of the chosen, their weighted sum and the residual
-more         route, with each expert's list of rows | grouped gate_up | grouped down | weighted sum and residual;
-             the products in CUDA C++ where experts have many rows each (grouped_linear.cu, grouped_codes.cu)
+more         route, with each expert's list of rows | grouped gate_up | grouped down | weighted sum, residual and the
+             next norm; the products in CUDA C++ where experts have many rows each (grouped_linear.cu, grouped_codes.cu)
 
 Experts may be codes with scales. Before each grouped product of many rows with fp8 experts, whose scales are of
 outputs, a launch makes the rows fp8, too.
@@ -11,6 +11,7 @@ outputs, a launch makes the rows fp8, too.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -22,7 +23,8 @@ from octavo.kernels.mixture import ExpertStack, Gate, Mixture
 from octavo.kernels.parameters import Linear
 from octavo.kernels.triton.coded.coded_format import format_of
 from octavo.kernels.triton.coded.weight_stack import WeightStack
-from octavo.kernels.triton.experts.combine import combine
+from octavo.kernels.triton.elementwise.norm import rms_norm
+from octavo.kernels.triton.experts.combine import NextNorm, combine
 from octavo.kernels.triton.experts.grouped_linear import FIXED, grouped_linear
 from octavo.kernels.triton.experts.one_row import one_row_down, one_row_gate_up
 from octavo.kernels.triton.experts.placing import Placing
@@ -79,10 +81,12 @@ def _biases(of: Linear | ExpertStack, weights: DeviceWeights) -> torch.Tensor | 
 def mixture(
     x: torch.Tensor, residual: torch.Tensor | None, out: torch.Tensor, experts: Experts, room: Room, *,
     is_fixed: bool = False, chained: bool, placing: Placing | None = None, wide: WideProducts | None = None,
+    norm: NextNorm | None = None,
 ) -> None:  # fmt: skip
     """out [T, H] = the mixture of x [T, H] (+ residual, which may be out; out must not be x). is_fixed: the same
     kernels for any number of rows, so that a row's result does not depend on the others. placing: of experts that
-    change places. wide: takes the products whose experts have many rows each."""
+    change places. wide: takes the products whose experts have many rows each. norm: of out; in the last launch, but for
+    one row."""
     layer, num_rows = experts.layer, len(x)
     assert num_rows <= room.max_rows, f"{num_rows} rows in room for {room.max_rows}"
     num_chosen, first, is_alone = layer.routing.num_chosen, layer.first_expert, num_rows == 1 and not is_fixed
@@ -111,13 +115,19 @@ def mixture(
             first_expert=first,
             chained=chained,
         )
+        if norm is not None:
+            rms_norm(out, *norm, chained=chained)
         return
     num_pairs, inner, hidden = num_rows * num_chosen, layer.down.in_features, x.shape[1]
+    end = partial(
+        combine, residual, out, room, num_chosen=num_chosen, first_expert=first, num_own=layer.num_own,
+        chained=chained, norm=norm,
+    )  # fmt: skip
     if wide is not None and takes_codes(experts.gate_up, experts.down, num_pairs, num_chosen, x.dtype):
         results = room.results[: num_pairs * hidden].view(num_pairs, hidden)
         products = (experts.gate_up, experts.gate_up_bias), (experts.down, experts.down_bias)
         mixture_of_codes(x, *products, room, results, gate=layer.gate, num_chosen=num_chosen, gpu=wide.gpu)
-        combine(residual, out, room, num_chosen=num_chosen, first_expert=first, num_own=layer.num_own, chained=chained)
+        end()
         return
     gated = room.gated[: num_pairs * inner].view(num_pairs, inner)
     results = room.results[: num_pairs * hidden].view(num_pairs, hidden)
@@ -138,4 +148,4 @@ def mixture(
 
     multiply(x, experts.gate_up, experts.gate_up_bias, gated, num_chosen, layer.gate)
     multiply(gated, experts.down, experts.down_bias, results, 1, None)
-    combine(residual, out, room, num_chosen=num_chosen, first_expert=first, num_own=layer.num_own, chained=chained)
+    end()
