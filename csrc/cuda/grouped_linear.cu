@@ -9,15 +9,16 @@
 //   1 warpgroup loads     128 bytes of depth a stage: the rows of the list, which lie apart, 16 bytes a thread; weights
 //                         by the copy engine ──> a ring in shared memory, under the 128-byte swizzle
 //   2 warpgroups multiply, 64 pairs each: wgmma 64 x 256; a stage's products run while the next stage's are issued.
-//                         Meanwhile the loader is ahead, also across tiles
+//                         Meanwhile the loader is ahead, also across tiles. A tile's results are stored beside the next
+//                         one's products (waiting_results.cuh)
 //
 // The copy engine deals the matrix's rows so that a thread's sums are of 8 neighbouring outputs (grouped_linear.py):
 //
 //   column 8 j + 2 q + b of 32, as wgmma deals it to thread q of four   <──   output 8 q + 2 j + b
 
-#include "activate.cuh"
 #include "grouped_tiles.cuh"
 #include "ring.cuh"
+#include "waiting_results.cuh"
 #include "wide_product.cuh"
 
 #ifndef ELEMENT
@@ -31,6 +32,9 @@
 // instructions holds
 #ifndef GATE
 #define GATE -1
+#endif
+#ifndef HAS_BIAS
+#define HAS_BIAS 0
 #endif
 #ifndef IS_CHAINED
 #define IS_CHAINED 0
@@ -53,7 +57,7 @@ struct Launch {
   const int* order;   // [experts][max_rows]: each expert's pairs
   const FACTOR* x;    // [rows][x_stride]
   const float *row_scales, *scales;  // of fp8: of rows, and of outputs
-  const ELEMENT* bias;               // [experts][outputs], or null
+  const ELEMENT* bias;               // [experts][outputs]
   ELEMENT* out;                      // [pairs][out_stride]
   int64_t x_stride, out_stride;
   int max_rows, num_experts, rows_of, columns, depth;
@@ -121,6 +125,7 @@ struct Multiplier {
   Shared& shared;
   const int lane = threadIdx.x % 32, group = (threadIdx.x - kLoaders) / 128, warp = threadIdx.x / 32 % 4;
   float sums[32][4];
+  WaitingResults<ELEMENT, GATE, kIsFp8, HAS_BIAS> results;
 
   __device__ void run(Tiles walk) {
     int count = 0;
@@ -128,75 +133,51 @@ struct Multiplier {
       const int row = group * 64 + warp * 16 + lane / 4;
       const int pairs[2] = {walk.pair(row), walk.pair(row + 8)};
       const int stages = num_stages(launch);
-      for (int stage = 0; stage < stages; ++stage, ++count) {
-        const int entry = shared.ring.entry(count);
-        shared.ring.wait_until_full(count);
-        async_fence();  // rows came by ordinary copies
-        const uint32_t x = shared_address(shared.rows[entry]) + group * (kRowBytes / 2);
-        const uint32_t w = shared_address(shared.weights[entry]);
-        products_begin();
+      int stage = 0;
 #pragma unroll
-        for (int step = 0; step < kDepthBytes; step += 32) {
-          multiply_add_256<FACTOR>(sums, matrix(x + step), matrix(w + step), stage > 0 || step > 0);
-        }
-        products_end_group();
-        if (stage > 0) {
-          products_wait<1>();
-          release(count - 1);
-        }
+      for (int part = 0; part < results.kParts; ++part) {
+        if (stage < stages) multiply(stage, count);
+        if (results.are_there) results.store(launch, part);
+        if (stage == stages) continue;
+        if (part > 0) end_one_before(count);
+        ++stage, ++count;
+      }
+      for (; stage < stages; ++stage, ++count) {
+        multiply(stage, count);
+        end_one_before(count);
       }
       products_end(sums);
       release(count - 1);
-      finish(walk, pairs);
+      results.keep(launch, sums, pairs, walk.expert, walk.column() + lane % 4 * 8);
     }
+#pragma unroll
+    for (int part = 0; part < results.kParts; ++part) {
+      if (results.are_there) results.store(launch, part);
+    }
+  }
+
+  // Starts a stage's products
+  __device__ __forceinline__ void multiply(int stage, int count) {
+    const int entry = shared.ring.entry(count);
+    shared.ring.wait_until_full(count);
+    async_fence();  // rows came by ordinary copies
+    const uint32_t x = shared_address(shared.rows[entry]) + group * (kRowBytes / 2);
+    const uint32_t w = shared_address(shared.weights[entry]);
+    products_begin();
+#pragma unroll
+    for (int step = 0; step < kDepthBytes; step += 32) {
+      multiply_add_256<FACTOR>(sums, matrix(x + step), matrix(w + step), stage > 0 || step > 0);
+    }
+    products_end_group();
+  }
+
+  __device__ __forceinline__ void end_one_before(int count) {
+    products_wait<1>();
+    release(count - 1);
   }
 
   __device__ __forceinline__ void release(int count) {
     if (lane == 0) shared.ring.release(count);
-  }
-
-  // 8 outputs of a row at a time
-  __device__ __forceinline__ void finish(const Tiles& walk, const int (&pairs)[2]) {
-    const int q = lane % 4;
-    float row_scale[2] = {1, 1};
-#pragma unroll
-    for (int half = 0; kIsFp8 && half < 2; ++half) row_scale[half] = launch.row_scales[max(pairs[half], 0) / launch.rows_of];
-#pragma unroll
-    for (int i = 0; i < kColumns / 32; ++i) {
-      const int output = walk.column() + i * 32 + q * 8;
-      if (output >= launch.columns) break;
-      const int64_t at = int64_t(walk.expert) * (kIsGated ? 2 : 1) * launch.columns + output;
-      Eight scale, up_scale, bias = {}, up_bias = {};
-      if (kIsFp8) scale = eight(launch.scales + at);
-      if (kIsFp8 && kIsGated) up_scale = eight(launch.scales + at + launch.columns);
-      if (launch.bias != nullptr) bias = eight(launch.bias + at);
-      if (launch.bias != nullptr && kIsGated) up_bias = eight(launch.bias + at + launch.columns);
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        uint32_t words[4];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          float y[2];
-#pragma unroll
-          for (int b = 0; b < 2; ++b) {
-            const int of = 2 * j + b;
-            float one = sums[i * 4 + j][half * 2 + b];
-            if (kIsFp8) one *= row_scale[half] * scale.x[of];
-            one += bias.x[of];
-            if (kIsGated) {
-              float up = sums[(i + kColumns / 32) % 8 * 4 + j][half * 2 + b];
-              if (kIsFp8) up *= row_scale[half] * up_scale.x[of];
-              one = gated(one, up + up_bias.x[of], GATE, launch.alpha, launch.limit);
-            }
-            y[b] = one;
-          }
-          words[j] = pack<ELEMENT>(y[0], y[1]);
-        }
-        if (pairs[half] < 0) continue;
-        *reinterpret_cast<uint4*>(launch.out + pairs[half] * launch.out_stride + output) = {words[0], words[1], words[2],
-                                                                                           words[3]};
-      }
-    }
   }
 };
 

@@ -106,7 +106,7 @@ def test_a_mixture_of_codes(form: ScaledFormat, num_rows: int) -> None:
     case = CASES["gpt-oss"] if form.code == "E2M1" else CASES["mixtral"]
     coded, dense = coded_experts(case, form, torch.bfloat16)
     room, wide = room_for(case, torch.bfloat16), products(torch.bfloat16)
-    wide.prepare(coded.gate_up, coded.down, coded.layer.gate)
+    wide.prepare((coded.gate_up, coded.gate_up_bias), (coded.down, coded.down_bias), coded.layer.gate)
     x = torch.randn(num_rows, HIDDEN, device="cuda", dtype=torch.bfloat16)
     out = torch.full_like(x, torch.nan)
     mixture(x, None, out, coded, room, chained=True, wide=wide)

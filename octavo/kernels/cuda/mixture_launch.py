@@ -41,7 +41,8 @@ class MixtureLaunch:
         self._wide: WideProducts | None = None
         if shared.why_not_wide(layer) is None:
             self._wide = WideProducts(shared.gpu, weights.dtype)
-            self._wide.prepare(self._experts.gate_up, self._experts.down, layer.gate)
+            own = self._experts
+            self._wide.prepare((own.gate_up, own.gate_up_bias), (own.down, own.down_bias), layer.gate)
 
     def __call__(self, step: DeviceStep, x: torch.Tensor, *rest: torch.Tensor) -> None:
         *residuals, out = rest

@@ -23,6 +23,7 @@ from octavo.kernels.mixture import Gate, GateKind
 from octavo.kernels.triton.coded.weight_stack import WeightStack
 from octavo.kernels.triton.experts.room import Room
 
+Factors = tuple[WeightStack, torch.Tensor | None]  # and its bias
 _THREADS = 384
 
 
@@ -42,6 +43,7 @@ class Variant:
     dtype: torch.dtype
     is_fp8: bool
     gate: GateKind | None
+    has_bias: bool
 
     def compile(self, gpu: GPU) -> bytes:
         name = element(self.dtype)
@@ -49,6 +51,7 @@ class Variant:
             "ELEMENT": name,
             "FACTOR": "Fp8" if self.is_fp8 else name,
             "GATE": -1 if self.gate is None else GATES[self.gate],
+            "HAS_BIAS": int(self.has_bias),
             "IS_CHAINED": int(gpu.chains),
         }
         return compile_kernel("grouped_linear", macros, gpu.capability)
@@ -80,13 +83,13 @@ class WideProducts:
     gpu: GPU
     dtype: torch.dtype
 
-    def prepare(self, gate_up: WeightStack, down: WeightStack, gate: Gate) -> None:
+    def prepare(self, gate_up: Factors, down: Factors, gate: Gate) -> None:
         """Compile and load the kernels, unless another layer's are the same."""
         kinds: set[Variant | CodesVariant] = set()
-        for weight, own in ((gate_up, gate.kind), (down, None)):
+        for (weight, bias), own in ((gate_up, gate.kind), (down, None)):
             is_fp8 = becomes_fp8(weight)
             if weight.code is None or is_fp8:
-                kinds.add(Variant(self.dtype, is_fp8, own))
+                kinds.add(Variant(self.dtype, is_fp8, own, bias is not None))
             elif self.dtype == torch.bfloat16:
                 kinds.add(CodesVariant(weight.code, own))
         _prepare(frozenset(kinds), self.gpu)
@@ -103,7 +106,7 @@ class WideProducts:
         of two halves of the outputs."""
         num_experts, outputs, depth = weight.shape
         is_fp8 = row_scales is not None
-        variant = Variant(self.dtype, is_fp8, None if gate is None else gate.kind)
+        variant = Variant(self.dtype, is_fp8, None if gate is None else gate.kind, bias is not None)
         kernel, shared_bytes = _kernel(variant, self.gpu)
         launch = _Launch(
             room.counts.data_ptr(), room.order.data_ptr(), x.data_ptr(), address(row_scales), address(weight.scales),
