@@ -17,6 +17,7 @@ from octavo.kernels.triton.linear.long_rows import LEAST_LONG_ROWS, LONG_ROWS, g
 
 _ROWS, _COLUMNS = 16, 128
 _PAIRS = 512  # of inputs, that a program deals
+_MOST_SPREAD_ROWS = 256  # up to which a normed row is faster with more warps, as fewer programs run at once
 
 
 def deal_inputs(x: torch.Tensor, out: torch.Tensor, *, chained: bool = False) -> None:
@@ -56,12 +57,13 @@ def quantise_rows(
     if is_long and activation is not None and column_scales is not None and norm_weight is None:
         gate_long_rows(x, codes, scales, activation, column_scales, chained=chained)
         return
+    is_wide = block >= 8192 or (block == 4096 and norm_weight is not None and len(x) <= _MOST_SPREAD_ROWS)
     _quantise_rows_kernel[(len(x),)](
         x, x if total is None else total, scales if norm_weight is None else norm_weight,
         scales if column_scales is None else column_scales, codes, scales,
         width, eps, x.stride(0), 0 if total is None else total.stride(0), codes.stride(0),
         BLOCK=block, HAS_NORM=norm_weight is not None, HAS_TOTAL=total is not None, ACTIVATION=activation or "",
-        IS_UNSCALED=column_scales is not None, CHAINED=chained, launch_pdl=chained, num_warps=8 if block < 8192 else 16,
+        IS_UNSCALED=column_scales is not None, CHAINED=chained, launch_pdl=chained, num_warps=16 if is_wide else 8,
     )  # fmt: skip
 
 
