@@ -73,15 +73,15 @@ def rotary_kv_write(
     """qkv [T, (Q + 2K) * D] -> q_out [T, Q * D] and the cache. slots: the step's plan's; a token with slot -1 does not
     change the cache."""
     heads = layer.num_heads + 2 * layer.num_kv_heads
-    heads_tile = min(8, triton.next_power_of_2(heads))
+    heads_tile, width = min(8, triton.next_power_of_2(heads)), triton.next_power_of_2(layer.head_dim)
     _rotary_kv_write_kernel[(len(positions), triton.cdiv(heads, heads_tile))](
         qkv, q_out, pool.data, slots, positions,
         transform.q_norm, transform.k_norm, transform.cos, transform.sin, transform.eps,
         pool.scales, qkv.stride(0), q_out.stride(0), pool.block_stride, pool.value_offset,
         Q_HEADS=layer.num_heads, KV_HEADS=layer.num_kv_heads, HEADS_TILE=heads_tile,
-        D=layer.head_dim, D_PAD=triton.next_power_of_2(layer.head_dim),
+        D=layer.head_dim, D_PAD=width,
         ROTARY=transform.rotary_dim, HAS_NORM=transform.has_norm, BLOCK_SIZE=pool.block_size,
-        **pool.codes, CHAINED=chained, launch_pdl=chained, num_warps=4,
+        **pool.codes, CHAINED=chained, launch_pdl=chained, num_warps=max(1, width // 128),
     )  # fmt: skip
 
 
