@@ -36,6 +36,10 @@
 #ifndef ENTRIES
 #define ENTRIES 10
 #endif
+// Those that may be on their way at once for the first product
+#ifndef FLIGHT
+#define FLIGHT ENTRIES
+#endif
 // Of the first product, and of the second: spans in a stage, and stages of 8 outputs of a matrix
 #ifndef FIRST_SPANS
 #define FIRST_SPANS 8
@@ -76,6 +80,7 @@ constexpr int kMostSpans = FIRST_SPANS > SECOND_SPANS ? FIRST_SPANS : SECOND_SPA
 constexpr int kStageBytes = kMostSpans * 1024;  // [span][output][128 bytes, swizzled]
 constexpr int kMostX = FIRST_STAGES > CHOSEN * SECOND_STAGES ? FIRST_STAGES : CHOSEN * SECOND_STAGES;
 static_assert(kMostSpans <= 8 && ENTRIES % kGroups == 0, "an entry is always the same warpgroup's");
+static_assert(FLIGHT >= 2 * kGroups && FLIGHT <= ENTRIES, "a warpgroup waits for two stages at once");
 
 constexpr int kApart = 4;  // in sectors of their own: whoever looks at one does not keep others from being written
 

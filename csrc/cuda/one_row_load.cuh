@@ -33,11 +33,13 @@ struct Loader {
     copy_down();
   }
 
-  // Of each unit gate and up in turns
+  // Of each unit gate and up in turns. With more on their way than keep the memory busy, some multiprocessors get more of
+  // it than others, for which all wait then
   __device__ __forceinline__ void copy_gate_up() {
     for (int unit = share.first; unit < share.end; ++unit) {
       const int matrix = shared.tiles.expert[share.tile(unit)] * 2, out = share.output(unit);
       for (int stage = 0; stage < FIRST_STAGES * 2; ++stage) {
+        if (FLIGHT < ENTRIES && count >= FLIGHT) wait_until_read(count - FLIGHT);
         copy(maps.first, {out, stage / 2 * FIRST_SPANS, matrix + stage % 2}, FIRST_SPANS);
       }
     }
@@ -63,6 +65,10 @@ struct Loader {
   __device__ __forceinline__ Box box_of_down(int i) const {
     const int per_out = shared.tiles.number * SECOND_STAGES, out = share.first_out + i / per_out;
     return {out * 8, i % SECOND_STAGES * SECOND_SPANS, shared.tiles.expert[i % per_out / SECOND_STAGES]};
+  }
+
+  __device__ __forceinline__ void wait_until_read(int copied) const {
+    barrier_wait(shared_address(&shared.free[copied % ENTRIES]), copied / ENTRIES & 1);
   }
 
   __device__ __forceinline__ void copy(const TensorMap& map, const Box& box, int num_spans) {

@@ -20,16 +20,20 @@ WARPGROUPS = 2
 _SPAN_BYTES, _MOST_SPANS, OUTPUTS = 128, 8, 8  # of a stage: 8 outputs
 #: shared memory of a block. Beside one with fp8, one of fp8_linear.cu has room; dense weights need more on their way
 SHARED_BYTES = {"F8_E4M3": 111 << 10, None: 180 << 10}
+#: that a block has on their way at once, of the first product
+FLIGHT_BYTES = 80 << 10
 _MOST_ROUTER_WORDS, _MOST_OUTS, _MOST_BLOCKS = 4, 32, 256
 
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """How the kernel cuts its work. first, second: of the products, spans in a stage and stages of 8 outputs; steps:
-    in which the threads go over the row; logits, outs: of a block, at most."""
+    """How the kernel cuts its work. flight: entries of the ring that are on their way at once, for the first product;
+    first, second: of the products, spans in a stage and stages of 8 outputs; steps: in which the threads go over the
+    row; logits, outs: of a block, at most."""
 
     warpgroups: int
     entries: int
+    flight: int
     first: tuple[int, int]
     second: tuple[int, int]
     steps: int
@@ -55,7 +59,8 @@ class Tiling:
         entries = min(entries, 32)
         if entries < 2 * WARPGROUPS:
             return None
-        return cls(WARPGROUPS, entries, first, second, steps, logits, outs)
+        flight = min(max(FLIGHT_BYTES // stage, 2 * WARPGROUPS), entries)
+        return cls(WARPGROUPS, entries, flight, first, second, steps, logits, outs)
 
 
 def _cut(num_spans: int) -> tuple[int, int]:
@@ -98,6 +103,7 @@ class OneRowVariant:
             "CHOSEN": self.num_chosen,
             "WARPGROUPS": tiling.warpgroups,
             "ENTRIES": tiling.entries,
+            "FLIGHT": tiling.flight,
             "FIRST_SPANS": tiling.first[0],
             "FIRST_STAGES": tiling.first[1],
             "SECOND_SPANS": tiling.second[0],
