@@ -3,7 +3,9 @@
     matrix units   QK 3 | PV 4 ...           QK 2 | PV 3 ...      QK 1 of the next piece | PV 2, the last ...
     arithmetic               softmax 3                  softmax 2                  softmax 1, results to memory
 
-The other computing warpgroup's products fill the gaps: they take turns.
+The other computing warpgroup's products fill the gaps: they take turns. Of heads of 128 over a cache of numbers the
+queries stay in registers, so that scores read less shared memory: a card at its power limit is faster by it. With
+smaller heads that does not pay, and numbers made of codes leave no registers for it.
 """
 
 from __future__ import annotations
@@ -43,6 +45,8 @@ def compute(work, computing, result, part: gl.constexpr, shape: gl.constexpr):
     value_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, dim, 16])
     value_rows: gl.constexpr = gl.SliceLayout(1, value_layout)
     operand: gl.constexpr = gl.DotOperandLayout(0, value_layout, 2)
+    query_operand: gl.constexpr = gl.DotOperandLayout(0, score_layout, 2)
+    keeps_queries: gl.constexpr = dim == 128 and not has_codes
     if has_codes:
         scale_log2 = 1.0  # its queries bring it
     turn = 0
@@ -71,6 +75,10 @@ def compute(work, computing, result, part: gl.constexpr, shape: gl.constexpr):
             if field(record, SEQ_LEN) < num_tiles * KV_TILE:
                 mbarrier.wait(v_full.index(stage), count // stages & 1)
                 _clear_past(v.index(stage), field(record, SEQ_LEN) - (num_tiles - 1) * KV_TILE)
+        in_memory = q.index(turn % 2 * 2 + part)
+        queries = in_memory
+        if keeps_queries:
+            queries = in_memory.load(query_operand)
 
         for tile in range(1, num_tiles):
             count += 1
@@ -78,7 +86,7 @@ def compute(work, computing, result, part: gl.constexpr, shape: gl.constexpr):
             start = (num_tiles - 1 - tile) * KV_TILE
             mbarrier.wait(k_full.index(next_stage), count // stages & 1)
             _take_turn(turns, part, count)
-            scores = _scores(q.index(turn % 2 * 2 + part), k.index(next_stage), score_layout)
+            scores = _scores(queries, k.index(next_stage), score_layout)
             mbarrier.wait(v_full.index(stage), (count - 1) // stages & 1)
             acc = warpgroup_mma(weights, v.index(stage), acc, is_async=True)
             _pass_turn(turns, part)
@@ -106,9 +114,9 @@ def compute(work, computing, result, part: gl.constexpr, shape: gl.constexpr):
         if field(following, NUM_TILES) > 0:
             next_stage = count % stages
             mbarrier.wait(k_full.index(next_stage), count // stages & 1)
-            queries = _queries(q, q_made, turn, part, has_codes)
+            next_queries = _queries(q, q_made, turn, part, has_codes)
             _take_turn(turns, part, count)
-            scores = _scores(queries, k.index(next_stage), score_layout)
+            scores = _scores(next_queries, k.index(next_stage), score_layout)
             acc = warpgroup_mma(weights, v.index(stage), acc, is_async=True)
             _pass_turn(turns, part)
             scores = warpgroup_mma_wait(1, deps=[scores])
