@@ -97,15 +97,21 @@ struct Row {
   float* const high = low + padded / 2;
   float* const sums = high + padded / 2;
 
-  __device__ void stage() const {
+  // Of the i-th 8 inputs
+  __device__ __forceinline__ Eight norm_at(int i) const {
+    return launch.norm != nullptr && i * 8 < launch.depth ? eight(launch.norm + i * 8) : Eight{};
+  }
+
+  // first: the norm of the thread's first inputs
+  __device__ void stage(const Eight& first) const {
     float square = 0;
-#pragma unroll 4
+#pragma unroll 2
     for (int i = threadIdx.x; i < padded / 8; i += kThreads) {
       Eight x = {};
       if (i * 8 < launch.depth) {
         x = eight(reinterpret_cast<const ELEMENT*>(launch.x) + i * 8);
         if (launch.norm != nullptr) {
-          const Eight norm = eight(launch.norm + i * 8);
+          const Eight norm = i == threadIdx.x ? first : norm_at(i);
 #pragma unroll
           for (int j = 0; j < 8; ++j) {
             square += x.x[j] * x.x[j];
@@ -189,17 +195,21 @@ extern "C" __global__ void __launch_bounds__(octavo::kThreads, WARPS > 12 ? 2 : 
   if (launch.norm != nullptr) {
     for (int i = threadIdx.x * 32; i < launch.depth; i += kThreads * 32) prefetch(launch.norm + i);
   }
+  const Eight norm = row.norm_at(threadIdx.x);
 #if IS_CHAINED
   wait_for_previous();
   allow_next();
 #endif
-  row.stage();
+  Ends first;  // comes with the row
+  if (threadIdx.x < own.num_outputs) first = ends_of<false>(launch, 0, own.output(threadIdx.x));
+  row.stage(norm);
   __syncthreads();
   multiply(own, loader, row);
   __syncthreads();
   for (int i = threadIdx.x; i < own.num_outputs; i += kThreads) {
     const int output = own.output(i);
-    const Ends ends = ends_of<false>(launch, 0, output, row.norm_factor());
-    store_output<kWarps>(launch, 0, output, ends, row.sums + i / kUnit * kWarps * kOutputs, kOutputs, i % kUnit);
+    const Ends ends = i == threadIdx.x ? first : ends_of<false>(launch, 0, output);
+    const float* all = row.sums + i / kUnit * kWarps * kOutputs;
+    store_output<kWarps>(launch, 0, output, ends.times(row.norm_factor()), all, kOutputs, i % kUnit);
   }
 }

@@ -58,11 +58,19 @@ struct Share {
 // What makes an output of its sum. It may be loaded before the sum is there
 struct Ends {
   float scales[kTiles], biases[kTiles], residual;
+
+  // factor: of the row
+  __device__ __forceinline__ Ends times(float factor) const {
+    Ends ends = *this;
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) ends.scales[tile] *= factor;
+    return ends;
+  }
 };
 
 // factor: of the row. kHasScales: each output has one
 template <bool kHasScales>
-__device__ __forceinline__ Ends ends_of(const Launch& launch, int row, int output, float factor) {
+__device__ __forceinline__ Ends ends_of(const Launch& launch, int row, int output, float factor = 1) {
   Ends ends = {};
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) {

@@ -36,17 +36,17 @@ struct Product {
   const Share& share;
   const uint8_t* const x;  // see Shared
   const float* const span_scales;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32, warp = own_warp();
   float sums[kTiles][kRows][2];  // of outputs lane / 4 and that + 8
 
-  __device__ void run() {
+  // first: `ends_at` of the first unit, for the first warp
+  __device__ void run(Ends first) {
     int count = 0, turn = 0;
     for (int unit = share.first_unit; unit < share.num_units; unit += share.step, ++turn) {
 #pragma unroll
       for (int i = 0; i < kTiles * kRows * 2; ++i) (&sums[0][0][0])[i] = 0;
       const bool finishes = warp == turn % kWarps;
-      Ends first;
-      if (finishes && lane < kUnit * launch.num_rows) first = ends_at(unit, lane);
+      if (turn > 0 && finishes) first = ends_at(launch, unit, lane);
       for (int piece = 0; piece < share.num_pieces; ++piece, ++count) {
         if (count % kGroups == warp / 4) multiply(count, piece);
       }
@@ -104,25 +104,26 @@ struct Product {
     }
   }
 
-  // i: 16 outputs of the first row, and so on
-  __device__ Ends ends_at(int unit, int i) const {
-    const int row = i / kUnit;
-    float factor = 1;
-    if (launch.norm != nullptr) {
-      float square = 0;
+  // i: 16 outputs of the first row, and so on. Without the row's factor
+  static __device__ __forceinline__ Ends ends_at(const Launch& launch, int unit, int i) {
+    if (i >= kUnit * launch.num_rows) return {};
+    return ends_of<!HAS_BLOCKS>(launch, i / kUnit, unit * kUnit + i % kUnit);
+  }
+
+  __device__ __forceinline__ float factor_of(int row) const {
+    if (launch.norm == nullptr) return 1;
+    float square = 0;
 #pragma unroll
-      for (int j = 0; j < kRowWarps; ++j) square += shared.squares[row * kRowWarps + j];
-      factor = rsqrtf(square / launch.depth + launch.eps);
-    }
-    return ends_of<!HAS_BLOCKS>(launch, row, unit * kUnit + i % kUnit, factor);
+    for (int j = 0; j < kRowWarps; ++j) square += shared.squares[row * kRowWarps + j];
+    return rsqrtf(square / launch.depth + launch.eps);
   }
 
   // By one warp: the unit's outputs of all rows. first: the thread's first one's
   __device__ void finish(int unit, const float* all, const Ends& first) const {
     for (int i = lane; i < kUnit * launch.num_rows; i += 32) {
-      const Ends ends = i == lane ? first : ends_at(unit, i);
+      const Ends ends = i == lane ? first : ends_at(launch, unit, i);
       const int row = i / kUnit, place = i % kUnit;
-      store_output<kWarps>(launch, row, unit * kUnit + place, ends, all, kRows * kOutputs, place);
+      store_output<kWarps>(launch, row, unit * kUnit + place, ends.times(factor_of(row)), all, kRows * kOutputs, place);
     }
   }
 };
@@ -164,8 +165,12 @@ extern "C" __global__ void __launch_bounds__(octavo::kThreads, ROWS < 4 ? 2 : 1)
   wait_for_previous();
   allow_next();
 #endif
+  Ends first;  // comes with the rows
+  if (threadIdx.x < 32 && share.first_unit < share.num_units) {
+    first = Product::ends_at(launch, share.first_unit, threadIdx.x);
+  }
   part.split();
   async_fence();
   __syncthreads();
-  Product{launch, shared, share, part.x, part.scales}.run();
+  Product{launch, shared, share, part.x, part.scales}.run(first);
 }

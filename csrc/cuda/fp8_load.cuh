@@ -17,6 +17,10 @@
 #ifndef ENTRIES
 #define ENTRIES 8
 #endif
+// Loads of a row that a thread has on their way at once. More are more code, which comes to a multiprocessor late, too
+#ifndef BATCH
+#define BATCH 4
+#endif
 
 namespace octavo {
 namespace {

@@ -9,7 +9,7 @@ namespace {
 
 // A thread's part of its row; eight inputs at a time, so half a warp has a span
 struct RowPart {
-  static constexpr int kBatch = 4, kEarly = kRows < 4 ? 1 : 2;  // loads on their way at once; before the rows are there
+  static constexpr int kBatch = BATCH, kEarly = kRows < 4 ? 1 : 2;  // kEarly: norms that come before the rows are there
   const Launch& launch;
   const Share& share;
   Shared& shared;

@@ -59,7 +59,7 @@ struct Computer {
   Shared& shared;
   const uint32_t number;  // of the launch
   Share share{launch};
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = warp / 4;
+  const int lane = threadIdx.x % 32, warp = own_warp(), group = warp / 4;
   int begun = 0, turn = 0;  // stages; units
 
   // Of a unit's `num` stages those of this warpgroup, two at a time. take(stage, sums): its sums

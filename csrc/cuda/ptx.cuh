@@ -99,6 +99,10 @@ __device__ __forceinline__ void named_barrier(int name, int num_threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(num_threads) : "memory");
 }
 
+// The number of the thread's warp. The compiler takes it for the same in all lanes, so what follows from it is computed
+// once a warp, where wgmma wants its operands' addresses
+__device__ __forceinline__ int own_warp() { return __shfl_sync(~0u, threadIdx.x / 32, 0); }
+
 // Adds 1 and returns the old count. Whoever sees the new count sees all that this block wrote before its last barrier.
 __device__ __forceinline__ int count_up(int* counter) {
   int before;

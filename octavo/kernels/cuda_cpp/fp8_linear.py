@@ -18,22 +18,28 @@ from octavo.kernels.ops import Activation
 _TILE, _PIECE, _SPAN = 16, 512, 128  # outputs; inputs of a product's tile, and with one scale
 _RING_BYTES = 64 << 10  # more only delay the rows, which come through the same memory
 #: Of so much memory a multiprocessor has one thread block, beside one of attention. With two, another would have none.
-_ALONE_BYTES = 115 << 10
+#: A small matrix leaves room for a mixture of one row (one_row_format.py)
+_ALONE_BYTES, _SMALL_ALONE_BYTES = 115 << 10, 104 << 10
+_SMALL_MATRIX_BYTES = 12 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
     """How the kernel cuts its work. rows: for which it is compiled; warpgroups: that multiply; entries: pieces in the
-    ring, of all tiles."""
+    ring, of all tiles; batch: loads of a row that a thread has on their way at once."""
 
     rows: int
     warpgroups: int
     entries: int
+    batch: int
     shared_bytes: int
 
     @classmethod
-    def of(cls, depth: int, num_rows: int, gpu: GPU, *, is_gated: bool, num_parts: int = 1) -> Tiling | None:
-        """num_parts: in which the inputs are cut. None: there are too many rows, or they do not fit into memory."""
+    def of(
+        cls, columns: int, depth: int, num_rows: int, gpu: GPU, *, is_gated: bool, num_parts: int = 1
+    ) -> Tiling | None:
+        """columns: of the weight. num_parts: in which the inputs are cut. None: there are too many rows, or they do not
+        fit into memory."""
         rows, tiles = 1 << (num_rows - 1).bit_length(), 2 if is_gated else 1
         if rows > 8:
             return None
@@ -43,19 +49,23 @@ class Tiling:
         sums = 2 * warps * rows * tiles * _TILE * 4
         fixed = _RING_BYTES + entries * (tiles * 16 + 16) + sums + warps * 4 + 1024  # aligned
         shared_bytes = fixed + pieces * rows * (8 * _SPAN + 16)
-        fits = shared_bytes <= most_shared(gpu)
-        return cls(rows, warpgroups, entries, max(shared_bytes, _ALONE_BYTES)) if fits else None
+        if shared_bytes > most_shared(gpu):
+            return None
+        batch = 2 if rows == 1 and pieces * _PIECE <= 2 * 8 * warpgroups * 128 else 4
+        alone = _SMALL_ALONE_BYTES if columns * depth < _SMALL_MATRIX_BYTES else _ALONE_BYTES
+        return cls(rows, warpgroups, entries, batch, max(shared_bytes, alone))
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """What the kernel is compiled for. rows, warpgroups, entries: see `Tiling`."""
+    """What the kernel is compiled for. rows, warpgroups, entries, batch: see `Tiling`."""
 
     has_blocks: bool
     is_gated: bool
     rows: int
     warpgroups: int
     entries: int
+    batch: int
 
     def compile(self, gpu: GPU) -> bytes:
         macros: dict[str, str | int] = {
@@ -64,6 +74,7 @@ class Variant:
             "ROWS": self.rows,
             "WARPGROUPS": self.warpgroups,
             "ENTRIES": self.entries,
+            "BATCH": self.batch,
             "IS_CHAINED": int(gpu.chains),
         }
         return compile_kernel("fp8_linear", macros, gpu.capability)
@@ -80,7 +91,8 @@ def _kernel(variant: Variant, gpu: GPU) -> Kernel:
 def takes(x: torch.Tensor, weight: QuantizedWeight, gpu: GPU, *, is_gated: bool, num_parts: int) -> bool:
     if weight.layout != "fp8" or x.dtype != torch.bfloat16 or gpu.capability != (9, 0):
         return False
-    return Tiling.of(x.shape[1], len(x), gpu, is_gated=is_gated, num_parts=num_parts) is not None
+    tiling = Tiling.of(weight.columns, x.shape[1], len(x), gpu, is_gated=is_gated, num_parts=num_parts)
+    return tiling is not None
 
 
 def fp8_linear(
@@ -98,9 +110,9 @@ def fp8_linear(
     """As `quantized_linear`, of what it `takes`."""
     num_rows, depth = x.shape
     num_parts, is_gated = weight.num_parts(x, out, bias, norm_weight, residual, gate), gate is not None
-    tiling = Tiling.of(depth, num_rows, gpu, is_gated=is_gated, num_parts=num_parts)
+    tiling = Tiling.of(weight.columns, depth, num_rows, gpu, is_gated=is_gated, num_parts=num_parts)
     assert tiling is not None, f"{num_rows} rows of {depth} inputs do not fit into shared memory"
-    variant = Variant(weight.kind == "blocks", is_gated, tiling.rows, tiling.warpgroups, tiling.entries)
+    variant = Variant(weight.kind == "blocks", is_gated, tiling.rows, tiling.warpgroups, tiling.entries, tiling.batch)
     launch = Launch.of(
         x, weight, out, num_parts, bias=bias, norm_weight=norm_weight, eps=eps, residual=residual, gate=gate
     )

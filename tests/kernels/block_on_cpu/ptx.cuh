@@ -186,6 +186,8 @@ inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t places) {
 
 namespace octavo {
 
+inline int own_warp() { return threadIdx.x / 32; }
+
 struct alignas(64) TensorMap {  // see the struct Boxes
   char content[128];
 };
