@@ -1,8 +1,8 @@
 """Products with matrices that stay quantised on the device.
 
 rows        fp8 in bf16 models                                  all others
-up to 16    csrc/cuda/quantized_linear.cu, for int4 int4_linear.cu, for up to 8 with fp8 on Hopper fp8_linear.cu, if
-            shared memory holds the rows; with what is fused
+up to 16    csrc/cuda/quantized_linear.cu, for int4 int4_linear.cu, for fp8 on Hopper fp8_linear.cu, if shared memory
+            holds the rows; with what is fused. Of fp8 with scales of outputs up to 4
 more        rows become fp8, too; cuBLAS (`sizes.scaled_rows`)  made dense in the scratch; cuBLAS. On Hopper up to 256
                                                                 to 1,024 of bfloat16 times int4 in groups: wide_int4.cu
 
@@ -19,7 +19,7 @@ import torch
 
 from octavo.kernels.cuda.coded_product import CodedProduct, ScaledProduct
 from octavo.kernels.cuda.driver import GPU
-from octavo.kernels.cuda.sizes import MAX_SPLIT, become_codes, scaled_rows, scratch_shapes
+from octavo.kernels.cuda.sizes import MAX_SPLIT, become_codes, most_few_rows, scaled_rows, scratch_shapes
 from octavo.kernels.cuda.weights import DeviceWeights
 from octavo.kernels.cuda_cpp.dequantise import dequantise
 from octavo.kernels.cuda_cpp.int4_linear import Tiling
@@ -104,7 +104,8 @@ class QuantizedProducts:
                 group = form.block[1] if kind == "groups" else 0
                 given = group, depth, num_rows, self._gpu
                 return Tiling.of(*given, has_zeros=form.has_zeros, is_gated=gated) is not None
-            return fits(kind, num_rows, depth, self._gpu, is_gated=gated)
+            most = most_few_rows(scaled_rows(weight, self._dtype, self._gpu))
+            return num_rows <= most and fits(kind, num_rows, depth, self._gpu, is_gated=gated)
 
         return fuses
 
@@ -233,4 +234,6 @@ class QuantizedProduct:
         if weight.layout == "int4":
             given, has_zeros = (weight.group, weight.depth, num_rows, self.gpu), weight.zeros is not None
             return Tiling.of(*given, has_zeros=has_zeros, is_gated=gated, num_parts=num_parts) is not None
-        return fits(weight.kind, num_rows, part_depth(weight.depth, num_parts), self.gpu, is_gated=gated)
+        most = most_few_rows("whole" if self.scaled is fp8_product else None)
+        depth = part_depth(weight.depth, num_parts)
+        return num_rows <= most and fits(weight.kind, num_rows, depth, self.gpu, is_gated=gated)

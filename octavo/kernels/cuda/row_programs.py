@@ -1,8 +1,8 @@
 """The programs of one pass with a row per sequence, by the number of rows; a step takes the first that has room.
 
 1          as much fused as the products' tilings allow, down to five kernels a layer; off Hopper also 2 and 4
-up to 8    on Hopper, if matrices are quantised: what their kernel takes is fused, too
-up to 256  on Hopper: products in tiles, with the gate; the next norm sums their parts. From 17 rows on, those that
+up to 8    on Hopper, if matrices are quantised: what their kernel takes is fused, too; 2 to 4 rows have their own
+up to 256  on Hopper: products in tiles, with the gate; the next norm sums their parts. From 5 rows on, those that
            become fp8 before a product do so in the kernel that gives them
 up to 64   off Hopper: the product adds the residual
 more       cuBLAS products, and kernels between them
@@ -85,7 +85,7 @@ def programs_by_rows(
     if parts is None:
         programs.append(program(MAX_SKINNY_ROWS, Fusions(attention=True, residual=True, mixture_norm=True)))
     else:
-        few = [FEW_QUANTIZED_ROWS] if shared.quantized is not None else []
+        few = FEW_QUANTIZED_ROWS if shared.quantized is not None else ()
         for rows in (*few, *TILED_ROWS):
             fusions = Fusions(
                 attention=True, residual=True, mixture_norm=True, parts=True, takes_gate=_takes_gates(rows)

@@ -36,7 +36,8 @@ TOLD_HEADER = 4  # numbers before the scores and ids of these: best, its token, 
 MAX_EDITED_ROWS = 64  # entries with edited logits drawn at once: each has a float32 row and a row of counts
 TILED_ROWS = (16, 64, 128, 256)  # row counts above 1 at which products are tiles
 MAX_SPLIT = 2  # parts of a product's inputs, each with its own sum
-FEW_QUANTIZED_ROWS = 8  # rows of a program in which what surrounds quantised products is fused
+FEW_FP8_ROWS = 4  # that meet fp8 as they are; a library multiplies more of them faster, once they are fp8, too
+FEW_QUANTIZED_ROWS = (FEW_FP8_ROWS, 8)  # of programs in which what surrounds quantised products is fused
 FEW_MIXTURE_ROWS = 32  # rows whose router products are split over programs
 SMALLEST_ADAPTER_TILE = 16  # rows
 VERY_FEW_ADAPTED_ROWS = 4
@@ -161,7 +162,13 @@ def scaled_rows(linear: Linear, dtype: str, gpu: GPU) -> Literal["whole", "block
 def become_codes(linear: Linear, num_rows: int, dtype: str, gpu: GPU) -> bool:
     """Whether a program for so many rows makes them fp8 in the kernel that gives them. linear: its matrices stay
     quantised, in one format."""
-    return num_rows > MAX_ROWS and scaled_rows(linear, dtype, gpu) == "whole"
+    by = scaled_rows(linear, dtype, gpu)
+    return by == "whole" and num_rows > most_few_rows(by)
+
+
+def most_few_rows(by: Literal["whole", "blocks"] | None) -> int:
+    """Rows that the kernels for few rows take. by: see `scaled_rows`."""
+    return FEW_FP8_ROWS if by == "whole" else MAX_ROWS
 
 
 @cache

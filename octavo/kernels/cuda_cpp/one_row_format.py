@@ -18,7 +18,7 @@ from octavo.kernels.triton.experts.mixture import Experts
 
 WARPGROUPS = 2
 _SPAN_BYTES, _MOST_SPANS, OUTPUTS = 128, 8, 8  # of a stage: 8 outputs
-#: shared memory of a block, by code and by whether the model is small. Beside a block with fp8, one of fp8_linear.cu has
+#: shared memory of a block, by code and whether the model is small. Beside a block with fp8, one of fp8_linear.cu has
 #: room, which takes less with a small matrix. Dense weights take all they can
 SHARED_BYTES = {
     ("F8_E4M3", True): 122 << 10,
