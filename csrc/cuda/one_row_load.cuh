@@ -1,4 +1,6 @@
 // The loader of one_row_experts.cu: a warp that copies weights, stage after stage.
+//
+// Its loops are not unrolled: a launch runs this code once, and waits for it as for any other memory.
 #pragma once
 
 #include "one_row_choice.cuh"
@@ -36,8 +38,10 @@ struct Loader {
   // Of each unit gate and up in turns. With more on their way than keep the memory busy, some multiprocessors get more of
   // it than others, for which all wait then
   __device__ __forceinline__ void copy_gate_up() {
+#pragma unroll 1
     for (int unit = share.first; unit < share.end; ++unit) {
       const int matrix = shared.tiles.expert[share.tile(unit)] * 2, out = share.output(unit);
+#pragma unroll 1
       for (int stage = 0; stage < FIRST_STAGES * 2; ++stage) {
         if (FLIGHT < ENTRIES && count >= FLIGHT) wait_until_read(count - FLIGHT);
         copy(maps.first, {out, stage / 2 * FIRST_SPANS, matrix + stage % 2}, FIRST_SPANS);
@@ -49,7 +53,9 @@ struct Loader {
   // holds, since of large experts more would not stay there
   __device__ __forceinline__ void copy_down() {
     const int num = (share.end_out - share.first_out) * shared.tiles.number * SECOND_STAGES;
+#pragma unroll 1
     for (int i = 0; i < num; ++i) {
+#pragma unroll 1
       for (int j = i; i == ENTRIES && j < min(num, 2 * ENTRIES); ++j) {
         const Box later = box_of_down(j);
         prefetch_box(&maps.second, 0, later.out, later.span, later.matrix);
