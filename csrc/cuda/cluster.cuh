@@ -12,10 +12,17 @@
 
 namespace octavo {
 
-// All threads of all blocks of the cluster; before it, another block's shared memory may not be there yet
-__device__ __forceinline__ void cluster_barrier() {
+// All threads of all blocks of the cluster arrive, and wait for the others; before that, another block's shared memory may
+// not be there yet
+__device__ __forceinline__ void cluster_arrive() {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void cluster_wait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 #endif
 }
 

@@ -13,6 +13,9 @@
 //                 barrier counts, and ends them
 //   long contexts clusters leave partial results in global memory; the last one of a kv head adds them up
 //
+// The next kernel may begin as soon as this one's reads are on their way, so that its own come before queries are there,
+// and not when the blocks need the memory. It may then run beside the kernel before this one.
+//
 // No plan is needed: a block finds its tokens by the sequence's length. Keys and values are the 16 rows of a product,
 // and queries its 8 columns: scores are 16 tokens x 8 heads, sums 16 dims x 8 heads.
 // Split-KV decoding is from Flash-Decoding (Dao et al., 2023).
@@ -28,28 +31,25 @@ extern "C" __global__ void OCTAVO_CLUSTERS(octavo::kClusterBlocks) __launch_boun
   using namespace octavo;
   extern __shared__ __align__(1024) unsigned char memory[];
   OneShared& shared = *reinterpret_cast<OneShared*>(memory);
+  const int table_row = sequence.rows[0];
   const Share share(launch, sequence);
   if (!share.has_work) return;
-  const int warp = threadIdx.x / 32;
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < kOneEntries; ++i) {
-      barrier_init(address(shared.full[i]), 1);
-      barrier_init(address(shared.free[i]), kWarps);
-    }
-    barrier_init(address(shared.newest), 1);
-    barrier_init(address(shared.arrived), 1);
-    barrier_fence_init();
-    barrier_arrive_expecting(address(shared.arrived), sizeof(shared.sums) + sizeof(shared.max_sum));
-  }
-  cluster_barrier();
-  const int row = sequence.query_start_loc[0];
-  if (warp == kWarps) {
-    const Loader loader{launch, &map, shared, share, launch.block_table + sequence.rows[0] * launch.table_stride};
+  const int warp = threadIdx.x / 32, row = sequence.query_start_loc[0];
+  if (warp == kWarps) {  // it does not wait for the others before it copies
+    const Loader loader{launch, &map, shared, share, launch.block_table + table_row * launch.table_stride};
+    loader.init_barriers();
+    cluster_arrive();
     loader.copy();
+    if (IS_CHAINED) allow_next();  // a product, which before it waits reads nothing but weights
+    cluster_wait();
     if (share.has_newest) loader.add_newest(row);
     return;
   }
+  cluster_arrive();
+  cluster_wait();
   Computer computer{launch, shared, share};
+  Ends ends{launch, sequence, share};
+  if (warp == 0) ends.read_sinks();
   const Head head(launch, launch.q_norm, share.tokens - 1);
   if (GROUP < kRows) {
     for (int i = threadIdx.x; i < kSlabs * kRows * 8; i += 32 * kWarps) {
@@ -68,7 +68,6 @@ extern "C" __global__ void OCTAVO_CLUSTERS(octavo::kClusterBlocks) __launch_boun
   computer.send();
   if (warp > 0) return;
   barrier_wait(address(shared.arrived), 0);
-  Ends ends{launch, sequence, share};
   ends.add<kClusterBlocks>(
       kClusterBlocks, [&](int i) { return shared.sums[i][threadIdx.x]; },
       [&](int i) { return *reinterpret_cast<float4*>(&shared.max_sum[i][threadIdx.x % 4 * 2][0]); });

@@ -14,6 +14,14 @@ struct Ends {
   const int lane = threadIdx.x % 32;
   alignas(Sums) float sums[kOwnDims / 4] = {};
   Softmax rows;
+  float sinks[2] = {};
+
+  // Before they are needed: who waits for them then waits for memory
+  __device__ __forceinline__ void read_sinks() {
+    if (!Hooks::kHasSinks) return;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) sinks[i] = launch.hooks.sink(share.kv_head * GROUP + min(lane % 4 * 2 + i, GROUP - 1));
+  }
 
   // Adds kMost parts: part i's sums and rows are at `sums_at(i)` and `rows_at(i)`
   template <int kMost, typename SumsAt, typename RowsAt>
@@ -86,7 +94,7 @@ struct Ends {
       const int row = lane % 4 * 2 + i, head = share.kv_head * GROUP + row;
       if (row >= GROUP) continue;
       float sum = rows.sum[i];
-      if (Hooks::kHasSinks) sum += exp2_fast(launch.hooks.sink(head) - rows.top[i]);
+      if (Hooks::kHasSinks) sum += exp2_fast(sinks[i] - rows.top[i]);
       const float inverse = reciprocal(sum);
       Element* out = launch.out + token * launch.out_stride + head * kDim + share.block * kOwnDims + lane / 4;
 #pragma unroll

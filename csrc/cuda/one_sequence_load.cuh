@@ -84,6 +84,21 @@ struct Loader {
   const int* table;
   const int lane = threadIdx.x % 32;
 
+  __device__ __forceinline__ void init_barriers() const {
+    if (lane == 0) {
+      prefetch_map(map);
+      for (int i = 0; i < kOneEntries; ++i) {
+        barrier_init(address(shared.full[i]), 1);
+        barrier_init(address(shared.free[i]), kWarps);
+      }
+      barrier_init(address(shared.newest), 1);
+      barrier_init(address(shared.arrived), 1);
+      barrier_fence_init();
+      barrier_arrive_expecting(address(shared.arrived), sizeof(shared.sums) + sizeof(shared.max_sum));
+    }
+    __syncwarp();
+  }
+
   __device__ void copy() const {
     const int num_boxes = share.num_boxes();
     for (int first = 0, use = 0; first < num_boxes; first += kWarps) {

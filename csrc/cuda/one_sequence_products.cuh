@@ -150,7 +150,7 @@ struct Computer {
       const int key_entry = entry_of(key_use), value_entry = entry_of(value_use);
       if (warp < boxes) {
         barrier_wait(address(shared.full[key_entry]), parity_of(key_use));
-        if (share.has_newest && first + kWarps >= num_boxes) barrier_wait(address(shared.newest), 0);
+        if (share.has_newest && first + warp == num_boxes - 1) barrier_wait(address(shared.newest), 0);
         weigh(shared.ring[key_entry], share.begin + first * kBox, stage % 2);
       } else {
         weigh_nothing(stage % 2);

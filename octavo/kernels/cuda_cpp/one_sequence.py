@@ -19,8 +19,9 @@ from octavo.kernels.triton.attention.memory import LayerPool
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform
 
 THREADS = 288
-#: boxes of 16 tokens that one cluster reads alone; of more, all clusters of a kv head do, and join what they have
-MOST_ALONE = 144
+#: by the size of a head: boxes of 16 tokens that one cluster reads alone. Of more, all clusters of a kv head read, and
+#: join what they have
+MOST_ALONE = {64: 384, 128: 208}
 
 
 class _Sequence(Structure):
@@ -91,7 +92,7 @@ class OneSequence:
         launch = launch_of(q, out, layer, pool, hooks, block_table, transform)
         clusters = num_clusters(layer.num_kv_heads, self._gpu)
         arrays = (step.query_start_loc, step.seq_lens, step.rows, parts.values, parts.max_sum, parts.done)
-        sequence = _Sequence(*(array.data_ptr() for array in arrays), MOST_ALONE, clusters)
+        sequence = _Sequence(*(array.data_ptr() for array in arrays), MOST_ALONE[layer.head_dim], clusters)
         self._kernel.launch(
             clusters * layer.num_kv_heads * CLUSTER_BLOCKS, THREADS, (launch, map_of(pool, layer, q.dtype), sequence),
             shared_bytes=self._shared_bytes, stream=torch.cuda.current_stream().cuda_stream, chained=self._gpu.chains,

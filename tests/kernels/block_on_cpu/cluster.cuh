@@ -10,7 +10,16 @@ namespace octavo {
 constexpr int kBlocksOfCluster = 8, kAddressBits = 18;
 
 std::map<int, Meeting> clusters;
-inline void cluster_barrier() { clusters[blockIdx.x / kBlocksOfCluster].join(kBlocksOfCluster * threads.size()); }
+std::map<std::pair<int, int>, size_t> arrivals;  // by block and thread: the phase that it waits for
+inline void cluster_arrive() {
+  Meeting& meeting = clusters[blockIdx.x / kBlocksOfCluster];
+  arrivals[{blockIdx.x, threadIdx.x}] = meeting.number;
+  if (++meeting.num_here == kBlocksOfCluster * threads.size()) meeting.num_here = 0, ++meeting.number, ++progress;
+}
+inline void cluster_wait() {
+  const Meeting& meeting = clusters[blockIdx.x / kBlocksOfCluster];
+  while (meeting.number == arrivals[{blockIdx.x, threadIdx.x}]) wait_a_turn();
+}
 
 inline uint32_t address_in(uint32_t at, int block) { return at | (block + 1) << kAddressBits; }
 
