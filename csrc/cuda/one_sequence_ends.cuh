@@ -18,9 +18,11 @@ struct Ends {
 
   // Before they are needed: who waits for them then waits for memory
   __device__ __forceinline__ void read_sinks() {
-    if (!Hooks::kHasSinks) return;
+    if constexpr (Hooks::kHasSinks) {
+      const int first = share.kv_head * GROUP, row = lane % 4 * 2;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) sinks[i] = launch.hooks.sink(share.kv_head * GROUP + min(lane % 4 * 2 + i, GROUP - 1));
+      for (int i = 0; i < 2; ++i) sinks[i] = launch.hooks.sink(first + min(row + i, GROUP - 1));
+    }
   }
 
   // Adds kMost parts: part i's sums and rows are at `sums_at(i)` and `rows_at(i)`
