@@ -14,7 +14,7 @@ from tests.gpu.device import DEVICE, ON_GPU, needs_gpu, relative_error  # isort:
 from octavo.kernels.cuda import quantized_product
 from octavo.kernels.cuda.driver import GPU, find_gpu
 from octavo.kernels.cuda.plain_codes import PlainCodes
-from octavo.kernels.cuda.sizes import ROWS_AT_ONCE, scaled_rows, scratch_shapes
+from octavo.kernels.cuda.sizes import ROWS_AT_ONCE, become_codes, scaled_rows, scratch_shapes
 from octavo.kernels.cuda_cpp.compile import find_nvcc
 from octavo.kernels.cuda_cpp.dequantise import dequantise
 from octavo.kernels.cuda_cpp.quantized_format import why_not
@@ -262,3 +262,22 @@ def test_a_library_takes_blocks_where_it_can() -> None:
     few = {"dense": 192 * 1024, "codes": 32 * 1024, "scales": 4 + 32 * 8}
     assert scratch_shapes([fits, narrow], 10, "bfloat16", hopper) == few
     assert scratch_shapes([fits], 40, "bfloat16", hopper) == {"dense": 0, "codes": 40960, "scales": 324}
+
+
+def test_more_than_four_rows_become_fp8() -> None:
+    """Of matrices that a library multiplies then, and not by a GPU that lacks fp8."""
+    hopper, ampere = (GPU("a GPU", capability, 1 << 34, 132) for capability in ((9, 0), (8, 0)))
+
+    def linear(form: ScaledFormat) -> Linear:
+        part = made_parameters.parameter(np.zeros((256, 1024), np.float32))
+        return Linear((replace(part, scheme=QuantisedAtLoad(form, form.label)),))
+
+    by_output, in_blocks = linear(ScaledFormat("F8_E4M3", (1, 0))), linear(ScaledFormat("F8_E4M3", (128, 128)))
+    rows = (1, 4, 5, 16, 17)
+    assert [become_codes(by_output, count, "bfloat16", hopper) for count in rows] == [False, False, True, True, True]
+    for other, dtype, gpu in (
+        (in_blocks, "bfloat16", hopper),
+        (by_output, "float16", hopper),
+        (by_output, "bfloat16", ampere),
+    ):
+        assert not any(become_codes(other, count, dtype, gpu) for count in rows)
