@@ -30,13 +30,8 @@ struct Multiplier {
     for (int at = blockIdx.x; at < launch.num_tiles; at += gridDim.x) {
       const Tile tile(launch, at);
       const bool is_split = tile.sixteens == 4;
-#if ROW_TILE == 256
-      const int rows = launch.num_rows - tile.row;
-      if (is_split && rows <= 64) multiply<64, 1, true>(tile);
-      else if (is_split && rows <= 128) multiply<128, 1, true>(tile);
-      else if (is_split) multiply<256, 1, true>(tile);
-      else if (rows <= 64) multiply<64, 1, false>(tile);
-      else if (rows <= 128) multiply<128, 1, false>(tile);
+#if ROW_TILE == 256  // nearly full, also the last one (wide_int4.py)
+      if (is_split) multiply<256, 1, true>(tile);
       else multiply<256, 1, false>(tile);
 #else
       const bool is_narrow = launch.num_rows - tile.row <= 64;
