@@ -40,9 +40,7 @@ struct Ends {
     }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float factor = exp2_fast(rows.top[i] - top[i]);
-      rows.top[i] = top[i];
-      rows.sum[i] *= factor;
+      const float factor = rows.raise(i, top[i]);
 #pragma unroll
       for (int j = i; j < kOwnDims / 4; j += 2) sums[j] *= factor;
     }

@@ -9,6 +9,14 @@ namespace {
 // Two rows' maximum score, times log2(e), and sum of exponentials
 struct Softmax {
   float top[2] = {kLowest, kLowest}, sum[2] = {};
+
+  // Row i has a higher maximum -> what its sums are multiplied by
+  __device__ __forceinline__ float raise(int i, float higher) {
+    const float factor = exp2_fast(top[i] - higher);
+    top[i] = higher;
+    sum[i] *= factor;
+    return factor;
+  }
 };
 
 struct Computer {
@@ -103,9 +111,7 @@ struct Computer {
     }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float factor = exp2_fast(rows.top[i] - top[i]);
-      rows.top[i] = top[i];
-      rows.sum[i] *= factor;
+      const float factor = rows.raise(i, top[i]);
       sums[i] *= factor;
       sums[2 + i] *= factor;
     }
