@@ -31,8 +31,7 @@ def _runs_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     for module in (test_mixture, test_coded_mixture):
         monkeypatch.setattr(module, "HIDDEN", HIDDEN)
         monkeypatch.setattr(module, "INNER", INNER)
-    few_bytes = dict.fromkeys(one_row_format.SHARED_BYTES, 48 << 10)  # rings go round
-    monkeypatch.setattr(one_row_format, "SHARED_BYTES", few_bytes)
+    monkeypatch.setattr(one_row_format, "shared_bytes", lambda code, hidden: 48 << 10)  # rings go round
     monkeypatch.setattr(one_row_format, "FLIGHT_BYTES", 20 << 10)  # four stages, of more in the ring
     run_on_cpu(one_row_experts, SOURCES, tmp_path, monkeypatch, compiler=one_row_format)
     one_row_experts.one_row_kernel.cache_clear()

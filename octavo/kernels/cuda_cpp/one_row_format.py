@@ -18,18 +18,18 @@ from octavo.kernels.triton.experts.mixture import Experts
 
 WARPGROUPS = 2
 _SPAN_BYTES, _MOST_SPANS, OUTPUTS = 128, 8, 8  # of a stage: 8 outputs
-#: shared memory of a block, by code and whether the model is small. Beside a block with fp8, one of fp8_linear.cu has
-#: room, which takes less with a small matrix. Dense weights take all they can
-SHARED_BYTES = {
-    ("F8_E4M3", True): 122 << 10,
-    ("F8_E4M3", False): 111 << 10,
-    (None, True): 210 << 10,
-    (None, False): 210 << 10,
-}
 _SMALL_HIDDEN = 2048
 #: that a block has on their way at once, of the first product
 FLIGHT_BYTES = 80 << 10
 _MOST_ROUTER_WORDS, _MOST_OUTS, _MOST_BLOCKS = 4, 32, 256
+
+
+def shared_bytes(code: str | None, hidden: int) -> int:
+    """Of a block. Beside one with fp8, one of fp8_linear.cu has room, which takes less with a small matrix. Dense
+    weights take all they can."""
+    if code is None:
+        return 210 << 10
+    return (122 if hidden <= _SMALL_HIDDEN else 111) << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Tiling:
         rest = most_x * (columns * 1024 + 32 + outs * 32) + warps * (140 + 4 * logits)
         rest += routing.num_chosen * 16 + choice_macros(routing)[0] * 4
         stage = max(first[0], second[0]) * OUTPUTS * _SPAN_BYTES
-        room = SHARED_BYTES[experts.down.code, hidden <= _SMALL_HIDDEN] - rest - 2048
+        room = shared_bytes(experts.down.code, hidden) - rest - 2048
         entries = room // (stage + 16) // WARPGROUPS * WARPGROUPS
         entries = min(entries, 32)
         if entries < 2 * WARPGROUPS:
