@@ -246,18 +246,17 @@ def test_a_row_or_a_scale_of_any_size_leaves_the_others_right() -> None:
     assert (error <= 0.05 * size + 1e-30).all()
 
 
+def linear_of(form: ScaledFormat, *shape: int) -> Linear:
+    part = made_parameters.parameter(np.zeros(shape, np.float32))
+    return Linear((replace(part, scheme=QuantisedAtLoad(form, "fp8")),))
+
+
 def test_a_library_takes_blocks_where_it_can() -> None:
     hopper, older = (GPU("a GPU", capability, 1 << 34, 132) for capability in ((9, 0), (8, 9)))
-    form = ScaledFormat("F8_E4M3", (128, 128))
-
-    def linear(*shape: int) -> Linear:
-        part = made_parameters.parameter(np.zeros(shape, np.float32))
-        return Linear((replace(part, scheme=QuantisedAtLoad(form, "fp8")),))
-
-    fits, narrow, short = linear(256, 1024), linear(192, 1024), linear(256, 640)
+    fits, narrow, short = (linear_of(IN_BLOCKS, *shape) for shape in ((256, 1024), (192, 1024), (256, 640)))
     assert scaled_rows(fits, "bfloat16", hopper) == "blocks"
-    for linear, dtype, gpu in ((narrow, "bfloat16", hopper), (short, "bfloat16", hopper), (fits, "float16", hopper)):
-        assert scaled_rows(linear, dtype, gpu) is None
+    for other, dtype, gpu in ((narrow, "bfloat16", hopper), (short, "bfloat16", hopper), (fits, "float16", hopper)):
+        assert scaled_rows(other, dtype, gpu) is None
     assert scaled_rows(fits, "bfloat16", older) is None
     few = {"dense": 192 * 1024, "codes": 32 * 1024, "scales": 4 + 32 * 8}
     assert scratch_shapes([fits, narrow], 10, "bfloat16", hopper) == few
@@ -267,12 +266,7 @@ def test_a_library_takes_blocks_where_it_can() -> None:
 def test_more_than_four_rows_become_fp8() -> None:
     """Of matrices that a library multiplies then, and not by a GPU that lacks fp8."""
     hopper, ampere = (GPU("a GPU", capability, 1 << 34, 132) for capability in ((9, 0), (8, 0)))
-
-    def linear(form: ScaledFormat) -> Linear:
-        part = made_parameters.parameter(np.zeros((256, 1024), np.float32))
-        return Linear((replace(part, scheme=QuantisedAtLoad(form, form.label)),))
-
-    by_output, in_blocks = linear(ScaledFormat("F8_E4M3", (1, 0))), linear(ScaledFormat("F8_E4M3", (128, 128)))
+    by_output, in_blocks = (linear_of(form, 256, 1024) for form in (ScaledFormat("F8_E4M3", (1, 0)), IN_BLOCKS))
     rows = (1, 4, 5, 16, 17)
     assert [become_codes(by_output, count, "bfloat16", hopper) for count in rows] == [False, False, True, True, True]
     for other, dtype, gpu in (
