@@ -3,8 +3,8 @@
 rows        fp8 in bf16 models                                  all others
 up to 16    csrc/cuda/quantized_linear.cu, for int4 int4_linear.cu, for fp8 on Hopper fp8_linear.cu, if shared memory
             holds the rows; with what is fused. Of fp8 with scales of outputs up to 4
-more        rows become fp8, too; cuBLAS (`sizes.scaled_rows`)  made dense in the scratch; cuBLAS. On Hopper up to 256
-                                                                to 1,024 of bfloat16 times int4 in groups: wide_int4.cu
+more        rows become fp8, too; cuBLAS (`sizes.scaled_rows`)  made dense in the scratch; cuBLAS. On Hopper bfloat16
+                                                                times int4 in groups, up to 256 to 1,024: wide_int4.cu
 
 What that kernel does not take, or without nvcc: `coded_product.py`.
 """
