@@ -28,9 +28,9 @@ def test_float32_text_equals_transformers(name: str) -> None:
 @pytest.mark.parametrize("name", on_cpu.PACKAGES)
 def test_bfloat16_keeps_the_perplexity(name: str) -> None:
     with on_cpu.open_model(name, dtype="float32", backend="triton") as llm:
-        exact = on_cpu.perplexity(llm)
+        exact = on_cpu.read(llm).perplexity
     with on_cpu.open_model(name, dtype="bfloat16", backend="triton") as llm:
-        assert on_cpu.perplexity(llm) == pytest.approx(exact, rel=0.01)
+        assert on_cpu.read(llm).perplexity == pytest.approx(exact, rel=0.01)
 
 
 @pytest.mark.parametrize("name", on_cpu.PACKAGES)
