@@ -7,6 +7,7 @@ import pytest
 from octavo.executor import rank_process
 from octavo.kernels.cuda.device import CudaDevice
 from octavo.kernels.cuda.driver import GPU
+from tests.gpu.quick_interpreter import quicken
 
 
 def pretend(patch: pytest.MonkeyPatch) -> None:
@@ -21,4 +22,5 @@ def pretend(patch: pytest.MonkeyPatch) -> None:
 
 def main() -> None:
     pretend(pytest.MonkeyPatch())
+    quicken()
     rank_process.main()
