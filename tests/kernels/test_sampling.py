@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import subprocess
 from collections.abc import Callable, Sequence
+from ctypes import c_void_p
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -33,17 +34,20 @@ extern "C" octavo::ThreadPool* start_threads(int num_threads) { return new octav
 """
 CPU_INFO = Path("/proc/cpuinfo")
 HAS_AVX2 = CPU_INFO.exists() and " avx2 " in CPU_INFO.read_text()
-BUILDS = ["native", *(["x86-64-v3"] if HAS_AVX2 else [])]
+BUILDS = ["installed", *(["x86-64-v3"] if HAS_AVX2 else [])]
 
 Sample = Callable[[FloatArray, SamplingBatch], IntArray]
 
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Sample]:
-    """Compiles the kernel for an instruction set, once."""
+    """The kernel as engines here have it, or compiled for an instruction set, once."""
 
     @cache
     def build_for(isa: str) -> Sample:
+        if isa == "installed":
+            installed = cpu.load()
+            return partial(cpu.sample, installed, c_void_p(installed.octavo_pool_new(2)))
         folder = tmp_path_factory.mktemp(isa)
         (folder / "start_threads.cpp").write_text(START_THREADS)
         sources = [*map(str, SOURCES), str(folder / "start_threads.cpp")]
@@ -52,9 +56,9 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Sample]:
         includes = [f"-I{CSRC}", f"-I{CSRC / 'include'}"]
         subprocess.run(["g++", *flags, *includes, *sources, "-o", str(folder / "sampling.so")], check=True)
         library = ctypes.CDLL(str(folder / "sampling.so"))
-        library.start_threads.restype = ctypes.c_void_p
+        library.start_threads.restype = c_void_p
         cpu.declare(library, cpu.SAMPLING_SIGNATURES)
-        return partial(cpu.sample, library, ctypes.c_void_p(library.start_threads(2)))
+        return partial(cpu.sample, library, c_void_p(library.start_threads(2)))
 
     return build_for
 
@@ -178,8 +182,8 @@ def assert_follows(drawn: IntArray, probs: NDArray[np.float64]) -> None:
 
 
 def draw_many(sample: Sample, **params: Any) -> IntArray:
-    """The spec is slow and gets fewer draws."""
-    return sample(ROW[None], make_batch(4_000 if sample is reference.sample else 100_000, **params))
+    """The spec is slow and gets fewer draws: the kernel's, of which there are many, are the spec's too."""
+    return sample(ROW[None], make_batch(1_500 if sample is reference.sample else 100_000, **params))
 
 
 @pytest.mark.parametrize("params", FILTERS, ids=str)
@@ -190,7 +194,7 @@ def test_filters_by_distribution(sample: Sample, params: dict[str, float]) -> No
 @pytest.mark.parametrize(("params", "row"), EDITS, ids=lambda value: str(value)[:40] if isinstance(value, dict) else "")
 def test_edits_by_distribution(sample: Sample, params: dict[str, Any], row: FloatArray) -> None:
     assert_follows(draw_many(sample, **params), expected_probabilities(row, 1.0))
-    assert (draw_many(sample, temperature=0, **params) == np.argmax(row)).all()
+    assert set(sample(ROW[None], make_batch(20, temperature=0, **params)).tolist()) == {int(np.argmax(row))}
 
 
 def test_edits_come_in_order(sample: Sample) -> None:
@@ -205,7 +209,7 @@ def test_edits_come_in_order(sample: Sample) -> None:
 @pytest.mark.parametrize("vary", ["positions", "sample_indices", "seeds"])
 def test_neighbours_are_independent(sample: Sample, vary: str) -> None:
     """Pairs of neighbouring draws from four equal tokens fall evenly into sixteen cells."""
-    num_draws = 4_000
+    num_draws = 2_000
     batch = make_batch(num_draws, **{"positions": np.zeros(num_draws), vary: np.arange(num_draws)})
     drawn = sample(np.zeros((1, 4), np.float32), batch)
     pairs = drawn[:-1] * 4 + drawn[1:]
