@@ -182,7 +182,7 @@ def imports(modules: dict[str, ast.Module]) -> dict[str, set[str]]:
 
 def _imported(tree: ast.Module, modules: Iterable[str]) -> Iterator[str]:
     """`from a import b` is module a.b if there is one, else module a."""
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in modules)
         elif isinstance(node, ast.ImportFrom) and node.module is not None:
@@ -191,6 +191,16 @@ def _imported(tree: ast.Module, modules: Iterable[str]) -> Iterator[str]:
                 found = whole if whole in modules else node.module
                 if found in modules:
                     yield found
+
+
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """All of a module, at any depth, with handlers and cases; no expressions, which are most of a tree."""
+    left: list[ast.AST] = [tree]
+    while left:
+        node = left.pop()
+        for part in ("body", "orelse", "finalbody", "handlers", "cases"):
+            yield from (inner := getattr(node, part, ()))
+            left += inner
 
 
 def circles(graph: dict[str, set[str]]) -> list[list[str]]:

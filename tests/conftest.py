@@ -27,6 +27,7 @@ from octavo.config import BackendConfig
 from octavo.kernels.device import Device
 from octavo.kernels.registry import HOST_BACKENDS, ONE_RANK
 from octavo.observe.machine import num_cores
+from tests.warm_python import WarmPython, warm_python
 
 # OCTAVO_EXECUTOR=mp pytest runs the same tests with the model in a separate process. A test's patches do not reach that
 # process; tests that patch the worker use the fixture `inline_executor`.
@@ -45,7 +46,7 @@ TESTS = Path(__file__).parent
 SLOW = {
     "distributed": "tensor_parallel loading",
     "": "async_llm classify docs embeddings examples extreme_params greedy guide_pictures imports llm logprobs_modes "
-    "random_walk real_models session site threads without_torch",
+    "random_walk real_models session site threads warm_python without_torch",
     "bench": "http_client load offline plot",
     "cli": "bench debugging plan doctor hostile_flags interrupts kernels kernels_new run run_batch",
     "engine": "overlap",
@@ -154,6 +155,12 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory, one_torch_thread: None
         return made[key]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def python() -> Iterator[WarmPython]:
+    with warm_python() as python:
+        yield python
 
 
 @pytest.fixture(params=list(HOST_BACKENDS))

@@ -8,13 +8,14 @@ without context. tests/test_architecture.py checks that, and that docs/files.md 
 
 from __future__ import annotations
 
-import ast
+import re
 from itertools import groupby
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PLACES = ("octavo", "csrc", "benchmarks", "examples")  # in the order of the page
 SUFFIXES = (".py", ".h", ".cpp", ".cu")
+DOCSTRING = re.compile(r'(?:#.*\n)*"""(.*?)(?:"""|\n)')  # its first line; to parse the files would take seconds
 
 HEAD = """\
 # Files
@@ -35,7 +36,8 @@ def first_line(path: Path) -> str:
     """The file's description; empty if it has none."""
     text = (ROOT / path).read_text(encoding="utf-8")
     if path.suffix == ".py":
-        return (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
+        found = DOCSTRING.match(text)
+        return found[1] if found is not None else ""
     return text.partition("\n")[0].removeprefix("// ") if text.startswith("// ") else ""
 
 

@@ -3,8 +3,6 @@
 import importlib
 import re
 import shlex
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +10,7 @@ from typing import Any, cast
 import pytest
 
 from octavo.sampling_params import SamplingParams
+from tests.warm_python import WarmPython
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -41,9 +40,8 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if PYTHON.search(page.read_text(encoding="utf-8"))], ids=name)
-def test_python_in_pages_runs(page: Path) -> None:
-    code = "\n".join(PYTHON.findall(page.read_text(encoding="utf-8")))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=ROOT)
+def test_python_in_pages_runs(page: Path, python: WarmPython) -> None:
+    done = python.run("\n".join(PYTHON.findall(page.read_text(encoding="utf-8"))), cwd=ROOT)
     assert done.returncode == 0, done.stderr
 
 

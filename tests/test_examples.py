@@ -1,17 +1,17 @@
 """The examples run unchanged and print something."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.warm_python import WarmPython
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted(ROOT.glob("examples/*.py"))
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_example_runs(example: Path) -> None:
-    done = subprocess.run([sys.executable, str(example)], capture_output=True, text=True, timeout=300, cwd=ROOT)
+def test_example_runs(example: Path, python: WarmPython) -> None:
+    done = python.run(example.read_text(encoding="utf-8"), name=str(example), cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) >= 2

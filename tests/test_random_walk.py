@@ -109,7 +109,7 @@ OPTIONS = st.dictionaries(
 )
 
 
-@walk(150)
+@walk(100)
 @given(options=OPTIONS)
 def test_options_are_taken_or_refused(options: dict[str, Any]) -> None:
     own_errors(lambda: EngineArgs(**options))
@@ -159,7 +159,7 @@ def test_engines_are_made_and_answer_or_are_refused(folder: Path, options: dict[
             assert engine.stats().num_used_blocks == 0
 
 
-@walk(120)
+@walk(80)
 @given(
     fields=st.dictionaries(st.sampled_from([*SamplingParams.__dataclass_fields__, *SAMPLING_FIELDS]), junk, max_size=4)
 )
@@ -244,7 +244,7 @@ def check_sound(llm: LLM) -> None:
     assert (stats.num_running, stats.num_waiting, stats.num_used_blocks) == (0, 0, 0)
 
 
-@walk(80)
+@walk(50)
 @given(prompts=PROMPTS, params=st.one_of(PARAMS, st.lists(PARAMS, max_size=2), junk), more=MORE)
 def test_prompts_are_answered_or_refused(llm: LLM, prompts: Any, params: Any, more: dict[str, Any]) -> None:
     outputs = own_errors(lambda: llm.generate(prompts, params, **more))
@@ -254,7 +254,7 @@ def test_prompts_are_answered_or_refused(llm: LLM, prompts: Any, params: Any, mo
     check_sound(llm)
 
 
-@walk(60)
+@walk(40)
 @given(messages=MESSAGES, params=PARAMS, more=st.one_of(MORE, CHAT_MORE))
 def test_conversations_are_answered_or_refused(llm: LLM, messages: Any, params: Any, more: dict[str, Any]) -> None:
     own_errors(lambda: llm.chat(messages, params, **more))
@@ -307,7 +307,7 @@ def in_threads(works: list[Callable[[], None]]) -> list[BaseException]:
     return raised
 
 
-@walk(15)
+@walk(8)
 @given(plans=st.lists(st.lists(STEP, min_size=1, max_size=4), min_size=2, max_size=4))
 def test_threads_harm_nobody(llm: LLM, plans: list[list[tuple[Any, ...]]]) -> None:
     greedy = SamplingParams(temperature=0, max_tokens=6)
@@ -338,7 +338,7 @@ def test_closing_harms_nobody(folder: Path, plans: list[list[tuple[Any, ...]]], 
     assert in_threads([close, *(lambda plan=plan: follow(plan) for plan in plans)]) == []
 
 
-@walk(15)
+@walk(8)
 @given(
     asks=st.lists(st.tuples(PROMPT, PARAMS, st.integers(-1, 12)), min_size=1, max_size=4),
     aborts=st.lists(st.one_of(st.integers(0, 4).map(str), junk), max_size=2),

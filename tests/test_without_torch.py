@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.server.live import API, live
+from tests.warm_python import WarmPython, warm_python
 
 HIDE = """
 import sys
@@ -57,26 +56,28 @@ def hidden(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(hidden: Path, code: str, *argv: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(hidden), *sys.path])}
-    return subprocess.run([sys.executable, "-c", code, *argv], env=env, capture_output=True, text=True, timeout=300)
+@pytest.fixture(scope="module")
+def python(hidden: Path) -> Iterator[WarmPython]:
+    """It has imported an engine already, without any of these packages."""
+    with warm_python(hidden) as python:
+        yield python
 
 
-def test_extras_are_hidden(hidden: Path) -> None:
+def test_extras_are_hidden(python: WarmPython) -> None:
     from importlib.util import find_spec
 
     assert find_spec("torch") is not None
-    done = run(hidden, "from importlib.util import find_spec; assert find_spec('torch') is None; import torch.nn")
+    done = python.run("from importlib.util import find_spec; assert find_spec('torch') is None; import torch.nn")
     assert "No module named 'torch'" in done.stderr
 
 
-def test_llm_answers(hidden: Path) -> None:
-    done = run(hidden, GENERATE)
+def test_llm_answers(python: WarmPython) -> None:
+    done = python.run(GENERATE)
     assert done.returncode == 0, done.stderr
 
 
-def test_run_answers(hidden: Path) -> None:
-    done = run(hidden, OCTAVO, "run", "smollm2", "Hi", "--max-tokens", "4", "--temperature", "0")
+def test_run_answers(python: WarmPython) -> None:
+    done = python.run(OCTAVO, "run", "smollm2", "Hi", "--max-tokens", "4", "--temperature", "0")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
 
@@ -91,8 +92,8 @@ def test_a_server_answers(hidden: Path, tmp_path: Path) -> None:
         connection.close()
 
 
-def test_the_doctor_is_content_and_names_the_extra(hidden: Path) -> None:
-    done = run(hidden, OCTAVO, "doctor")
+def test_the_doctor_is_content_and_names_the_extra(python: WarmPython) -> None:
+    done = python.run(OCTAVO, "doctor")
     assert done.returncode == 0, done.stderr
     assert "cpu        works" in done.stdout
     assert "the reference backend computes with torch, which is not installed: pip install 'octavo[reference]'" in (
@@ -100,16 +101,16 @@ def test_the_doctor_is_content_and_names_the_extra(hidden: Path) -> None:
     )
 
 
-def test_a_gpus_memory_is_planned_without_torch(hidden: Path) -> None:
-    done = run(hidden, OCTAVO, "plan", str(CONFIG), "--gpu", "h100", "-v")
+def test_a_gpus_memory_is_planned_without_torch(python: WarmPython) -> None:
+    done = python.run(OCTAVO, "plan", str(CONFIG), "--gpu", "h100", "-v")
     assert done.returncode == 0, done.stderr
     assert "197 tensors in bfloat16" in done.stdout
 
 
-def test_a_gpu_without_torch_is_told_and_the_cpu_taken(hidden: Path) -> None:
+def test_a_gpu_without_torch_is_told_and_the_cpu_taken(python: WarmPython) -> None:
     missing = "torch and triton not installed: pip install 'octavo[gpu]'"
-    assert missing in run(hidden, ON_A_GPU, "doctor").stdout
-    done = run(hidden, ON_A_GPU, "run", "smollm2", "Hi", "--max-tokens", "1", "--backend", "triton")
+    assert missing in python.run(ON_A_GPU, "doctor").stdout
+    done = python.run(ON_A_GPU, "run", "smollm2", "Hi", "--max-tokens", "1", "--backend", "triton")
     assert done.returncode != 0
     assert missing in done.stderr
 
@@ -123,15 +124,15 @@ def test_a_gpu_without_torch_is_told_and_the_cpu_taken(hidden: Path) -> None:
         (("bench", "serve", "--num-prompts", "1", "--plot", "x.png"), "pip install 'octavo[plot]'"),
     ],
 )
-def test_what_needs_an_extra_says_how_to_get_it(argv: tuple[str, ...], command: str, hidden: Path) -> None:
-    done = run(hidden, OCTAVO, *argv)
+def test_what_needs_an_extra_says_how_to_get_it(argv: tuple[str, ...], command: str, python: WarmPython) -> None:
+    done = python.run(OCTAVO, *argv)
     assert done.returncode == 2, done.stderr
     assert command in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_quick_tests_need_no_extra(hidden: Path) -> None:
+def test_quick_tests_need_no_extra(python: WarmPython) -> None:
     """`make quick` installs no extra: tests that import one are marked slow in tests/conftest.py."""
     options = ["--collect-only", "-qq", "-p", "no:schemathesis", "-m", "not slow and not server and not gpu"]
-    done = run(hidden, f"import pytest, sys; sys.exit(pytest.main({options}))")
+    done = python.run(f"import pytest, sys; sys.exit(pytest.main({options}))")
     assert done.returncode == 0, done.stdout[-2000:]

@@ -34,7 +34,7 @@ def reads_tools(template: str) -> bool:
 
 def with_tools(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The conversation for a template that does not know tools."""
-    how = _HOW.format(tools="\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools))
+    how = _HOW.format(tools="\n".join(_as_json("tools", tool) for tool in tools))
     told = [_plain(message) if isinstance(message, Mapping) else message for message in messages]
     first = told[0] if told and isinstance(told[0], Mapping) else {}
     if first.get("role") in ("system", "developer"):
@@ -62,8 +62,15 @@ def _call(call: object) -> str:
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise InvalidRequestError(f"a call in tool_calls is {shown(call)}, allowed is {{'function': {{'name': ...}}}}")
     given = function.get("arguments") or "{}"
-    arguments = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
+    arguments = given if isinstance(given, str) else _as_json("arguments", given)
     return f'<tool_call>\n{{"name": {json.dumps(function["name"])}, "arguments": {arguments}}}\n</tool_call>'
+
+
+def _as_json(name: str, value: object) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequestError(f"{name} has {shown(value)}, allowed is what JSON can say, but {error}") from None
 
 
 def _text(content: Any) -> str:

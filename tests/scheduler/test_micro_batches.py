@@ -44,12 +44,12 @@ def answers(seed: int, num_stages: int, num_blocks: int) -> tuple[list[list[list
 def test_tokens_are_those_of_one_stage(num_stages: int) -> None:
     """Also of sequences that were preempted, and went on, before a result of theirs came."""
     num_preempted = 0
-    for seed in range(30):
+    for seed in range(12):
         expected, _ = answers(seed, 1, 60)
         found, simulator = answers(seed, num_stages, 20)
         assert found == expected, f"seed {seed}"
         num_preempted += sum(isinstance(event, Preempted) for event in simulator.events)
-    assert num_preempted > 8
+    assert num_preempted > 3
 
 
 def test_a_sequence_is_in_one_step_and_a_step_has_its_part() -> None:

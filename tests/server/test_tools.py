@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo import AsyncLLM
-from octavo.errors import ConfigError
+from octavo.errors import ConfigError, InvalidRequestError
 from octavo.server.app import create_app
 from octavo.server.settings import ServerSettings
+from octavo.text.tools_in_text import with_tools
 from tests.conftest import TinyFolder
 from tests.server.live_server import serve
 from tests.server.scripted_engine import Answer, app_of, post
@@ -255,10 +256,19 @@ _ANY = st.recursive(
 )
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(field=st.sampled_from(["tools", "tool_choice", "parallel_tool_calls", "reasoning_effort"]), value=_ANY)
 def test_any_value_is_taken_or_refused(field: str, value: Any) -> None:
     assert chat(SpeakingEngine(CALL, HERMES), **{field: value}).status in (200, 400)
+
+
+def test_tools_that_json_cannot_say_are_told() -> None:
+    for name, message, tool in (
+        ("tools", {}, {"x": b"y"}),
+        ("arguments", {"tool_calls": [{"function": {"name": "f", "arguments": {"x": b"y"}}}]}, {}),
+    ):
+        with pytest.raises(InvalidRequestError, match=f"{name} has {{'x': b'y'}}, allowed is what JSON can say"):
+            with_tools([{"role": "assistant", "content": "", **message}], [tool])
 
 
 def test_strict_functions_have_a_grammar_also_where_the_model_decides() -> None:

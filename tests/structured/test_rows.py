@@ -258,7 +258,7 @@ HOSTILE = st.one_of(
 SLOWEST_S = 2.0  # a bounded amount of work, on a busy machine
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(form=HOSTILE, seed=st.integers(0, 9))
 def test_no_grammar_hangs_crashes_or_does_other_than_it_says(
     compiler: GrammarCompiler, form: dict[str, Any], seed: int

@@ -192,7 +192,7 @@ def test_any_text_is_read_alike_whole_and_in_pieces(name: str) -> None:
     rng = random.Random(7)
     source = WRITERS[name](CALLS[1]) + PROSE
     parts = [source[at : at + 9] for at in range(0, len(source), 7)] + ["<", '"', "\\", "{", "}", "[", ")", "\n", " "]
-    for _ in range(150):
+    for _ in range(70):
         text = "".join(rng.choices(parts, k=rng.randrange(1, 14)))
         whole = read(name, [text])[0]
         cuts = sorted(rng.sample(range(len(text) + 1), min(4, len(text))))

@@ -48,7 +48,7 @@ def decoded(encoder: Tokenizer, ids: list[int], skip_special_tokens: bool) -> st
 
 
 @small
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(ids=ANY_IDS, skip_special_tokens=st.booleans())
 def test_any_ids_stream_to_what_they_decode_to(kind: str, ids: list[int], skip_special_tokens: bool) -> None:
     encoder = SMALL[kind]
@@ -56,7 +56,7 @@ def test_any_ids_stream_to_what_they_decode_to(kind: str, ids: list[int], skip_s
 
 
 @small
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(ids=ANY_IDS, at=st.integers(0, 40))
 def test_a_copy_goes_on_by_itself(kind: str, ids: list[int], at: int) -> None:
     stream = Detokenizer(SMALL[kind]).stream()
@@ -67,7 +67,7 @@ def test_a_copy_goes_on_by_itself(kind: str, ids: list[int], at: int) -> None:
 
 
 @small
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(ids=ANY_IDS, skip_special_tokens=st.booleans(), at=st.integers(0, 40))
 def test_prompt_and_answer_make_the_text_of_both(kind: str, ids: list[int], skip_special_tokens: bool, at: int) -> None:
     encoder = SMALL[kind]
@@ -82,7 +82,7 @@ def check_cut(detokenizer: Detokenizer, ids: list[int], at: int, skip_special_to
 
 
 @small
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(text=st.text("ab é€\U0001f44b", max_size=20))
 def test_every_cut_of_a_text(kind: str, text: str) -> None:
     """Also checks that a prompt of whole characters is settled: the answer's text starts where the prompt's ends."""
@@ -159,7 +159,7 @@ class _Counted(list[int]):
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "byte-fallback"])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(text=st.text(max_size=30).filter(lambda text: "s>" not in text))
 def test_bytes_of_tokens_join_to_the_text(kind: str, text: str) -> None:
     encoder = SMALL[kind]
@@ -180,7 +180,7 @@ def test_bytes_of_a_token() -> None:
 
 
 @pytest.mark.parametrize("name", ["smollm2", "gemma3-270m"])
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(ids=ANY_IDS, skip_special_tokens=st.booleans())
 def test_any_ids_of_the_packaged_models(name: str, ids: list[int], skip_special_tokens: bool) -> None:
     tokenizer = tokenizers.packaged(name)
@@ -209,7 +209,7 @@ def test_special_tokens_of_any_decoder_stand_side_by_side(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "byte-fallback"])
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(text=st.text(max_size=30).filter(lambda text: "s>" not in text))  # a special token spelled out becomes one
 def test_a_text_comes_through_unbroken(kind: str, text: str) -> None:
     encoder = SMALL[kind]

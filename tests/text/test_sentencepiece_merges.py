@@ -38,7 +38,7 @@ def encode_by_merges(text: str, pieces: Sequence[str], pairs: np.ndarray) -> lis
     return [token.value for token in model.tokenize(text)] if text else []
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     longer=st.lists(st.text("abc", min_size=2, max_size=5), unique=True, max_size=25),
     order=st.randoms(use_true_random=False),
@@ -77,7 +77,7 @@ def test_gemma_encodes_a_book_as_with_all_splits() -> None:
         fuse_unk=True,
     )
     tokenizer = tokenizers.packaged("gemma3-270m")
-    book = "".join(topics[name] for name in sorted(topics))[:150_000] + "Grüße, 你好世界! Привет. 🎉👩‍👩‍👧 ﷽"
+    book = "".join(topics[name] for name in sorted(topics))[:60_000] + "Grüße, 你好世界! Привет. 🎉👩‍👩‍👧 ﷽"
     for line in book.split("\n"):
         line = line.replace("  ", " x")  # runs of spaces and line ends are tokens found before the merges
         expected = [token.id for token in model.tokenize(line.replace(" ", "▁"))] if line else []
