@@ -40,7 +40,7 @@ sys.exit("a child is left")
 """
 KERNELS = [
     *("_rms_norm_kernel", "_elementwise_kernel", "_gated_kernel", "_tile_kernel"),
-    *("_scan_kernel", "_draw_kernel", "_search_kernel"),
+    *("_scan_kernel", "_draw_kernel"),
 ]
 
 

@@ -16,6 +16,7 @@ from tests.gpu.device import ON_GPU, needs_gpu
 
 pytestmark = pytest.mark.usefixtures("interpreter")
 
+FEW_HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1}
 CONFIGS = Path(__file__).parents[2] / "examples/configs"
 
 
@@ -27,10 +28,10 @@ def engine(folder: Path, **options: Any) -> LLM:
 @pytest.mark.parametrize(
     ("name", "sizes", "company"),
     [
-        ("qwen3", {"num_hidden_layers": 1}, Company(20, (3,), (9,), (1,), few_blocks=4, kinds=({},))),
+        ("qwen3", {"num_hidden_layers": 1, **FEW_HEADS}, Company(20, (3,), (9,), (1,), few_blocks=4, kinds=({},))),
         (
             "deepseek-v3",
-            {"num_hidden_layers": 1, "first_k_dense_replace": 1},
+            {"num_hidden_layers": 1, "first_k_dense_replace": 1, "num_attention_heads": 2, "num_key_value_heads": 2},
             Company(20, (3,), (9,), (1,), few_blocks=None, kinds=({},)),
         ),
     ],

@@ -36,6 +36,9 @@ from tests.worker.guessing import guess_next_tokens
 
 PROMPTS = [list(range(3, 3 + length)) for length in (1, 37, 9)]
 GREEDY = SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True, detokenize=False)
+#: where it does not matter how layers and heads differ; a program costs milliseconds
+FEW_HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1}
+ONE_LAYER = {"num_hidden_layers": 1, **FEW_HEADS}
 
 
 def engine(folder: object, backend: str, **options: object) -> LLM:
@@ -63,7 +66,7 @@ def test_it_gives_the_hosts_tokens(
     monkeypatch.setattr(
         RequestStates, "gather", lambda *given: replace(gather(*given), decode_threshold=decode_threshold)
     )
-    gives_the_hosts_tokens(tiny_folder(name, num_hidden_layers=num_layers))
+    gives_the_hosts_tokens(tiny_folder(name, num_hidden_layers=num_layers, **({} if name == "qwen3" else FEW_HEADS)))
 
 
 @pytest.mark.usefixtures("interpreter")
@@ -140,7 +143,7 @@ def test_the_start_up_card_names_the_attention_kernels(
     nvcc: Path | None, tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("octavo.kernels.cuda.device.find_nvcc", lambda: nvcc)
-    with engine(tiny_folder("qwen3", num_hidden_layers=2), "triton") as device:
+    with engine(tiny_folder("qwen3", **ONE_LAYER), "triton") as device:
         line = dict(device.card)["device"]
     assert "; attention by triton" in line
     assert ("pip install 'octavo[cuda]'" in line) == (nvcc is None)
@@ -149,7 +152,7 @@ def test_the_start_up_card_names_the_attention_kernels(
 @pytest.mark.usefixtures("interpreter")
 def test_it_follows_grammars_as_the_host_does(tiny_folder: TinyFolder, tmp_path: Path) -> None:
     """A jump while another step is in flight, a fork, an end, and a row without a grammar beside them."""
-    folder = spelling_model(tiny_folder, tmp_path, num_hidden_layers=2)
+    folder = spelling_model(tiny_folder, tmp_path, **ONE_LAYER)
     drawn = SamplingParams(structured_outputs={"regex": "[ab]name12[cd]"}, max_tokens=20, seed=3, n=2)
     prompts, params, options = PROMPTS[::2], [drawn, GREEDY], {"skip_tokenizer_init": False}
     with engine(folder, "reference", **options) as host:
@@ -189,7 +192,7 @@ def test_it_finds_the_hosts_beams(tiny_folder: TinyFolder) -> None:
     params = [beams, GREEDY, beams.replace(n=1, best_of=2, logprobs=None, logit_bias={5: -9.0, 8: 2.0})]
     found = []
     for backend, options in (("reference", {}), ("triton", {"max_num_batched_tokens": 24})):
-        with engine(tiny_folder("qwen3", num_hidden_layers=2), backend, **options) as llm:
+        with engine(tiny_folder("qwen3", **ONE_LAYER), backend, **options) as llm:
             found.append(llm.generate(PROMPTS, params) + llm.generate(PROMPTS[:1], params[:1]))
             assert llm.stats().num_used_blocks == 0
     for host, device in zip(*found, strict=True):
@@ -202,10 +205,10 @@ def test_it_finds_the_hosts_beams(tiny_folder: TinyFolder) -> None:
 @pytest.mark.usefixtures("interpreter")
 def test_guesses_change_no_answer(tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     params = [GREEDY.replace(max_tokens=8), GREEDY.replace(n=2, temperature=1.0, seed=3, max_tokens=6, logprobs=0)]
-    with engine(tiny_folder("qwen3", num_hidden_layers=2), "reference") as host:
+    with engine(tiny_folder("qwen3", **ONE_LAYER), "reference") as host:
         expected = host.generate([[3, 4], [5]], params)
     computed = guess_next_tokens(monkeypatch, expected)
-    with engine(tiny_folder("qwen3", num_hidden_layers=2), "triton") as device:
+    with engine(tiny_folder("qwen3", **ONE_LAYER), "triton") as device:
         outputs = device.generate([[3, 4], [5]], params)
     got, wanted = ([[one.token_ids for one in output.outputs] for output in made] for made in (outputs, expected))
     assert got == wanted
@@ -218,7 +221,7 @@ def test_guesses_change_no_answer(tiny_folder: TinyFolder, monkeypatch: pytest.M
 def test_op_by_op_it_gives_the_hosts_tokens(tiny_folder: TinyFolder, capfd: pytest.CaptureFixture[str]) -> None:
     rows = []
     for backend, options in (("reference", {}), ("triton", {"trace_ops": True})):
-        with engine(tiny_folder("qwen3", num_hidden_layers=2), backend, **options) as llm:
+        with engine(tiny_folder("qwen3", **ONE_LAYER), backend, **options) as llm:
             (output,) = llm.generate([[3, 4, 5]], GREEDY)
         rows.append(output.outputs[0].token_ids)
     assert rows[0] == rows[1]
@@ -231,7 +234,7 @@ def test_op_by_op_it_gives_the_hosts_tokens(tiny_folder: TinyFolder, capfd: pyte
 def test_costs_of_steps_are_measured_on_a_device(tiny_folder: TinyFolder) -> None:
     options = {"backend": "triton", "dtype": "float32", "max_model_len": 128, "max_num_seqs": 2}
     config = engine_config(
-        model=str(tiny_folder("qwen3", num_hidden_layers=2)),
+        model=str(tiny_folder("qwen3", **ONE_LAYER)),
         num_gpu_blocks_override=40,
         max_num_batched_tokens=24,
         **options,
@@ -246,5 +249,5 @@ def test_costs_of_steps_are_measured_on_a_device(tiny_folder: TinyFolder) -> Non
 @pytest.mark.usefixtures("interpreter")
 def test_it_calls_users_functions(tiny_folder: TinyFolder) -> None:
     """Each step's before its late draw, with the tokens of the step before."""
-    with engine(tiny_folder("qwen3", num_hidden_layers=2), "triton", async_scheduling=True) as device:
+    with engine(tiny_folder("qwen3", **ONE_LAYER), "triton", async_scheduling=True) as device:
         follow_functions(device)

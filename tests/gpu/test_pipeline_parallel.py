@@ -30,6 +30,7 @@ from tests.tiny_models import make_tiny_model
 
 PROMPTS = [list(range(3, 3 + length)) for length in (1, 37, 9, 20)]
 INTERPRETED = [[3], [5, 6, 7], list(range(3, 23)), [8, 9]]
+FEW_HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1}  # for the interpreter
 GREEDY = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True, detokenize=False)
 BEAMS = SamplingParams(use_beam_search=True, n=2, max_tokens=8, detokenize=False)
 PENALISED = GREEDY.replace(presence_penalty=0.7, logprobs=1, prompt_logprobs=1)
@@ -159,7 +160,7 @@ def _interpreted(inline_executor: None, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.usefixtures("_interpreted")
 def test_interpreted_stages_give_the_hosts_tokens(tmp_path: Path) -> None:
     """With forks, beams, penalties, log-probabilities, and chunks of prompts beside decodes."""
-    folder = make_tiny_model("qwen3", tmp_path / "model", num_hidden_layers=3)
+    folder = make_tiny_model("qwen3", tmp_path / "model", num_hidden_layers=3, **FEW_HEADS)
     params = [each.replace(max_tokens=2) for each in PARAMS]
     with engine(folder, backend="reference") as one:
         expected = answers(one, params, INTERPRETED)
@@ -174,7 +175,7 @@ def test_interpreted_stages_preempt(tiny_folder: TinyFolder) -> None:
     tight = {"num_gpu_blocks_override": 5, "schedule_conservativeness": 0, "max_model_len": 64}
     found = []
     for options in ({"backend": "reference"}, {"pipeline_parallel_size": 2} | tight):
-        with engine(tiny_folder("qwen3", num_hidden_layers=2), **options) as llm:
+        with engine(tiny_folder("qwen3", num_hidden_layers=2, **FEW_HEADS), **options) as llm:
             outputs = llm.generate(prompts, GREEDY.replace(max_tokens=4), use_tqdm=False)
             found.append([output.outputs[0].token_ids for output in outputs])
             preempts = any(isinstance(event, Preempted) for event in llm.events)
@@ -190,7 +191,10 @@ def test_grammars_are_followed_in_the_last_stage(
         monkeypatch.setenv("OCTAVO_RANKS_PER_GPU", "2")
     else:
         request.getfixturevalue("_interpreted")
-    folder, form = spelling_model(tiny_folder, tmp_path, num_hidden_layers=2), {"regex": r"name(a|b)(name|age)[a-c]12"}
+    folder, form = (
+        spelling_model(tiny_folder, tmp_path, num_hidden_layers=2, **FEW_HEADS),
+        {"regex": r"name(a|b)(name|age)[a-c]12"},
+    )
     params = [SamplingParams(structured_outputs=form, seed=1, max_tokens=9), GREEDY.replace(max_tokens=3, logprobs=1)]
     found = []
     for options in ({"backend": "reference"}, {"pipeline_parallel_size": 2}):
@@ -208,7 +212,7 @@ def test_stages_share_an_adapter(
         monkeypatch.setenv("OCTAVO_RANKS_PER_GPU", "2")
     else:
         request.getfixturevalue("_interpreted")
-    folder, found = tiny_folder("llama", num_hidden_layers=2), []
+    folder, found = tiny_folder("llama", num_hidden_layers=2, **FEW_HEADS), []
     adapter = LoRARequest("a", 1, str(write_adapter(tmp_path / "a", folder, (*LINEARS, "embed_tokens", "lm_head"))))
     for options in ({"backend": "reference"}, {"pipeline_parallel_size": 2}):
         with engine(folder, enable_lora=True, **options) as llm:

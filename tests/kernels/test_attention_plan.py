@@ -160,7 +160,7 @@ def check(library: ctypes.CDLL, made: list[Any], step: Step, plan: SharedPlan | 
     return plan
 
 
-@pytest.mark.parametrize("part", range(8))
+@pytest.mark.parametrize("part", range(4))
 def test_random_steps(part: int, library: ctypes.CDLL, made: list[Any]) -> None:
     num_shared = 0
     for seed in range(part * 1500, (part + 1) * 1500):
