@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
+import hashlib
+import os
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from ctypes import c_char, c_int64, c_void_p
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -26,6 +31,7 @@ from tests.gpu.quantized_matrix import random_matrix  # noqa: E402
 
 HERE = Path(__file__).parent / "block_on_cpu"
 FEW_BLOCKS = GPU("a CPU", (9, 0), 1 << 34, 3)
+INCLUDED_BY_ALL = "exchange.cuh"  # with all that it includes
 FLAGS = ["-std=c++20", "-O1", "-fPIC", "-shared", "-w", "-fsanitize=alignment", "-fno-sanitize-recover=alignment"]
 
 
@@ -56,25 +62,18 @@ class Boxes(ctypes.Structure):
 
 
 def run_on_cpu(
-    kernel: ModuleType, sources: tuple[str, ...], folder: Path, patch: pytest.MonkeyPatch,
-    *, compiler: ModuleType | None = None,
-) -> None:  # fmt: skip
-    """Have the launcher in `kernel` launch on the CPU. sources: of csrc/cuda, all that it needs but ptx.cuh. compiler:
-    the module that compiles it, if that is another."""
+    kernel: ModuleType, folder: Path, patch: pytest.MonkeyPatch, *, compiler: ModuleType | None = None
+) -> None:
+    """Have the launcher in `kernel` launch on the CPU. folder: the test's own. compiler: the module that compiles the
+    kernel, if that is another."""
     try:
         command = find_toolchain("generic", None).command
     except BackendUnavailableError as error:
         pytest.skip(str(error))
-    for path in [*(find_sources() / "cuda" / name for name in sources), *HERE.iterdir()]:
-        shutil.copy(path, folder)
 
     def compile_here(name: str, macros: dict[str, str | int], capability: tuple[int, int]) -> bytes:
-        library = folder / f"{abs(hash(tuple(macros.values())))}.so"
         defined = [f"-D{macro}={value}" for macro, value in macros.items()]
-        if not library.exists():
-            source = str(folder / f"run_{name}.cpp")
-            subprocess.run([*command, *FLAGS, *defined, source, "-o", str(library)], check=True)
-        return str(library).encode()
+        return str(_compiled(f"run_{name}.cpp", [*command, *FLAGS, *defined], folder)).encode()
 
     class OnCpu:
         def __init__(self, library: bytes, name: str) -> None:
@@ -101,6 +100,37 @@ def run_on_cpu(
     patch.setattr(kernel, "Kernel", OnCpu)
     patch.setattr(kernel, "TensorMap", Boxes, raising=False)
     patch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0))
+
+
+def _compiled(source: str, command: list[str], own: Path) -> Path:
+    """The library of a source, compiled once for all tests, and for all workers of pytest-xdist."""
+    session = own.parents[1 if "PYTEST_XDIST_WORKER" in os.environ else 0]
+    folder = session / "block_on_cpu"
+    library = folder / f"{hashlib.sha256(repr((source, command)).encode()).hexdigest()}.so"
+    with _alone(session / "block_on_cpu.lock"):
+        if not folder.exists():
+            _gather(folder, command)
+    with _alone(library.with_suffix(".lock")):
+        if not library.exists():
+            included = ["-include", str(folder / INCLUDED_BY_ALL)]
+            subprocess.run([*command, *included, str(folder / source), "-o", str(library)], check=True)
+    return library
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _gather(folder: Path, command: list[str]) -> None:
+    """The kernels' sources, what stands for a GPU's, and of that what each of them includes, parsed once."""
+    shutil.copytree(find_sources() / "cuda", folder)
+    shutil.copytree(HERE, folder, dirs_exist_ok=True)
+    plain = [word for word in command if not word.startswith("-D")]
+    header = folder / INCLUDED_BY_ALL
+    subprocess.run([*plain, "-x", "c++-header", str(header), "-o", f"{header}.gch"], check=True)
 
 
 def operands(form: ScaledFormat, shape: tuple[int, int], dtype: Any) -> tuple[QuantizedWeight, Any]:

@@ -17,7 +17,7 @@ from tests.kernels.kernel_on_cpu import FEW_BLOCKS, operands, run_on_cpu  # noqa
 
 @pytest.fixture(autouse=True)
 def _runs_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    run_on_cpu(kernel, ("dequantise.cu", "quantized_weights.cuh"), tmp_path, monkeypatch)
+    run_on_cpu(kernel, tmp_path, monkeypatch)
     kernel._kernel.cache_clear()
     yield
     kernel._kernel.cache_clear()

@@ -31,18 +31,6 @@ from tests.kernels.kernel_on_cpu import run_on_cpu  # noqa: E402
 
 FIVE_BLOCKS = GPU("a CPU", (9, 0), 1 << 34, 5)
 BF16, MXFP4 = torch.bfloat16, ScaledFormat("E2M1", (1, 32))
-SOURCES = (
-    "fp4_experts.cu",
-    "fp4_kind.cuh",
-    "fp4_choice.cuh",
-    "fp4_load.cuh",
-    "fp4_products.cuh",
-    "fp4_router.cuh",
-    "fp4_rows.cuh",
-    "expert_launch.cuh",
-    "row_choice.cuh",
-    "activate.cuh",
-)
 HIDDEN, INNER = 320, 64  # spans of 256 inputs, the last of which is not whole, for two warps, and for one
 
 
@@ -52,7 +40,7 @@ def _runs_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         monkeypatch.setattr(module, "HIDDEN", HIDDEN)
         monkeypatch.setattr(module, "INNER", INNER)
     monkeypatch.setattr(fp4_experts, "LEAST_INPUTS", 0)
-    run_on_cpu(fp4_experts, SOURCES, tmp_path, monkeypatch)
+    run_on_cpu(fp4_experts, tmp_path, monkeypatch)
     fp4_experts.fp4_kernel.cache_clear()
     fp4_experts._map_of.cache_clear()
     yield

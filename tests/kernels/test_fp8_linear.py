@@ -17,13 +17,12 @@ from octavo.kernels.scaled import ScaledFormat  # noqa: E402
 from tests.gpu.device import relative_error  # noqa: E402
 from tests.kernels.kernel_on_cpu import FEW_BLOCKS, operands, run_on_cpu  # noqa: E402
 
-SOURCES = ("fp8_linear.cu", "fp8_load.cuh", "fp8_rows.cuh", "fp8_split.cuh", "few_rows.cuh", "ring.cuh", "activate.cuh")
 BF16, ROUNDING = torch.bfloat16, 3e-3  # of bfloat16 results, and a little
 
 
 @pytest.fixture(autouse=True)
 def _runs_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    run_on_cpu(kernel, SOURCES, tmp_path, monkeypatch)
+    run_on_cpu(kernel, tmp_path, monkeypatch)
     kernel._kernel.cache_clear()
     kernel._map_of.cache_clear()
     yield

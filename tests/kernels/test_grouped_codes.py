@@ -24,15 +24,12 @@ from tests.gpu.device import relative_error  # noqa: E402
 from tests.gpu.test_coded_mixture import stack_of  # noqa: E402
 from tests.kernels.kernel_on_cpu import FEW_BLOCKS, run_on_cpu  # noqa: E402
 
-SOURCES = (
-    "grouped_codes.cu", "code_fragments.cuh", "quantized_weights.cuh", "grouped_tiles.cuh", "activate.cuh", "ring.cuh",
-)  # fmt: skip
 COUNTS, ROWS_OF = [0, 131, 4, 41], 2
 
 
 @pytest.fixture(autouse=True)
 def _runs_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    run_on_cpu(kernel, SOURCES, tmp_path, monkeypatch)
+    run_on_cpu(kernel, tmp_path, monkeypatch)
     monkeypatch.setattr(kernel, "deal_spans", lambda x, out, *, chained: deal_spans(x, out))
     kernel.codes_kernel.cache_clear()
     kernel._map_of.cache_clear()

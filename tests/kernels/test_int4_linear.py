@@ -19,12 +19,10 @@ from octavo.kernels.scaled import ScaledFormat  # noqa: E402
 from tests.gpu.device import TOLERANCE, relative_error  # noqa: E402
 from tests.kernels.kernel_on_cpu import FEW_BLOCKS, operands, run_on_cpu  # noqa: E402
 
-SOURCES = ("int4_linear.cu", "int4_load.cuh", "int4_rows.cuh", "few_rows.cuh", "activate.cuh")
-
 
 @pytest.fixture(autouse=True)
 def _runs_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    run_on_cpu(kernel, SOURCES, tmp_path, monkeypatch)
+    run_on_cpu(kernel, tmp_path, monkeypatch)
     kernel._kernel.cache_clear()
     yield
     kernel._kernel.cache_clear()

@@ -19,10 +19,6 @@ from tests.gpu.test_mixture import CASES, room_for  # noqa: E402
 from tests.gpu.test_one_row_mixture import experts_in, mixture_equals_torch  # noqa: E402
 from tests.kernels.kernel_on_cpu import FEW_BLOCKS, run_on_cpu  # noqa: E402
 
-SOURCES = (
-    *("one_row_experts.cu", "one_row_kind.cuh", "one_row_choice.cuh", "one_row_load.cuh", "one_row_rows.cuh"),
-    *("one_row_place.cuh", "one_row_products.cuh", "row_choice.cuh", "fp8_split.cuh", "activate.cuh"),
-)
 HIDDEN, INNER = 640, 256  # in fp8 5 spans and 2; dense two stages of 5, and one of 4
 
 
@@ -33,7 +29,7 @@ def _runs_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         monkeypatch.setattr(module, "INNER", INNER)
     monkeypatch.setattr(one_row_format, "shared_bytes", lambda code, hidden: 48 << 10)  # rings go round
     monkeypatch.setattr(one_row_format, "FLIGHT_BYTES", 20 << 10)  # four stages, of more in the ring
-    run_on_cpu(one_row_experts, SOURCES, tmp_path, monkeypatch, compiler=one_row_format)
+    run_on_cpu(one_row_experts, tmp_path, monkeypatch, compiler=one_row_format)
     one_row_experts.one_row_kernel.cache_clear()
     one_row_experts._map.cache_clear()
     yield

@@ -19,16 +19,12 @@ from tests.gpu.one_sequence import check_alone  # noqa: E402
 from tests.gpu.paged_batch import make_batch  # noqa: E402
 from tests.kernels.kernel_on_cpu import Boxes, run_on_cpu  # noqa: E402
 
-SOURCES = (
-    "one_sequence_attention.cu", "one_sequence_ends.cuh", "one_sequence_products.cuh", "one_sequence_load.cuh",
-    "one_sequence_kind.cuh", "attention_kind.cuh", "attention_plan.h", "coded_cache.cuh", "hooks.cuh",
-)  # fmt: skip
 ONE_CLUSTER, TWO_CLUSTERS = (GPU("a CPU", (9, 0), 1 << 34, number) for number in (8, 16))  # of one kv head
 
 
 @pytest.fixture(autouse=True)
 def _runs_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    run_on_cpu(one_sequence, SOURCES, tmp_path, monkeypatch)
+    run_on_cpu(one_sequence, tmp_path, monkeypatch)
     monkeypatch.setattr(decode_attention, "TensorMap", Boxes)
     decode_attention._map_of.cache_clear()
     yield

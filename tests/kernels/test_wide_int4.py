@@ -23,7 +23,7 @@ from tests.kernels.kernel_on_cpu import FEW_BLOCKS, operands, run_on_cpu  # noqa
 
 @pytest.fixture(autouse=True)
 def _runs_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    run_on_cpu(kernel, ("wide_int4.cu", "wide_int4_tiles.cuh", "ring.cuh"), tmp_path, monkeypatch)
+    run_on_cpu(kernel, tmp_path, monkeypatch)
     monkeypatch.setattr(kernel, "deal_inputs", _deal)
     kernel._kernel.cache_clear()
     yield
