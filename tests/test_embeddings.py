@@ -24,6 +24,7 @@ from octavo.kernels.device import Device
 from octavo.observe.flight_log import read_log
 from octavo.simulator.replay import replay
 from tests.conftest import TinyFolder
+from tests.distributed.conftest import engine as engine_of_ranks
 from tests.lora.written_adapters import merge, write_adapter
 from tests.tiny_embedders import expected, make_tiny_embedder, write_modules, write_tokenizer
 
@@ -221,10 +222,15 @@ def test_an_encoder_cannot_generate(embedder: Embedder) -> None:
         engine(embedder("bert"), "cpu", runner="generate")
 
 
-@pytest.mark.parametrize("option", ["tensor_parallel_size", "data_parallel_size"])
-def test_two_of_them_give_the_same(embedder: Embedder, option: str) -> None:
+def test_two_engines_give_the_same(embedder: Embedder) -> None:
     folder = embedder("bert", "MEAN")
-    with engine(folder, "cpu", **{option: 2}) as llm:
+    with engine(folder, "cpu", data_parallel_size=2) as llm:
+        check(folder, "MEAN", llm, texts_of(8))
+
+
+def test_two_ranks_give_the_same(embedder: Embedder) -> None:
+    folder = embedder("bert", "MEAN")
+    with engine_of_ranks(folder, 2, max_model_len=None) as llm:
         check(folder, "MEAN", llm, texts_of(8))
 
 

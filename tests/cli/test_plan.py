@@ -13,6 +13,7 @@ from octavo.cli.memory_table import measured_table
 from octavo.errors import ConfigError
 from octavo.kernels.cuda.known import known_gpu
 from tests.conftest import TinyFolder
+from tests.distributed.conftest import threaded_ranks
 from tests.models.gguf_mutations import mutated_gguf
 from tests.models.good_files import gguf_file
 from tests.models.mutations import mutated_bytes, mutated_json
@@ -133,8 +134,9 @@ def test_the_doctor_compares_a_models_memory_with_its_plan(
 
 
 def test_the_doctor_measures_the_first_of_two_ranks(
-    tiny_folder: TinyFolder, capsys: pytest.CaptureFixture[str]
+    tiny_folder: TinyFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("octavo.cli.doctor_memory.build_executor", threaded_ranks)
     argv = ["doctor", str(tiny_folder("llama")), "--backend", "cpu", "--max-num-seqs", "4", "--max-model-len", "64"]
     assert main([*argv, "-tp", "2", "--num-threads", "1", "--kv-cache-memory-bytes", "1048576", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

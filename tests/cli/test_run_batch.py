@@ -22,7 +22,8 @@ def test_a_batch_that_was_killed_is_finished_with_each_line_once(
     asked, results = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     asked.write_text("\n".join(map(_line, range(NUM_LINES))))
     argv = ["run-batch", "-i", str(asked), "-o", str(results), "--model", "smollm2", "--num-threads", "1"]
-    argv += ["--max-model-len", "256", "--max-num-seqs", "4", "--max-inflight", "2", "--dtype", "float32"]
+    argv += ["--max-model-len", "256", "--max-num-seqs", "4", "--max-inflight", "2"]
+    argv += ["--backend", "cpu", "--activation-dtype", "int16"]
     with subprocess.Popen([sys.executable, "-m", "octavo", *argv], stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 60
         while _num_lines(results) < 3 and process.poll() is None and time.monotonic() < deadline:

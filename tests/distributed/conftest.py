@@ -31,11 +31,12 @@ def engine(folder: object, num_ranks: int, num_stages: int = 1, **options: Any) 
     given |= {"skip_tokenizer_init": True, "max_model_len": 96, "max_num_seqs": 16, "check_invariants": True} | options
     with pytest.MonkeyPatch.context() as patch:
         if num_ranks * num_stages > 1:
-            patch.setattr(assemble, "build_executor", _threaded)
+            patch.setattr(assemble, "build_executor", threaded_ranks)
         return LLM(str(folder), tensor_parallel_size=num_ranks, pipeline_parallel_size=num_stages, **given)
 
 
-def _threaded(config: EngineConfig, **how: bool) -> ThreadedRanks:
+def threaded_ranks(config: EngineConfig, **how: bool) -> ThreadedRanks:
+    """For `octavo.engine.assemble.build_executor`."""
     from tests.distributed.threaded_ranks import ThreadedRanks
 
     return ThreadedRanks(WorkerTask.of(config, **how))

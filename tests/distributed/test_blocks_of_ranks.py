@@ -20,7 +20,7 @@ from octavo.processes.process_client import ProcessClient
 from octavo.processes.traffic_tasks import traffic_tasks
 from octavo.server_config import TransferConfig
 from tests.conftest import TinyFolder
-from tests.distributed.conftest import _threaded
+from tests.distributed.conftest import threaded_ranks
 from tests.processes.engines import GREEDY, OPTIONS, ThreadEngine, borrows, lends
 from tests.processes.mapped_pools import map_pools
 from tests.processes.test_block_traffic import PROMPTS, connected
@@ -32,7 +32,7 @@ TWO = {"tensor_parallel_size": 2}
 @pytest.fixture(autouse=True)
 def _ranks_are_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     one = assemble.build_executor
-    several: Callable[..., object] = _threaded
+    several: Callable[..., object] = threaded_ranks
     monkeypatch.setattr(
         assemble,
         "build_executor",
@@ -106,7 +106,7 @@ def test_another_number_of_ranks_is_refused(
 
 
 def test_a_rank_that_is_gone_moves_nothing(tiny_folder: TinyFolder) -> None:
-    ranks = _threaded(engine_config(model=str(tiny_folder("llama")), **OPTIONS, tensor_parallel_size=2))
+    ranks = threaded_ranks(engine_config(model=str(tiny_folder("llama")), **OPTIONS, tensor_parallel_size=2))
     mover = ranks.mover()
     data = np.arange(3 * mover.block_bytes, dtype=np.uint64).astype(np.uint8).reshape(3, -1)
     read = np.zeros_like(data)
