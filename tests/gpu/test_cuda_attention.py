@@ -52,9 +52,10 @@ def run(
     assert gpu is not None
     shape = Shape.of(layer, threshold)
     num, tokens = len(batch.query_lens), int(batch.seq_lens.sum())
+    has_codes = batch.layout.dtype in LARGEST_CODE
     plan = SharedPlan(
-        shape, num, shape.num_stretches(gpu, layer.head_dim, has_codes=batch.layout.dtype in LARGEST_CODE), gpu, DEVICE,
-        shares=shares, fixed_part=fixed_part, max_num_tokens=tokens,
+        shape, num, shape.num_stretches(gpu, layer.head_dim, has_codes=has_codes), gpu, DEVICE,
+        shares=shares, fixed_part=fixed_part, max_num_tokens=tokens, has_codes=has_codes,
     )  # fmt: skip
     partials = Partials.allocate(plan.max_part_rows(), num, shape, layer.head_dim, DEVICE)
     transform = HeadTransform.of(layer, DeviceWeights(DEVICE, torch.float32)) if fused else None

@@ -198,3 +198,14 @@ def test_a_short_common_prefix_is_read_by_each(library: ctypes.CDLL, made: list[
     table[:, 0] = 1
     plan = check(library, made, Step([1] * 4, [100] * 4, [0, 1, 2, 3], table, 16, Shape(8, 4), 33))
     assert int(plan.totals[0]) == 4
+
+
+@pytest.mark.parametrize("has_codes", [False, True])
+def test_costs_are_those_of_the_cache(has_codes: bool, made: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over codes, a box with all rows costs more than over numbers, which four warps multiply together."""
+    asked: list[Any] = []
+    monkeypatch.setattr(attention_plan, "compile_plan", lambda *given: asked.append(given[2]) or (b"", 1))
+    SharedPlan(Shape(8, 4), 4, 33, HOPPER, torch.device("cpu"), has_codes=has_codes)
+    numbers, codes = (attention_plan.plan_costs(HOPPER, has_codes=one) for one in (False, True))
+    assert asked == [codes if has_codes else numbers]
+    assert codes["WIDE_COST"] > numbers["WIDE_COST"]

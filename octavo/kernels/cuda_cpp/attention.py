@@ -15,7 +15,7 @@ import torch
 from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda.step import AttentionLaunch, DeviceStep
-from octavo.kernels.cuda_cpp.attention_plan import SharedPlan, compile_plan
+from octavo.kernels.cuda_cpp.attention_plan import SharedPlan, compile_plan, plan_costs
 from octavo.kernels.cuda_cpp.decode_attention import DecodeAttention, Kind, Partials
 from octavo.kernels.cuda_cpp.one_sequence import OneSequence, compile_one, takes
 from octavo.kernels.cuda_cpp.shape import MAX_SEQUENCES, Shape, short_chunk, why_not
@@ -87,9 +87,12 @@ class DecodesOf:
             shape = Shape.of(layer, max_queries)
             key, dim, seqs = (layer.group, layer.window, shape), layer.head_dim, memory.max_num_seqs
             if key not in self._plans:
-                stretches = shape.num_stretches(gpu, dim, has_codes=memory.kv.dtype in LARGEST_CODE)
+                has_codes = memory.kv.dtype in LARGEST_CODE
+                stretches = shape.num_stretches(gpu, dim, has_codes=has_codes)
                 # partial results of short chunks, which have many rows, would take hundreds of megabytes if they shared
-                self._plans[key] = SharedPlan(shape, seqs, stretches, gpu, device, shares=max_queries == 1)
+                self._plans[key] = SharedPlan(
+                    shape, seqs, stretches, gpu, device, shares=max_queries == 1, has_codes=has_codes
+                )
             if (shape, dim) not in self._partials:
                 rows = self._plans[key].max_part_rows()
                 self._partials[shape, dim] = Partials.allocate(rows, seqs, shape, dim, device)
@@ -140,7 +143,8 @@ def _compile(
     """All at once, so that the objects made after it find them. Threads suffice: each nvcc is a process."""
     seqs = {memory.max_num_seqs * Shape.of(layer, most).query_tiles for layer in layers for most in queries}
     with ThreadPoolExecutor() as pool:
-        plans = [pool.submit(compile_plan, num, memory.gpu) for num in seqs]
+        costs = plan_costs(memory.gpu, has_codes=memory.kv.dtype in LARGEST_CODE)
+        plans = [pool.submit(compile_plan, num, memory.gpu, costs) for num in seqs]
         alone = [pool.submit(compile_one, kind, memory.gpu) for kind in kinds if takes(kind, memory.gpu)]
         list(pool.map(lambda kind: kind.compile(memory.gpu), kinds))
         for plan in plans:

@@ -33,18 +33,24 @@ class _PlanStep(Structure):
 
 #: For csrc/cuda/attention_plan.cu, in tokens of an unshared sequence. Costs, by which it decides what to share: to
 #: start a unit, for each member that shares it, and for each box of 16 tokens, on top of those 16, when all rows are in
-#: use. Lengths, by which it balances: of a unit's start, and of each member. Measured on an H200: with these costs no
-#: shared prefix was slower than private reads, and with these lengths shared ones took within 15 % of their best time.
-#: Without the four-warp products, a box with all rows took 2 to 2.2 times as long as one with few.
-HOPPER_COSTS = {"UNIT_COST": 64, "MEMBER_COST": 96, "WIDE_COST": 0, "UNIT_LENGTH": 112, "MEMBER_LENGTH": 48}
+#: use. Lengths, by which it balances: of a unit's start, and of each member. Measured on an H200, over codes too, which
+#: the four-warp products cannot read (benchmarks/results/2026-11-30-quantised-gpu.md). Elsewhere a box with all rows
+#: took 2 to 2.2 times as long as one with few.
+HOPPER_COSTS = {"UNIT_COST": 64, "MEMBER_COST": 96, "WIDE_COST": 8, "UNIT_LENGTH": 256, "MEMBER_LENGTH": 48}
+HOPPER_CODES_COSTS = {**HOPPER_COSTS, "WIDE_COST": 32}
 OTHER_COSTS = {"UNIT_COST": 64, "MEMBER_COST": 96, "WIDE_COST": 14, "UNIT_LENGTH": 64, "MEMBER_LENGTH": 96}
 SMALL_PLAN = 256  # sequences; up to this many, fewer threads are faster
 
 
-def compile_plan(num_seqs: int, gpu: GPU, costs: Mapping[str, int] | None = None) -> tuple[bytes, int]:
-    """The kernel that plans for up to num_seqs sequences, and its number of threads. costs: by default those measured
-    for this type of GPU."""
-    costs = costs or (HOPPER_COSTS if gpu.capability[0] == 9 else OTHER_COSTS)
+def plan_costs(gpu: GPU, *, has_codes: bool) -> Mapping[str, int]:
+    """Those measured for this type of GPU."""
+    if gpu.capability[0] != 9:
+        return OTHER_COSTS
+    return HOPPER_CODES_COSTS if has_codes else HOPPER_COSTS
+
+
+def compile_plan(num_seqs: int, gpu: GPU, costs: Mapping[str, int]) -> tuple[bytes, int]:
+    """The kernel that plans for up to num_seqs sequences, and its number of threads."""
     threads = 256 if num_seqs <= SMALL_PLAN else 1024
     return compile_kernel("attention_plan", {"THREADS": threads, **costs}, gpu.capability), threads
 
@@ -54,12 +60,13 @@ class SharedPlan:
 
     shares: look for blocks that several sequences share. fixed_part: cut every sequence into parts of this many tokens;
     the result of one that shares nothing then does not depend on its batch. max_num_tokens: of all sequences together,
-    needed only with fixed_part.
+    needed only with fixed_part. has_codes: of the cache. costs: others than those of this type of GPU.
     """
 
     def __init__(
         self, shape: Shape, max_num_seqs: int, num_stretches: int, gpu: GPU, device: torch.device, *,
-        shares: bool = True, fixed_part: int = 0, max_num_tokens: int = 0, costs: Mapping[str, int] | None = None,
+        shares: bool = True, fixed_part: int = 0, max_num_tokens: int = 0, has_codes: bool = False,
+        costs: Mapping[str, int] | None = None,
     ) -> None:  # fmt: skip
         self.shape, self.num_stretches, self.fixed_part = shape, num_stretches, fixed_part
         self._shares = shares and shape.can_share
@@ -71,7 +78,7 @@ class SharedPlan:
         self.arrays = [torch.zeros(shape, dtype=torch.int32, device=device) for shape in shapes]
         self.totals, self.stretches, self.units, self.members, self.paths = self.arrays
         self.struct = PlanArrays(*(array.data_ptr() for array in self.arrays))
-        cubin, self._threads = compile_plan(seqs, gpu, costs)
+        cubin, self._threads = compile_plan(seqs, gpu, costs or plan_costs(gpu, has_codes=has_codes))
         self._kernel = Kernel(cubin, "octavo_attention_plan")
         self._shared_bytes = (1 << max(1, (seqs - 1).bit_length())) * 8 + seqs * 4 * 8
         self._kernel.allow_shared(self._shared_bytes)

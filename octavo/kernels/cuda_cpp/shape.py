@@ -103,15 +103,19 @@ class Occupancy:
         room = 1024 * next((size for known, size in _SHARED_KIB if known == capability), _NEWER_SHARED_KIB)
         entry, queries = (-(-head_dim // dims) * 64 * 128 for dims in (128 if has_codes else 64, 64))
         fixed = queries + 2 * (32 + 4 * _MEMBER_INTS * shape.members_in_tile) + 2048  # and members, and barriers
-        for blocks, least in _BLOCKS[has_codes]:
+        rings = _RINGS if not has_codes else _RINGS_OF_CODES if capability[0] != 9 else _RINGS_OF_CODES_ON_HOPPER
+        for blocks, least, most in rings:
             entries = (room // blocks - fixed) // entry
             if entries >= least:
-                return cls(blocks, min(entries, 12))
+                return cls(blocks, min(entries, most))
         return None
 
 
-#: thread blocks of a multiprocessor, and the shortest ring with which there are so many
-_BLOCKS = {False: ((2, 3), (1, 2)), True: ((3, 6), (2, 3), (1, 2))}
+#: thread blocks of a multiprocessor, and the shortest ring with which there are so many, and its longest. On an H200 more
+#: than four entries over codes only ask for more than memory can give
+_RINGS = ((2, 3, 12), (1, 2, 12))
+_RINGS_OF_CODES = ((3, 6, 12), *_RINGS)
+_RINGS_OF_CODES_ON_HOPPER = ((3, 4, 4), *_RINGS)
 #: KiB of shared memory for thread blocks on a multiprocessor, by compute capability
 _SHARED_KIB = (((8, 0), 162), ((8, 6), 98), ((8, 7), 162), ((8, 9), 98), ((12, 0), 98), ((12, 1), 98))
 _NEWER_SHARED_KIB = 226
