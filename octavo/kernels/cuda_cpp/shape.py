@@ -111,8 +111,8 @@ class Occupancy:
         return None
 
 
-#: thread blocks of a multiprocessor, and the shortest ring with which there are so many, and its longest. On an H200 more
-#: than four entries over codes only ask for more than memory can give
+#: thread blocks of a multiprocessor, the shortest ring with which there are so many, and the longest. With more than
+#: four entries over codes an H200 is asked for more at once than its memory can give
 _RINGS = ((2, 3, 12), (1, 2, 12))
 _RINGS_OF_CODES = ((3, 6, 12), *_RINGS)
 _RINGS_OF_CODES_ON_HOPPER = ((3, 4, 4), *_RINGS)
