@@ -172,14 +172,19 @@ def test_codes_of_8_bits(codes: KVDType) -> None:
 FEW_NEW = [(300, 1), (0, 16), (290, 3), (15, 2), (40, 17), (63, 16), (250, 5), (0, 1), (17, 40), (64, 13), (700, 9)]
 
 
+ONE_KV_HEAD = {"num_heads": 2, "num_kv_heads": 1}  # half of the programs
+
+
 @pytest.mark.parametrize("threshold", [2, 8, 16])
 def test_decodes_of_several_new_tokens(threshold: int) -> None:
-    check(make_batch(FEW_NEW, dtype=torch.float32, has_norm=True, rotary_dim=64), threshold=threshold)
+    heads = {} if threshold == 16 else ONE_KV_HEAD
+    check(make_batch(FEW_NEW, dtype=torch.float32, has_norm=True, rotary_dim=64, **heads), threshold=threshold)
 
 
 @pytest.mark.parametrize("window", [1, 20, 100])
 def test_decodes_of_several_new_tokens_with_a_window_and_a_cap(window: int) -> None:
-    batch = make_batch(FEW_NEW, dtype=torch.float32, window=window, softcap=2.0, rotary_dim=32, block_size=32)
+    heads = {} if window == 20 else ONE_KV_HEAD
+    batch = make_batch(FEW_NEW, dtype=torch.float32, window=window, softcap=2.0, rotary_dim=32, block_size=32, **heads)
     check(batch, threshold=16)
 
 

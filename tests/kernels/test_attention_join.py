@@ -35,4 +35,4 @@ def test_random_partial_results(dim: int, group: int, queries: int, tmp_path: Pa
     subprocess.run([*command, *flags, str(tmp_path / "check_join.cpp"), "-o", str(library)], check=True)
     check = ctypes.CDLL(str(library)).octavo_check_joins
     check.restype = ctypes.c_char_p
-    assert check(200, dim) == b""
+    assert check(100, dim) == b""
