@@ -90,7 +90,8 @@ def test_abort_ends_a_request_with_a_last_output(engine: AsyncLLM) -> None:
 
 def test_a_second_abort_harms_nobody(engine: AsyncLLM) -> None:
     async def abort_twice():
-        tasks = [asyncio.create_task(final(engine, PROMPTS[i], ENDLESS, request_id=f"twice-{i}")) for i in range(2)]
+        given = [ENDLESS, ENDLESS.replace(max_tokens=60)]
+        tasks = [asyncio.create_task(final(engine, PROMPTS[i], given[i], request_id=f"twice-{i}")) for i in range(2)]
         await asyncio.sleep(0.2)
         for _ in range(3):
             await engine.abort("twice-0")

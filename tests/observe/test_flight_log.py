@@ -177,7 +177,7 @@ MEMBERS = st.recursive(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     st.sampled_from([kind.__name__ for kind in kinds()] + ["Unknown", 5]),
     st.lists(MEMBERS, max_size=8),
