@@ -4,7 +4,7 @@
 // multiply them, as the first operand, whose rows are outputs. Sums are outputs by rows of x.
 //
 //   1 warp loads          128 or 64 inputs a stage: codes as pack_int4 deals them, and rows, by the copy engine ──> a ring
-//   2 warpgroups multiply 64 or twice 64 outputs each, by up to 128 rows, or 64 by up to 256; numbers of a step are made while
+//   2 warpgroups multiply 64 or twice 64 outputs each, by up to 128 rows, or 64 by 192 or 256; numbers of a step are made while
 //                         the products of the step before run
 //
 // A thread of four has 8 neighbouring inputs of 32, of which a product of 16 takes four. So the rows' inputs have been
@@ -12,7 +12,7 @@
 //
 // A persistent grid, one block a multiprocessor, takes tiles of 128 rows and 256 outputs, and for its last turn of 128. Where
 // these are fewer than half of the blocks, it takes tiles of 64, and each warpgroup has half of the inputs.
-// Or tiles of 256 rows and 128 outputs, of which half as many numbers are made, and for its last turn of 64 outputs.
+// Or tiles of 192 or 256 rows and 128 outputs, of which fewer numbers are made, and for its last turn of 64 outputs.
 
 #include "wide_int4_tiles.cuh"
 
@@ -30,9 +30,9 @@ struct Multiplier {
     for (int at = blockIdx.x; at < launch.num_tiles; at += gridDim.x) {
       const Tile tile(launch, at);
       const bool is_split = tile.sixteens == 4;
-#if ROW_TILE == 256  // nearly full, also the last one (wide_int4.py)
-      if (is_split) multiply<256, 1, true>(tile);
-      else multiply<256, 1, false>(tile);
+#if ROW_TILE > 128
+      if (is_split) multiply<kRows, 1, true>(tile);
+      else multiply<kRows, 1, false>(tile);
 #else
       const bool is_narrow = launch.num_rows - tile.row <= 64;
       if (tile.sixteens == 16 && is_narrow) multiply<64, 2, false>(tile);
@@ -43,7 +43,7 @@ struct Multiplier {
       else multiply<128, 1, true>(tile);
 #endif
 #pragma unroll
-      for (int first = 0; first < kRows / 8; first += 16) {
+      for (int first = 0; first < kRows / 8; first += kOnce) {
         if (is_split) hand_over(first);
         if (!is_split || group == 0) finish(tile, first);
         if (is_split) named_barrier(1, kThreads - kLoaders);
@@ -61,7 +61,7 @@ struct Multiplier {
   // The second warpgroup's sums of 128 rows, for the first
   __device__ __forceinline__ void hand_over(int first) {
 #pragma unroll
-    for (int i = 0; group == 1 && i < 64; ++i) shared.sums[i][threadIdx.x % 128] = sums[0][first + i / 4][i % 4];
+    for (int i = 0; group == 1 && i < kOnce * 4; ++i) shared.sums[i][threadIdx.x % 128] = sums[0][first + i / 4][i % 4];
     named_barrier(1, kThreads - kLoaders);
   }
 
@@ -73,7 +73,7 @@ struct Multiplier {
     Read next[kProducts][kPanels];
     read<kProducts, kIsSplit>(tile, own, next);
     for (int turn = 0; turn < turns; ++turn, count += kStep) {
-      Scale scales[kProducts][kPanels][2];
+      Int4Scale scales[kProducts][kPanels][2];
 #pragma unroll
       for (int i = 0; i < kProducts * kPanels * 2; ++i) {
         const int product = i / (kPanels * 2), panel = i / 2 % kPanels;
@@ -101,17 +101,9 @@ struct Multiplier {
     uint32_t zeros;
   };
 
-  // Pairs that numbers are multiplied by, in two parts, and that are added before
-  struct Scale {
-    uint32_t factor, rest, minus_zero;
-  };
-
-  static __device__ __forceinline__ Scale scale(const Read& read, int half) {
+  static __device__ __forceinline__ Int4Scale scale(const Read& read, int half) {
     const float factor = half == 0 ? read.scales.x : read.scales.y;
-    const int zero = HAS_ZEROS ? int(half == 0 ? low_half<Bf16>(read.zeros) : high_half<Bf16>(read.zeros)) : 8;
-    const uint32_t rounded = pack<Bf16>(factor, factor);
-    const float rest = factor - low_half<Bf16>(rounded);
-    return {rounded, pack<Bf16>(rest, rest), 0xc300c300 + zero * 0x10001};  // -128
+    return Int4Scale::of(factor, HAS_ZEROS ? int(half == 0 ? low_half<Bf16>(read.zeros) : high_half<Bf16>(read.zeros)) : 8);
   }
 
   template <int kProducts, bool kIsSplit>
@@ -128,15 +120,8 @@ struct Multiplier {
     }
   }
 
-  // Inputs 2 i and 2 i + 1 of a word
-  static __device__ __forceinline__ uint32_t pair(uint32_t word, int i, const Scale& scale) {
-    const uint32_t raised = (word >> (4 * i) & 0x000f000f) | 0x43004300;  // 128
-    const uint32_t number = fma_pair<Bf16>(raised, 0x3f803f80, scale.minus_zero);
-    return fma_pair<Bf16>(number, scale.factor, fma_pair<Bf16>(number, scale.rest, 0x80008000));
-  }
-
   template <int kWidth, int kProducts, bool kIsSplit>
-  __device__ __forceinline__ void multiply_stage(uint32_t codes, uint32_t x, const Scale (&scales)[kProducts][kPanels][2],
+  __device__ __forceinline__ void multiply_stage(uint32_t codes, uint32_t x, const Int4Scale (&scales)[kProducts][kPanels][2],
                                                  int before, bool has_before) {
     uint4 words[kProducts];
     uint32_t numbers[2][kProducts][4];
@@ -152,7 +137,7 @@ struct Multiplier {
         const uint4& four = words[i / 4];
         const bool is_high = i % 2;  // output lane / 4 + 8
         const uint32_t word = step % 4 < 2 ? (is_high ? four.y : four.x) : is_high ? four.w : four.z;
-        numbers[step % 2][i / 4][i % 4] = pair(word, step % 2 * 2 + i / 2 % 2, scales[i / 4][step / 4][i % 2]);
+        numbers[step % 2][i / 4][i % 4] = scales[i / 4][step / 4][i % 2].pair(word, step % 2 * 2 + i / 2 % 2);
       }
       const uint64_t inputs = matrix(x + half * kPanelBytes + step % 4 * 32);
       products_begin();
@@ -181,13 +166,14 @@ struct Multiplier {
 #pragma unroll
       for (int half = 0; launch.bias != nullptr && half < 2; ++half) bias[half] = to_float(launch.bias[output + half * 8 + lane / 4]);
 #pragma unroll
-      for (int i = first; i < first + 16; ++i) {
+      for (int i = first; i < first + kOnce; ++i) {
         if (tile.row + i * 8 >= launch.num_rows) break;
         const int row = tile.row + i * 8 + lane / 4;
         float y[4];
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
           y[j] = sums[product][i][j] + (tile.sixteens == 4 ? shared.sums[(i - first) * 4 + j][threadIdx.x % 128] : 0);
+          y[j] *= kRaised;
         }
         const uint32_t low = transposed(pack<Bf16>(y[0] + bias[0], y[1] + bias[0]));
         const uint32_t high = transposed(pack<Bf16>(y[2] + bias[1], y[3] + bias[1]));

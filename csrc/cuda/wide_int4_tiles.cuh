@@ -1,13 +1,11 @@
 // What wide_int4.cu is compiled for, its parameters and shared memory, which tile is whose, and how tiles come.
 #pragma once
 
+#include "int4_numbers.cuh"
 #include "narrow_product.cuh"
 #include "ring.cuh"
 
-#ifndef HAS_ZEROS
-#define HAS_ZEROS 0
-#endif
-// Rows of x in a tile: 128, or 256
+// Rows of x in a tile: 128, 192 or 256
 #ifndef ROW_TILE
 #define ROW_TILE 128
 #endif
@@ -18,11 +16,13 @@
 namespace octavo {
 namespace {
 
-constexpr bool kIsTall = ROW_TILE == 256;
+constexpr bool kIsTall = ROW_TILE > 128;
 constexpr int kRows = ROW_TILE, kInputs = kIsTall ? 64 : 128, kPanels = kInputs / 64;  // of a tile; of a stage
 constexpr int kStageBytes = 16 * kInputs / 2;  // of 16 outputs' codes
-constexpr int kOutputs = kIsTall ? 128 : 256, kEntries = kIsTall ? 5 : 4, kLoaders = 128, kThreads = 384;
+constexpr int kOutputs = kIsTall ? 128 : 256, kLoaders = 128, kThreads = 384;
+constexpr int kEntries = kRows == 128 ? 4 : kRows == 192 ? 7 : 5;
 constexpr int kPanelBytes = kRows * 128;
+constexpr int kOnce = kIsTall ? kRows / 16 : kRows / 8;  // of 8 rows at a time, those that are handed over together
 constexpr int kLoaderRegisters = 40, kMultiplierRegisters = 232;
 
 struct Launch {
@@ -40,7 +40,7 @@ struct Shared {
   uint8_t rows[kEntries][kPanels][kPanelBytes];  // two panels of 64 inputs, swizzled by 128 bytes
   uint8_t codes[kEntries][kOutputs / 16 * kStageBytes];
   RingBarriers<kEntries> ring;
-  float sums[64][128];  // of the second half of the inputs, by thread
+  float sums[kOnce * 4][128];  // of the second half of the inputs, by thread
 };
 
 // A tile: some rows of x, and some outputs, of which a stage has so many sixteens. Neighbouring tiles share their outputs'
@@ -50,10 +50,11 @@ struct Tile {
 
   __device__ __forceinline__ Tile(const Launch& launch, int tile) {
     const int blocks = (launch.num_rows + kRows - 1) / kRows, after = tile - launch.whole_tiles;
-    const int unit = after < 0 ? tile / blocks * 2 : launch.whole_tiles / blocks * 2 + after / blocks;
+    const int own = after < 0 ? tile : after, of_part = own / blocks;
+    const int unit = after < 0 ? of_part * 2 : launch.whole_tiles / blocks * 2 + of_part;
     sixteens = launch.is_split ? 4 : after < 0 ? kOutputs / 16 : kOutputs / 32;
     output = unit * (launch.is_split ? 64 : kOutputs / 2);
-    row = (after < 0 ? tile : after) % blocks * kRows;
+    row = own % blocks * kRows;
   }
 };
 

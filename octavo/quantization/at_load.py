@@ -4,8 +4,9 @@
     int8   I8, a scale per output                      largest magnitude / 127
     int4   U4 in groups of 128, or 64 or 32 where 128 does not divide the inputs: the end farther from zero / -8
 
-A scale is float32. A rank quantises its own part. Dummy weights of a quantised checkpoint are made in the same way, in
-the checkpoint's format.
+A scale is float32. Of int4 it is a bfloat16 number, and codes are chosen for it as it is rounded: products of many rows
+make numbers of such codes in fewer steps (csrc/cuda/int4_numbers.cuh). A rank quantises its own part. Dummy weights of
+a quantised checkpoint are made in the same way, in the checkpoint's format.
 """
 
 from __future__ import annotations
@@ -95,8 +96,10 @@ def as_dummy(stated: Quantization) -> AtLoad:
     return AtLoad(FORMATS["int8"], stated.method, stated)
 
 
-def quantised(matrix: FloatArray, form: ScaledFormat, scale_dtype: DType = "F32") -> ScaledTensor:
-    """The nearest codes under scales by each block's largest magnitude, rounded to the type they will be stored in."""
+def quantised(matrix: FloatArray, form: ScaledFormat, scale_dtype: DType | None = None) -> ScaledTensor:
+    """The nearest codes under scales by each block's largest magnitude, rounded to the type they will be stored in.
+    None: as at load, bfloat16 of U4 and float32 of others."""
+    scale_dtype = scale_dtype or ("BF16" if form.code == "U4" else "F32")
     per = form.block_of(matrix.shape)
     counts = form.blocks_of(matrix.shape)
     lead, (rows, cols) = matrix.shape[:-2], matrix.shape[-2:]

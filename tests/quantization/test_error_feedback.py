@@ -123,7 +123,7 @@ def test_inputs_that_say_nothing_are_rounded_to_the_nearest(form: ScaledFormat) 
     matrix, inputs = rng.standard_normal((8, 64)).astype(np.float32), correlated_inputs(rng, 100, 64)
     matrix[3] = 0
     inputs[:, ::2] = 0
-    plain = dequantize_scaled(quantised(matrix, form))
+    plain = dequantize_scaled(quantised(matrix, form, "F32"))
     chosen = calibrated(matrix, inputs.T @ inputs, form, "F32")
     scales = np.repeat(abs(chosen.scales), 64 // chosen.scales.shape[1], axis=1)[:, ::2]
     change, cut_off = abs(dequantize_scaled(chosen)[:, ::2] - matrix[:, ::2]), 0.2 * abs(matrix[:, ::2])

@@ -52,6 +52,8 @@ class PlainCodes:
         blocks = padded.view(down, per[0], across, per[1])
         smallest = blocks.amin((1, 3))
         scales = _scales(form, blocks.amax((1, 3)), smallest)
+        if form.code == "U4":
+            scales = scales.bfloat16().float()
         divisors = torch.where(scales == 0, 1, scales)
         steps, zeros = blocks / divisors[:, None, :, None], None
         if form.has_zeros:

@@ -20,11 +20,14 @@ from octavo.kernels.cuda.plain_codes import PlainCodes
 from octavo.kernels.cuda_cpp.quantized_format import LAYOUTS, Layout, Scales, scales_of
 from octavo.kernels.scaled import ScaledFormat
 
+MOST_SHORT_SCALE = 2.0**17  # of csrc/cuda/int4_numbers.cuh
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QuantizedWeight:
     """A matrix [out, in] on the device. group: inputs that share a scale, where scales are of groups. zeros: as scales,
-    the zero points, in the type of the rows; None: they are 8."""
+    the zero points, in the type of the rows; None: they are 8. has_short_scales: of groups, and bfloat16 numbers below
+    MOST_SHORT_SCALE."""
 
     layout: Layout
     kind: Scales
@@ -34,6 +37,7 @@ class QuantizedWeight:
     depth: int
     group: int = 0
     zeros: torch.Tensor | None = None
+    has_short_scales: bool = False
 
     @property
     def num_bytes(self) -> int:
@@ -61,11 +65,14 @@ class QuantizedWeight:
             "int8": lambda: codes ^ 128,
             "fp8": lambda: codes.view(torch.float8_e4m3fn),
         }[layout]()
+        is_short = False
         if kind == "groups":
             scales = pack_by_groups(scales)
+            is_short = bool(((scales.bfloat16().float() == scales) & (scales.abs() < MOST_SHORT_SCALE)).all())
         elif kind == "blocks":  # copied in multiples of 16 bytes
             scales = torch.nn.functional.pad(scales, (0, -scales.shape[1] % 4)).contiguous()
-        return cls(layout, kind, data, scales, columns, depth, form.block[1] if kind == "groups" else 0, zeros)
+        group = form.block[1] if kind == "groups" else 0
+        return cls(layout, kind, data, scales, columns, depth, group, zeros, is_short)
 
 
 def pack_int4(q: torch.Tensor) -> torch.Tensor:
