@@ -89,3 +89,11 @@ def test_dummy_weights_have_the_checkpoints_format(root: Path, kind: str) -> Non
         assert isinstance(compact, ScaledTensor)
         assert (compact.format, compact.shape) == (stored[name].scheme.format, stored[name].shape)
         assert np.isfinite(dequantize_scaled(compact)).all()
+
+
+def test_scales_of_int4_are_bfloat16_numbers() -> None:
+    matrix = np.random.default_rng(0).standard_normal((16, 256)).astype(np.float32)
+    for code, is_short in (("U4", True), ("I8", False)):
+        tensor = quantised(matrix, ScaledFormat(code, (1, 64)))
+        assert (tensor.scale_dtype == "BF16") == is_short
+        assert ((tensor.scales.view(np.uint32) & 0xFFFF) == 0).all() == is_short
