@@ -167,7 +167,7 @@ class FakeExecutor:
     def _compute(self, plan: StepPlan, outdated: set[int]) -> None:
         """All writes of a step come before its reads, as they do in each layer."""
         assert len(set(plan.rows)) == len(plan.rows), "a row appears twice in a step"
-        shared_with = self._holders()
+        shared_with = self._holders(plan, outdated)
         written: set[tuple[int, int]] = set()
         columns = plan.rows, plan.num_computed_tokens, plan.num_scheduled_tokens
         entries = list(enumerate(zip(*columns, strict=True)))
@@ -192,15 +192,17 @@ class FakeExecutor:
         for fork in plan.fork_rows:
             self.rows[fork.row].num_computed = self.rows[fork.parent_row].num_computed
 
-    def _holders(self) -> dict[int, set[int]]:
-        """Block -> rows with computed tokens in it before this step."""
+    def _holders(self, plan: StepPlan, outdated: set[int]) -> dict[int, set[int]]:
+        """Block -> rows with computed tokens in it before this step. A row that drew less than the plan counts on holds
+        what it would see from the planned place: the rest is given back, and it starts again."""
+        planned = {plan.rows[entry]: plan.num_computed_tokens[entry] for entry in outdated}
         holders: dict[int, set[int]] = {}
         for row_id, row in self.rows.items():
             if row.num_computed is None:
                 continue
             end = -(-row.num_computed // self._block_size)
             for group, table in zip(self._groups, row.tables, strict=True):
-                first = group.first_visible_block(row.num_computed, self._block_size)
+                first = group.first_visible_block(planned.get(row_id, row.num_computed), self._block_size)
                 for block_id in table[first:end]:
                     holders.setdefault(block_id, set()).add(row_id)
         return holders

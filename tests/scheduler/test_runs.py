@@ -3,7 +3,7 @@
 import pytest
 
 from octavo.messages import StepResult
-from octavo.observe.events import Finished, Sampled
+from octavo.observe.events import Finished, Preempted, Sampled
 from octavo.scheduler.step import num_right, runs_of
 from tests.fake_tokens import VOCAB_SIZE, generate_alone
 from tests.scheduler.simulators import prompt_of, seen, simulator_of
@@ -194,6 +194,20 @@ class TestLengths:
                 alone(request, index) for index in range(len(request.sequences))
             ]
         assert num_generated(simulator) == sum(25 * len(request.sequences) for request in requests)
+        assert simulator.cache.pool.num_owned == 0
+
+    @pytest.mark.parametrize("has_prefix_cache", [False, True], ids=["no prefix cache", "prefix cache"])
+    def test_who_got_nothing_starts_again_if_its_window_has_passed_the_place(self, has_prefix_cache):
+        """Of two samples that share the block behind the window, the other one takes it in the step ahead."""
+        lens = iter([1, 1, 0])
+        simulator = simulator_of(windows=(17,), enable_prefix_caching=has_prefix_cache, run_len=lambda: next(lens, 1))
+        request = make_request("a", prompt_of(31), n=2, max_tokens=6)
+        simulator.add(request)
+        simulator.step_overlapped(3)
+        (preempted,) = seen(simulator, Preempted)
+        assert (preempted.sequence_id, preempted.why) == (request.sequences[0].sequence_id, "rewound")
+        simulator.run()
+        assert [one.output_token_ids for one in request.sequences] == [alone(request, index) for index in range(2)]
         assert simulator.cache.pool.num_owned == 0
 
     def test_who_got_nothing_computes_its_last_token_again(self):
