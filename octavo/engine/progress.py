@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
 from octavo.engine.core import EngineStats
@@ -61,9 +60,7 @@ class Progress:
         rate = self._num_tokens / (now - self._begin)
         self._bar.update(self._bar_id, advance=1, detail=f"{rate:,.0f} tok/s{self._usage}")
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
         if self._foreign is not None:

@@ -46,7 +46,8 @@ class Door:
             end, _ = self._listener.accept()
         except TimeoutError:
             return None
-        connection = _tuned(end)
+        tune(end)
+        connection = Connection(end.detach())
         limit_waits(connection, _PROOF_S)
         try:
             deliver_challenge(connection, self.address.secret)
@@ -64,19 +65,22 @@ class Door:
 
 def knock(address: Address, name: str) -> Connection:
     """Connect with the engine. Raises OSError if it cannot be reached from here."""
-    connection = _tuned(socket.create_connection((address.host, address.port), _PROOF_S))
+    end = socket.create_connection((address.host, address.port), _PROOF_S)
+    tune(end)
+    connection = Connection(end.detach())
     answer_challenge(connection, address.secret)
     deliver_challenge(connection, address.secret)
     connection.send_bytes(name.encode())
     return connection
 
 
-def _tuned(end: socket.socket) -> Connection:
-    """Small messages leave at once, and a machine that is gone is noticed."""
+def tune(end: socket.socket) -> None:
+    """Over TCP: small messages leave at once, and a machine that is gone is noticed."""
     end.settimeout(None)
+    if end.family == socket.AF_UNIX:
+        return
     end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in _KEEPALIVE.items():
         if hasattr(socket, name):  # Linux
             end.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    return Connection(end.detach())

@@ -10,7 +10,6 @@ import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO
 
 from octavo.kernels.parameters import Shape
@@ -52,9 +51,7 @@ class SafetensorsWriter:
         assert self._open is not None, "a file begins with its first tensor"
         self._open.write(tensor.data.data)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stack.close()
         assert kind is not None or not self._left, f"{len(self._left)} tensors were not written"
 

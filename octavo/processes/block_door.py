@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection, answer_challenge, deliver_cha
 import numpy as np
 
 from octavo.errors import ConfigError
+from octavo.executor.door import tune
 from octavo.executor.remote import limit_waits
 from octavo.kernels.block_mover import BlockMover, Bytes
 from octavo.processes.block_messages import BadMessageError
@@ -30,8 +31,6 @@ from octavo.server_config import host_and_port
 UNIX = "unix:"
 _PROOF_S = 5.0  # how long one that has connected may take to prove itself
 _SEND_S = 30  # how long one may not read what was sent
-#: a machine that vanishes is noticed after 10 + 3 * 5 seconds, one that is only busy never
-_KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 
 
 def listen(address: str) -> socket.socket:
@@ -54,7 +53,7 @@ def listen(address: str) -> socket.socket:
 
 def admit(end: socket.socket, secret: bytes) -> bool:
     """One that has connected: whether it knows the secret."""
-    _tune(end)
+    tune(end)
     return _prove(end, secret, deliver_challenge, answer_challenge)
 
 
@@ -66,7 +65,7 @@ def knock(address: str, secret: bytes) -> socket.socket:
         end.connect(address.removeprefix(UNIX))
     else:
         end = socket.create_connection(host_and_port("kv_peer", address), _PROOF_S)
-    _tune(end)
+    tune(end)
     if not _prove(end, secret, answer_challenge, deliver_challenge):
         end.close()
         raise PermissionError("it does not know the secret: set OCTAVO_KV_SECRET to the same text on both")
@@ -86,18 +85,6 @@ def _prove(end: socket.socket, secret: bytes, *steps: Callable[[Connection, byte
         connection.close()
     end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _SEND_S, 0))
     return True
-
-
-def _tune(end: socket.socket) -> None:
-    """Small messages leave at once, and a machine that is gone is noticed."""
-    end.settimeout(None)
-    if end.family == socket.AF_UNIX:
-        return
-    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in _KEEPALIVE.items():
-        if hasattr(socket, name):  # Linux
-            end.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 class Slots:
