@@ -9,40 +9,22 @@ Sizes are in `LatentConfig`, the attention in `octavo/kernels/latent.py`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from octavo.kernels.latent import Latent
 from octavo.kernels.parameters import Shard
-from octavo.layers.blocks import LatentAttention
+from octavo.layers.blocks import MLP, LatentAttention
 from octavo.models import llama
 from octavo.models.architecture import Architecture, LatentConfig
 from octavo.models.decoder import AttentionSpecs, Decoder
-from octavo.models.mixtures import ExpertNames, layer_mlp, with_experts
 from octavo.models.splits import own_heads
 from octavo.models.weights import TensorTable, Weights, in_layers, with_biases
 
 _EPS = 1e-6  # of the norms of latents, whatever the model's is
-V2_NAMES = ExpertNames(shared="mlp.shared_experts")
-V3_NAMES = ExpertNames(bias="gate.e_score_correction_bias", shared="mlp.shared_experts")
 
 
-def v2_tensors(a: Architecture) -> TensorTable:
-    return with_experts(a, _tensors(a), V2_NAMES)
-
-
-def v3_tensors(a: Architecture) -> TensorTable:
-    return with_experts(a, _tensors(a), V3_NAMES)
-
-
-def build_v2(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decoder:
-    return _build(a, weights, specs, V2_NAMES)
-
-
-def build_v3(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decoder:
-    return _build(a, weights, specs, V3_NAMES)
-
-
-def _tensors(a: Architecture) -> TensorTable:
+def tensors(a: Architecture) -> TensorTable:
     """As if no layer had experts."""
     c, hidden, inner = _config(a), a.hidden_size, a.intermediate_size
     queries = a.num_heads * (c.key_dim + c.rotary_dim)
@@ -70,14 +52,13 @@ def _tensors(a: Architecture) -> TensorTable:
     return llama.outer_tensors(a) | in_layers(a, layer)
 
 
-def _build(a: Architecture, weights: Weights, specs: AttentionSpecs, names: ExpertNames) -> Decoder:
-    return llama.build(
-        a,
-        weights,
-        specs,
-        attention=lambda index, w: _attention(a, w.under("self_attn"), specs, index),
-        mlp=lambda index, w: layer_mlp(a, index, w, names),
-    )
+def build(a: Architecture, weights: Weights, specs: AttentionSpecs, *, mlp: Callable[[int, Weights], MLP]) -> Decoder:
+    """mlp: as for `llama.build`."""
+
+    def attention(index: int, w: Weights) -> LatentAttention:
+        return _attention(a, w.under("self_attn"), specs, index)
+
+    return llama.build(a, weights, specs, attention=attention, mlp=mlp)
 
 
 def _attention(a: Architecture, w: Weights, specs: AttentionSpecs, index: int) -> LatentAttention:

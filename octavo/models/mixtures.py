@@ -1,8 +1,8 @@
 """Families with layers of experts, whose attention is Llama's: Mixtral, Qwen MoE, GLM 4.5, OLMoE, Granite, gpt-oss.
 
 A layer of experts has a router and, for each expert, the three matrices of a gated MLP; `ExpertNames` says what they
-are called. Some layers may have one MLP instead, as in a dense model. Which, and how the router chooses, are values of
-`ExpertsConfig`.
+are called. Some layers may have one MLP instead, as in a dense model, for which a family's table of tensors is written.
+Which, and how the router chooses, are values of `ExpertsConfig`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from octavo.kernels.mixture import ExpertStack, Mixture
-from octavo.kernels.parameters import Parameter
 from octavo.layers.blocks import MLP
 from octavo.layers.experts import MixtureMLP, SharedExpert
 from octavo.models import llama
 from octavo.models.architecture import Architecture, ExpertsConfig
-from octavo.models.decoder import AttentionSpecs, Decoder
 from octavo.models.weights import TensorTable, Weights, in_layers, with_biases
 
 
@@ -42,60 +40,27 @@ class ExpertNames:
 
 MIXTRAL = ExpertNames(mlp="block_sparse_moe", gate="w1", up="w3", down="w2")
 QWEN = ExpertNames()
-GLM = ExpertNames(bias="gate.e_score_correction_bias", shared="mlp.shared_experts")
+GLM = DEEPSEEK_V3 = ExpertNames(bias="gate.e_score_correction_bias", shared="mlp.shared_experts")
+DEEPSEEK_V2 = ExpertNames(shared="mlp.shared_experts")
 GPT_OSS = ExpertNames(router="router", has_biases=True)
 GRANITE = ExpertNames(mlp="block_sparse_moe", router="router.layer", shared="shared_mlp")
 
 
-def mixtral_tensors(a: Architecture) -> TensorTable:
-    return with_experts(a, llama.tensors(a), MIXTRAL)
-
-
 def qwen2_tensors(a: Architecture) -> TensorTable:
-    return with_experts(a, llama.qwen2_tensors(a) if a.extra["qkv_bias"] else llama.tensors(a), QWEN)
-
-
-def qwen3_tensors(a: Architecture) -> TensorTable:
-    return with_experts(a, llama.qwen3_tensors(a), QWEN)
+    return llama.qwen2_tensors(a) if a.extra["qkv_bias"] else llama.tensors(a)
 
 
 def glm4_tensors(a: Architecture) -> TensorTable:
     """Some have biases of queries, keys and values, and some norm each head's."""
-    dense = llama.qwen2_tensors(a) if a.extra["qkv_bias"] else llama.tensors(a)
-    return with_experts(a, dense | (llama.head_norms(a) if a.extra["qk_norm"] else {}), GLM)
+    return qwen2_tensors(a) | (llama.head_norms(a) if a.extra["qk_norm"] else {})
 
 
 def olmoe_tensors(a: Architecture) -> TensorTable:
-    return with_experts(a, llama.tensors(a) | llama.wide_norms(a), QWEN)
-
-
-def granite_tensors(a: Architecture) -> TensorTable:
-    return with_experts(a, llama.tensors(a), GRANITE)
+    return llama.tensors(a) | llama.wide_norms(a)
 
 
 def gpt_oss_tensors(a: Architecture) -> TensorTable:
-    sinks: TensorTable = {"self_attn.sinks": (a.num_heads,)}
-    return with_experts(a, llama.tensors(a), GPT_OSS) | in_layers(a, sinks)
-
-
-def build_mixtral(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decoder:
-    return _build(a, weights, specs, MIXTRAL)
-
-
-def build_qwen(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decoder:
-    return _build(a, weights, specs, QWEN)
-
-
-def build_gpt_oss(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decoder:
-    return _build(a, weights, specs, GPT_OSS)
-
-
-def build_granite(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decoder:
-    return _build(a, weights, specs, GRANITE)
-
-
-def build_glm4(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decoder:
-    return _build(a, weights, specs, GLM)
+    return llama.tensors(a) | in_layers(a, {"self_attn.sinks": (a.num_heads,)})
 
 
 def with_experts(a: Architecture, dense: TensorTable, names: ExpertNames) -> TensorTable:
@@ -125,10 +90,6 @@ def _layer_tensors(hidden: int, experts: ExpertsConfig, names: ExpertNames) -> I
         yield f"{names.shared}_gate.weight", (1, hidden)
 
 
-def _build(a: Architecture, weights: Weights, specs: AttentionSpecs, names: ExpertNames) -> Decoder:
-    return llama.build(a, weights, specs, mlp=lambda index, w: layer_mlp(a, index, w, names))
-
-
 def layer_mlp(a: Architecture, index: int, w: Weights, names: ExpertNames) -> MLP:
     """A layer's experts, or its one MLP. w: under the layer's prefix."""
     experts = a.experts
@@ -148,17 +109,13 @@ def _mixture(w: Weights, experts: ExpertsConfig, names: ExpertNames) -> Mixture:
         name=f"{w.prefix}{names.mlp}",
         routing=experts.routing,
         router=w.replicated(f"{names.mlp}.{names.router}"),
-        bias=_bias(w, names),
+        bias=None if names.bias is None else w.parameter(f"{names.mlp}.{names.bias}"),
         gate_up=ExpertStack(tuple(gate_up[expert] for expert in own)),
         down=ExpertStack(tuple(down[expert] for expert in own)),
         gate=experts.gate,
         first_expert=first,
         slots=slots,
     )
-
-
-def _bias(w: Weights, names: ExpertNames) -> Parameter | None:
-    return None if names.bias is None else w.parameter(f"{names.mlp}.{names.bias}")
 
 
 def _shared(a: Architecture, w: Weights, experts: ExpertsConfig, names: ExpertNames) -> SharedExpert | None:

@@ -1,7 +1,7 @@
 """The model families that Octavo knows, and how to build one.
 
-A family is two functions: the table of tensors it needs, and the decoder built from them. A new family gets its file
-and a line here.
+A family is two functions: the table of tensors it needs, and the decoder built from them. For a family with experts
+`_mixture` makes both from those of the same model without them. A new family gets its file and a line here.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from octavo.models import bert, deepseek, gpt2, llama, mixtures, modernbert
 from octavo.models.architecture import Architecture
 from octavo.models.classifier import classifier_tensors
 from octavo.models.decoder import AttentionSpecs, Decoder, LayerSlot
+from octavo.models.mixtures import ExpertNames, layer_mlp, with_experts
 from octavo.models.weights import TensorSource, TensorTable, Weights, scheme_in
 
 
@@ -25,20 +26,34 @@ class Family:
     build: Callable[[Architecture, Weights, AttentionSpecs], Decoder]
 
 
+def _mixture(
+    names: ExpertNames,
+    tensors: Callable[[Architecture], TensorTable] = llama.tensors,
+    build: Callable[..., Decoder] = llama.build,
+) -> Family:
+    """Layers of experts, called by these names. tensors: as if each layer had one MLP. build: takes what builds a
+    layer's MLP as `mlp`."""
+
+    def with_mixtures(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decoder:
+        return build(a, weights, specs, mlp=lambda index, w: layer_mlp(a, index, w, names))
+
+    return Family(lambda a: with_experts(a, tensors(a), names), with_mixtures)
+
+
 FAMILIES: dict[str, Family] = {
     "llama": Family(llama.tensors, llama.build),
     "mistral": Family(llama.tensors, llama.build),
     "qwen2": Family(llama.qwen2_tensors, llama.build),
     "qwen3": Family(llama.qwen3_tensors, llama.build),
-    "mixtral": Family(mixtures.mixtral_tensors, mixtures.build_mixtral),
-    "qwen2_moe": Family(mixtures.qwen2_tensors, mixtures.build_qwen),
-    "qwen3_moe": Family(mixtures.qwen3_tensors, mixtures.build_qwen),
-    "glm4_moe": Family(mixtures.glm4_tensors, mixtures.build_glm4),
-    "deepseek_v2": Family(deepseek.v2_tensors, deepseek.build_v2),
-    "deepseek_v3": Family(deepseek.v3_tensors, deepseek.build_v3),
-    "gpt_oss": Family(mixtures.gpt_oss_tensors, mixtures.build_gpt_oss),
-    "olmoe": Family(mixtures.olmoe_tensors, mixtures.build_qwen),
-    "granitemoe": Family(mixtures.granite_tensors, mixtures.build_granite),
+    "mixtral": _mixture(mixtures.MIXTRAL),
+    "qwen2_moe": _mixture(mixtures.QWEN, mixtures.qwen2_tensors),
+    "qwen3_moe": _mixture(mixtures.QWEN, llama.qwen3_tensors),
+    "glm4_moe": _mixture(mixtures.GLM, mixtures.glm4_tensors),
+    "deepseek_v2": _mixture(mixtures.DEEPSEEK_V2, deepseek.tensors, deepseek.build),
+    "deepseek_v3": _mixture(mixtures.DEEPSEEK_V3, deepseek.tensors, deepseek.build),
+    "gpt_oss": _mixture(mixtures.GPT_OSS, mixtures.gpt_oss_tensors),
+    "olmoe": _mixture(mixtures.QWEN, mixtures.olmoe_tensors),
+    "granitemoe": _mixture(mixtures.GRANITE),
     "granite": Family(llama.tensors, llama.build),
     "olmo2": Family(llama.olmo2_tensors, llama.build_olmo2),
     "phi3": Family(llama.phi3_tensors, llama.build_phi3),
