@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from octavo import LLM, PoolingParams
 from octavo.config import ModelConfig
-from octavo.models.loader import tokenizer_source
+from octavo.models.located import tokenizer_source
 
 BATCH_SIZE = 32  # sentence-transformers' own
 PARAMS, PEER = PoolingParams(truncate_prompt_tokens=-1), "transformers"

@@ -76,7 +76,8 @@ def files_of_generate(model: str) -> Counter[str]:
 
 def files_of_decode_step(model: str) -> Counter[str]:
     from octavo import SamplingParams
-    from octavo.engine.assemble import build_engine, engine_config
+    from octavo.engine.assemble import build_engine
+    from octavo.engine.options import engine_config
 
     engine = build_engine(engine_config(model=model, **OPTIONS))
     params = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)

@@ -15,9 +15,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from octavo.engine.assemble import build_engine, engine_config
+from octavo.engine.assemble import build_engine
 from octavo.engine.core import EngineCore
 from octavo.engine.llm_engine import LLMEngine
+from octavo.engine.options import engine_config
 from octavo.request import Request
 from octavo.sampling_params import SamplingParams
 

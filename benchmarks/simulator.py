@@ -29,8 +29,9 @@ from pathlib import Path
 from benchmarks.priced_steps import WatchedExecutor, print_prices, write_steps
 from benchmarks.real_engine import Clock, ReadyRequests, RealEngine
 from octavo.config import EngineConfig
-from octavo.engine.assemble import build_engine, engine_config
+from octavo.engine.assemble import build_engine
 from octavo.engine.core import EngineCore, OverlappedCore
+from octavo.engine.options import engine_config
 from octavo.executor.executor import Executor, executor_here
 from octavo.observe.event_log import EventLog
 from octavo.simulator.cost_table import CostTable, DecodePoint, MixedPoint, read_cost_table, spread_of

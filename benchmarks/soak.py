@@ -18,8 +18,9 @@ from collections import Counter
 from typing import Any
 
 from octavo import RequestOutput, SamplingParams
-from octavo.engine.assemble import build_engine, engine_config
+from octavo.engine.assemble import build_engine
 from octavo.engine.llm_engine import LLMEngine
+from octavo.engine.options import engine_config
 from octavo.observe.events import Preempted
 
 MAX_MODEL_LEN = 256

@@ -15,11 +15,13 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from octavo.engine.assemble import build_engine, engine_config
+from octavo.engine.assemble import build_engine
 from octavo.engine.calls import check_rank, id_list, missing_attribute
-from octavo.engine.core import EngineCore, EngineStats
+from octavo.engine.core import EngineCore
+from octavo.engine.core_protocol import EngineStats
 from octavo.engine.engine_args import EngineArgs
 from octavo.engine.llm_engine import EngineClient, GenerateCall, LLMEngine
+from octavo.engine.options import engine_config
 from octavo.engine.output import RequestText
 from octavo.engine.watched_memory import WatchedMemory
 from octavo.errors import EngineDeadError, InvalidRequestError, OctavoError

@@ -66,8 +66,12 @@ class Child:
         self.name = name
         ours, theirs = socket.socketpair()
         module, function = target.split(":")
-        # The child imports from the same places as this process.
-        code = f"import sys; sys.path[:] = {sys.path!r}; from {module} import {function}; {function}()"
+        # The child imports from the same places as this process. What it imports stays, and the garbage collector would
+        # visit it again and again, for a sixth of the start's time.
+        code = (
+            f"import gc, sys; gc.disable(); sys.path[:] = {sys.path!r}; from {module} import {function}; "
+            f"gc.freeze(); gc.enable(); {function}()"
+        )
         with theirs:
             old = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS_SIGNALS)  # until the child ignores them
             try:

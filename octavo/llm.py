@@ -9,7 +9,7 @@ from os import PathLike, fspath
 from typing import Any
 
 from octavo.config import ContentFormat, EngineConfig
-from octavo.engine.assemble import build_engine, engine_config
+from octavo.engine.assemble import build_engine
 from octavo.engine.beam_search import BeamSearchOutput, BeamSearchParams, beam_output, checked_beam_params
 from octavo.engine.calls import (
     Message,
@@ -23,10 +23,11 @@ from octavo.engine.calls import (
     requests_of,
     template_options,
 )
-from octavo.engine.core import EngineStats
+from octavo.engine.core_protocol import EngineStats
 from octavo.engine.engine_args import EngineArgs
 from octavo.engine.input import Prompt
 from octavo.engine.llm_engine import LLMEngine
+from octavo.engine.options import engine_config
 from octavo.engine.pooling_calls import Adapters, PoolingCalls
 from octavo.engine.progress import Progress
 from octavo.engine.turns import EngineTurns, OutputStream

@@ -298,7 +298,7 @@ def test_the_packaged_model_agrees_with_transformers() -> None:
     import transformers
 
     from octavo.config import ModelConfig
-    from octavo.models.loader import tokenizer_source
+    from octavo.models.located import tokenizer_source
 
     texts = ["A lighthouse is a tower.", "Paper", "ink " * 300]
     with LLM("all-minilm-l6-v2", backend="cpu") as llm:

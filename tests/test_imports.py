@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 HEAVY = ("torch", "numpy", "transformers", "rich", "tokenizers", "huggingface_hub")
 IMPORT_BUDGET_S = 0.2
 
@@ -52,3 +54,19 @@ def test_the_command_line_shows_its_help_without_the_engine() -> None:
     assert done.returncode == 0
     imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
     assert not imported & {*HEAVY, "octavo.llm", "octavo.engine"}
+
+
+@pytest.mark.parametrize(
+    ("process", "spared"),
+    [
+        ("octavo.cli.serve", (*HEAVY, "asyncio", "zmq", "octavo.engine.core", "octavo.worker", "octavo.text")),
+        (
+            "octavo.server.front_end",
+            ("torch", "octavo.engine.core", "octavo.worker"),
+        ),
+    ],
+)
+def test_a_servers_parent_and_its_front_ends_import_no_engine(process: str, spared: tuple[str, ...]) -> None:
+    imported = set(run_python(f"import sys, {process}; print(*sys.modules)").split())
+    assert process in imported
+    assert not imported & set(spared)

@@ -6,7 +6,7 @@ import pytest
 
 from octavo import SamplingParams, vllm_options
 from octavo.cli.words import FLAG_ALIASES
-from octavo.engine.assemble import _SECTIONS, engine_config
+from octavo.engine.options import _SECTIONS, engine_config
 from octavo.errors import ConfigError
 from octavo.server.settings import ServerSettings
 from octavo.server_config import AdmissionConfig, ServerConfig

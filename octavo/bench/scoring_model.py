@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from octavo.cache.blocks import NULL_BLOCK
-from octavo.engine.assemble import engine_config
+from octavo.engine.options import engine_config
 from octavo.kernels.arrays import FloatArray
 from octavo.kernels.device import StepBatch
 from octavo.kernels.registry import converter, select

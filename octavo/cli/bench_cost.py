@@ -37,7 +37,7 @@ def add_arguments(parser: CommandParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from octavo.engine.assemble import engine_config
+    from octavo.engine.options import engine_config
     from octavo.executor.executor import executor_here
     from octavo.simulator.cost_table import CostTable, spread_of
     from octavo.simulator.measure_cost import measure_decodes, measure_mixed, sizes_of

@@ -246,7 +246,7 @@ def run(args: argparse.Namespace) -> int:
 def _show_memory(args: argparse.Namespace) -> int:
     from octavo.cli.doctor_memory import compare
     from octavo.cli.memory_table import measured_table
-    from octavo.engine.assemble import engine_config
+    from octavo.engine.options import engine_config
 
     config = engine_config(model=args.model, **engine_options(args, _NOT_FLAGS))
     compared = compare(config)

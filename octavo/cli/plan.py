@@ -21,7 +21,7 @@ from octavo.cli.flags import add_engine_flags, add_flags, check_counts, engine_o
 from octavo.cli.memory_table import plan_table
 from octavo.cli.parser import CommandParser
 from octavo.config import BackendConfig
-from octavo.engine.assemble import engine_config
+from octavo.engine.options import engine_config
 from octavo.errors import ConfigError
 from octavo.kernels.device import Device
 from octavo.kernels.ledger import size

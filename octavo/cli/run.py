@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     if lines is not None:
         RequestReader(lambda messages: [], SamplingParams(max_tokens=None)).from_lines(lines, _name_of(source))
 
-    from octavo.engine.assemble import engine_config
+    from octavo.engine.options import engine_config
     from octavo.llm import LLM  # imported after all checks that do not need it
     from octavo.text.template_process import template_processes
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from octavo import env
 from octavo.cli.flags import add_engine_flags, add_section_flags, engine_options, section_options
 from octavo.cli.parser import CommandParser
-from octavo.engine.assemble import engine_config
+from octavo.engine.options import engine_config
 from octavo.errors import ConfigError
 from octavo.lora_config import LoRAConfig
 from octavo.observe.logging import log_to_stderr

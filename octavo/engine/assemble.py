@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from octavo.cache.kv_cache import KVCache
-from octavo.config import BackendConfig, CacheConfig, EngineConfig, ModelConfig, ObserveConfig, SchedulerConfig
+from octavo.config import CacheConfig, EngineConfig
 from octavo.distributed.world import check_ray
 from octavo.engine.asked_grammars import AskedGrammars
 from octavo.engine.core import EngineCore, OverlappedCore
@@ -20,7 +20,6 @@ from octavo.engine.start_up_card import start_up_card, warn_of_leftovers
 from octavo.env import cache_dir
 from octavo.errors import ConfigError
 from octavo.executor.executor import Executor, executor_here
-from octavo.lora_config import LoRAConfig
 from octavo.models.architecture import Architecture
 from octavo.observe.event_log import EventLog
 from octavo.observe.events import EngineStarted
@@ -30,47 +29,14 @@ from octavo.pooling_params import PooledForm, PoolingTask
 from octavo.request import RequestLimits
 from octavo.sampling_params import SamplingParams
 from octavo.scheduler.scheduler import Scheduler
-from octavo.shown import suggestion
 from octavo.structured.compiler import GrammarCompiler
-from octavo.text.answers.style import answer_style
-from octavo.text.tokenizer import check_chat_template, open_tokenizer
-from octavo.vllm_options import ENGINE_OPTIONS, SERVER_ONLY, why_not
+from octavo.text.tokenizer import open_tokenizer
 from octavo.worker.task import WorkerShape, WorkerTask
 
 if TYPE_CHECKING:
     from octavo.engine.adapter_book import AdapterBook
 
 Clock = Callable[[], float]
-
-_SECTIONS: dict[str, type[Any]] = {
-    "model": ModelConfig,
-    "cache": CacheConfig,
-    "scheduler": SchedulerConfig,
-    "backend": BackendConfig,
-    "lora": LoRAConfig,
-    "observe": ObserveConfig,
-}
-
-_VLLM_OPTIONS = ENGINE_OPTIONS | SERVER_ONLY
-
-
-def engine_config(**options: Any) -> EngineConfig:
-    """Sort options into sections by field name. Raises ConfigError for an unknown name, unless it is one of vLLM's and
-    asks for nothing, and TokenizerError for a broken chat template, before a model loads."""
-    sections = {}
-    for section_name, section in _SECTIONS.items():
-        names = {field.name for field in fields(section)} & set(options)
-        sections[section_name] = section(**{name: options.pop(name) for name in names})
-    if (refusal := why_not(_VLLM_OPTIONS, options)) is not None:
-        raise ConfigError(refusal)
-    for unknown in options.keys() - _VLLM_OPTIONS.keys():
-        known = [field.name for section in _SECTIONS.values() for field in fields(section)]
-        raise ConfigError(f"there is no engine option {unknown!r}; {suggestion(unknown, known)}")
-    config = EngineConfig(**sections)
-    if config.model.chat_template is not None:
-        check_chat_template(config.model.chat_template)
-    answer_style(None, None, config.model.reasoning_parser)  # refuses an unknown name
-    return config
 
 
 def build_engine(

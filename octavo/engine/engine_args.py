@@ -6,7 +6,7 @@ from dataclasses import MISSING, Field, field, fields, make_dataclass
 from typing import Any, get_type_hints
 
 from octavo.config import EngineConfig
-from octavo.engine.assemble import engine_config
+from octavo.engine.options import engine_config
 
 
 def _as_field(option: Field[Any]) -> Any:

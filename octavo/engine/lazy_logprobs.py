@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 import msgspec
 
 from octavo.logprobs import FlatLogprobs, Logprob, TokenLogprobs
 from octavo.messages import LogprobRow
-from octavo.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from octavo.text.tokenizer import Tokenizer
 
 #: rows packed together; with twenty alternatives each, unpacking them takes one or two milliseconds
 _ROWS_A_PIECE = 256

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 from octavo.engine.beam_search import BeamSearchParams, checked_beam_params
 from octavo.engine.calls import refuse_unknown
-from octavo.engine.core import Core, EngineStats
+from octavo.engine.core_protocol import Core, EngineStats
 from octavo.engine.input import InputProcessor, Prompt, check_unused
 from octavo.engine.output import RequestText
 from octavo.errors import EngineDeadError, InvalidRequestError

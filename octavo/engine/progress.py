@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from octavo.engine.core import EngineStats
+from octavo.engine.core_protocol import EngineStats
 from octavo.errors import InvalidRequestError
 from octavo.outputs import RequestOutput
 

@@ -9,18 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from octavo.errors import ModelLoadError, UnsupportedModelError
 from octavo.kernels.parameters import Shape
 from octavo.kernels.tensor import PART_DTYPES, UNNAMED, DType, StoredTensor
 from octavo.models.architecture import Architecture
-from octavo.models.gguf import GGUFFile
+from octavo.models.located import TokenizerSource
 from octavo.shown import shown
-
-#: The source of a tokenizer: a folder with tokenizer.json and related files, or a GGUF file's metadata.
-TokenizerSource = Path | GGUFFile
 
 #: buffers that some exporters save and no model needs: as leftovers they are harmless
 IRRELEVANT_ENDINGS = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -17,9 +16,11 @@ _FEATURES = (
 
 def installed_version() -> str:
     """The package's version. octavo/__init__.py has it too, but may not be imported from here."""
+    from importlib.metadata import PackageNotFoundError, version  # with all that reads e-mail
+
     try:
-        return importlib.metadata.version("octavo")
-    except importlib.metadata.PackageNotFoundError:
+        return version("octavo")
+    except PackageNotFoundError:
         return "not installed"
 
 

@@ -26,9 +26,9 @@ from octavo.executor.door import tune
 from octavo.executor.remote import limit_waits
 from octavo.kernels.block_mover import BlockMover, Bytes
 from octavo.processes.block_messages import BadMessageError
+from octavo.processes.household import UNIX
 from octavo.server_config import host_and_port
 
-UNIX = "unix:"
 _PROOF_S = 5.0  # how long one that has connected may take to prove itself
 _SEND_S = 30  # how long one may not read what was sent
 

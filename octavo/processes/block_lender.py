@@ -21,7 +21,7 @@ from octavo.cache.block_loans import Loan
 from octavo.cache.blocks import ContentHash, Root, chain_hash
 from octavo.errors import OctavoError
 from octavo.observe.logging import LOGGER
-from octavo.processes.block_door import UNIX, admit, listen
+from octavo.processes.block_door import admit, listen
 from octavo.processes.block_messages import (
     MAX_TEXT,
     TO_LENDER,
@@ -32,6 +32,7 @@ from octavo.processes.block_messages import (
     unpack_ids,
 )
 from octavo.processes.block_wire import Wire
+from octavo.processes.household import UNIX
 from octavo.processes.lender_link import LenderLink
 from octavo.processes.own_blocks import OwnBlocks
 from octavo.request import Request, Sequence

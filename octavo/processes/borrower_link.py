@@ -15,7 +15,7 @@ from typing import Protocol
 
 from octavo.kernels.block_mover import OtherPool
 from octavo.observe.logging import LOGGER
-from octavo.processes.block_door import UNIX, Slots, knock
+from octavo.processes.block_door import Slots, knock
 from octavo.processes.block_messages import (
     TO_BORROWER,
     Admitted,
@@ -36,6 +36,7 @@ from octavo.processes.block_messages import (
     unpack_ids,
 )
 from octavo.processes.block_wire import Wire
+from octavo.processes.household import UNIX
 from octavo.processes.incoming_blocks import Incoming
 from octavo.processes.own_blocks import OwnBlocks
 

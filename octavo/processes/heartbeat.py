@@ -10,7 +10,6 @@ takes long.
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Callable
 
@@ -60,6 +59,8 @@ class Heartbeat:
 
 async def beat(channel: Channel, timeout_s: float) -> None:
     """Send a front end's heartbeats forever."""
+    import asyncio  # the parent and the engines do without it
+
     while timeout_s:
         channel.offer(Note("alive", seconds=timeout_s))
         await asyncio.sleep(min(INTERVAL_S, timeout_s / 4))

@@ -31,6 +31,8 @@ from octavo.server_config import AdmissionConfig, ServerConfig
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: seconds that a child may take to exit once it has closed its channel, or was told to exit
 GRACE_S = 5.0
+#: begins an address of engines on one machine, behind one supervisor
+UNIX = "unix:"
 #: the longest path of a Unix socket that every system allows
 _MAX_PATH_LEN = 100
 

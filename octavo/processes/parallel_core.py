@@ -19,7 +19,7 @@ import msgspec
 
 from octavo.channel import Note
 from octavo.config import DataParallelRouting
-from octavo.engine.core import EngineStats, total_stats
+from octavo.engine.core_protocol import EngineStats, total_stats
 from octavo.engine.lazy_logprobs import unpack_rows
 from octavo.errors import EngineDeadError, InvalidRequestError
 from octavo.lora_request import LoRARequest

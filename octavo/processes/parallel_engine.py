@@ -9,7 +9,7 @@ from octavo.config import EngineConfig
 from octavo.engine.input import InputProcessor
 from octavo.engine.llm_engine import LLMEngine
 from octavo.engine.pooled import PoolingInput
-from octavo.models.loader import tokenizer_source
+from octavo.models.located import tokenizer_source
 from octavo.observe.event_log import EventLog
 from octavo.processes.engine_fleet import with_engines
 from octavo.processes.offline_engines import OfflineEngines

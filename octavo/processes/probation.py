@@ -19,10 +19,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from octavo.errors import InvalidRequestError
-from octavo.processes.transport import AddRequest
-from octavo.request import Request
+
+if TYPE_CHECKING:  # the parent counts deaths and needs no messages
+    from octavo.processes.transport import AddRequest
+    from octavo.request import Request
 
 #: deaths after which a request is refused
 MAX_DEATHS = 2

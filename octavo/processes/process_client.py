@@ -22,7 +22,7 @@ import zmq
 
 from octavo.config import DataParallelRouting
 from octavo.engine.calls import check_rank
-from octavo.engine.core import EngineStats, total_stats
+from octavo.engine.core_protocol import EngineStats, total_stats
 from octavo.engine.input import InputProcessor, check_unused
 from octavo.engine.llm_engine import EngineClient, GenerateCall, has_ended
 from octavo.engine.output import RequestText

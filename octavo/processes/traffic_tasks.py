@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from octavo import env
 from octavo.config import EngineConfig
 from octavo.errors import ConfigError
-from octavo.processes.block_door import UNIX
-from octavo.processes.household import TrafficTask
+from octavo.processes.household import UNIX, TrafficTask
 from octavo.server_config import TransferConfig, host_and_port
 
 

@@ -24,7 +24,7 @@ import uvloop
 
 from octavo.channel import Channel, Note
 from octavo.child import begin, telling_failures
-from octavo.models.loader import tokenizer_source
+from octavo.models.located import tokenizer_source
 from octavo.observe.logging import LOGGER, log_to_stderr
 from octavo.processes.heartbeat import beat
 from octavo.processes.household import FrontEndTask
@@ -50,6 +50,7 @@ def main() -> None:
     logging.getLogger("uvicorn").handlers = LOGGER.handlers
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     with telling_failures(channel):
+        gc.disable()
         module, function = task.app.split(":")
         make_app = getattr(import_module(module), function)
         tokenizer = open_tokenizer(task.model, partial(tokenizer_source, task.model))
@@ -57,6 +58,7 @@ def main() -> None:
             template_processes().warm()
         gc.collect()
         gc.freeze()  # imported objects stay; the collector need not visit them
+        gc.enable()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(FrontEnd(task, channel, tokenizer, make_app).run())
 

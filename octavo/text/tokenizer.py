@@ -10,9 +10,8 @@ from typing import Any
 
 from octavo.config import ContentFormat, ModelConfig
 from octavo.errors import InvalidRequestError, TokenizerError
-from octavo.models.checkpoint import TokenizerSource
 from octavo.models.gguf_parts import read_gguf_model
-from octavo.models.loader import locate_tokenizer
+from octavo.models.located import TokenizerSource, locate_tokenizer
 from octavo.shown import cut, shown
 from octavo.text.answers.style import answer_style
 from octavo.text.answers.thinking import PROMPT_END, ThoughtMarks, ThoughtState

@@ -6,7 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
-from octavo.models.checkpoint import TokenizerSource
+from octavo.models.located import TokenizerSource
 from octavo.text.gguf_tokenizer import tokenizer_from_gguf
 
 #: besides the tokenizer: generation settings, processors of images, licences

@@ -22,7 +22,8 @@ from octavo.kernels.program.model_recording import ModelRecording
 from octavo.kernels.registry import select
 from octavo.lora_config import LoRAConfig
 from octavo.models.checkpoint import Checkpoint
-from octavo.models.loader import has_weights, open_checkpoint
+from octavo.models.loader import open_checkpoint
+from octavo.models.located import has_weights
 from octavo.models.registry import build_model
 from octavo.models.splits import expert_slots, head_splits
 from octavo.models.supported import check_on

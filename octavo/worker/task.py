@@ -16,7 +16,7 @@ from octavo.kernels.kv_layout import KVLayout
 from octavo.kernels.ledger import Measured
 from octavo.lora_config import LoRAConfig
 from octavo.models.architecture import Architecture
-from octavo.models.checkpoint import TokenizerSource
+from octavo.models.located import TokenizerSource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from octavo.cli.main import COMMANDS, main, parser_of
-from octavo.engine.assemble import engine_config
+from octavo.engine.options import engine_config
 from octavo.errors import ConfigError
 
 NUM_TRIES = 40

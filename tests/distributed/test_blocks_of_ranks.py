@@ -14,7 +14,7 @@ import pytest
 from octavo import LLM, RequestOutput, SamplingParams
 from octavo.config import BackendConfig
 from octavo.engine import assemble
-from octavo.engine.assemble import engine_config
+from octavo.engine.options import engine_config
 from octavo.errors import ConfigError
 from octavo.processes.process_client import ProcessClient
 from octavo.processes.traffic_tasks import traffic_tasks

@@ -13,7 +13,7 @@ import pytest
 from octavo import LoRARequest
 from octavo.config import BackendConfig, ModelConfig
 from octavo.distributed.world import World, check_alike
-from octavo.engine.assemble import engine_config
+from octavo.engine.options import engine_config
 from octavo.errors import ConfigError
 from octavo.kernels.cuda.device import CudaDevice
 from octavo.kernels.program.recorder import record_model

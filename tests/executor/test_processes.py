@@ -18,7 +18,7 @@ import pytest
 from octavo import LLM, SamplingParams
 from octavo.config import EngineConfig
 from octavo.distributed.world import Meeting, World
-from octavo.engine.assemble import engine_config
+from octavo.engine.options import engine_config
 from octavo.errors import ConfigError, EngineDeadError, ModelLoadError, OctavoError, OutOfMemoryError
 from octavo.executor.rank_process import portable
 from octavo.messages import BlockWrite, ForkRow, LogprobRow, NewRow, StepPlan, StepResult

@@ -12,7 +12,8 @@ import sys
 import triton
 
 from octavo import RequestOutput
-from octavo.engine.assemble import build_engine, engine_config
+from octavo.engine.assemble import build_engine
+from octavo.engine.options import engine_config
 from tests.test_greedy import GREEDY, MAX_MODEL_LEN, prompts_of
 
 

@@ -19,7 +19,7 @@ if ON_GPU:
     pytest.skip("test_engine.py asks the same of the GPU", allow_module_level=True)
 
 from octavo import LLM, SamplingParams
-from octavo.engine.assemble import engine_config
+from octavo.engine.options import engine_config
 from octavo.executor.executor import executor_here
 from octavo.kernels.cuda.device import CudaDevice
 from octavo.kernels.device import DTypes

@@ -98,7 +98,8 @@ def test_long_chunks_reach_the_next_stage_whole(tmp_path: Path) -> None:
 @TWO_GPUS
 def test_a_server_of_two_stages_warms_up(tiny_folder: TinyFolder) -> None:
     """As `octavo serve` does, with the rehearsal that compiles kernels; then it answers as one rank does."""
-    from octavo.engine.assemble import build_engine, engine_config
+    from octavo.engine.assemble import build_engine
+    from octavo.engine.options import engine_config
 
     options = {"model": str(tiny_folder("qwen3")), "backend": "triton", "skip_tokenizer_init": True}
     config = engine_config(**options, pipeline_parallel_size=2, max_model_len=96, num_gpu_blocks_override=64)

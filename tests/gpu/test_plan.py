@@ -16,7 +16,7 @@ import torch
 
 from octavo.cli.doctor_memory import compare
 from octavo.cli.memory_table import measured_table
-from octavo.engine.assemble import engine_config
+from octavo.engine.options import engine_config
 from tests.gpu.device import ON_GPU
 
 if not ON_GPU:

@@ -15,7 +15,7 @@ from tests.gpu.device import INTERPRETER, ON_GPU, interpreted
 if ON_GPU:
     pytest.skip("test_plan.py asks the same of the GPU", allow_module_level=True)
 
-from octavo.engine.assemble import engine_config
+from octavo.engine.options import engine_config
 from octavo.kernels.cuda import ledger, quantized_product
 from octavo.kernels.cuda.device import CudaDevice
 from octavo.kernels.cuda_cpp.quantized_format import why_not

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from octavo.engine.assemble import engine_config
+from octavo.engine.options import engine_config
 from octavo.kernels.block_mover import HostMover
 from octavo.worker.task import WorkerTask
 from octavo.worker.worker import Worker

@@ -30,7 +30,7 @@ from octavo.errors import InvalidRequestError, OctavoError, TokenizerError
 from octavo.kernels.registry import HOST_BACKENDS, ONE_RANK
 from octavo.llm import LLM
 from octavo.models.gguf_config import FAMILIES as GGUF_FAMILIES
-from octavo.models.loader import tokenizer_source
+from octavo.models.located import tokenizer_source
 from octavo.observe.logging import LOGGER
 from octavo.text.tokenizer import open_tokenizer
 from tests.models.gguf_mutations import mutated_gguf

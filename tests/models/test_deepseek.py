@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from octavo import LLM, SamplingParams  # noqa: E402
 from octavo.config import ModelConfig  # noqa: E402
-from octavo.engine.assemble import engine_config  # noqa: E402
+from octavo.engine.options import engine_config  # noqa: E402
 from octavo.errors import ModelLoadError  # noqa: E402
 from octavo.kernels.cpu.device import CpuDevice  # noqa: E402
 from octavo.kernels.device import Device  # noqa: E402

@@ -13,7 +13,8 @@ from octavo.config import ModelConfig
 from octavo.errors import ModelLoadError
 from octavo.models import hub
 from octavo.models.gguf_parts import first_parts, part_names, read_gguf_model
-from octavo.models.loader import locate_tokenizer, open_checkpoint
+from octavo.models.loader import open_checkpoint
+from octavo.models.located import locate_tokenizer
 from tests.models.gguf_files import TINY_LLAMA, tiny_llama_tensors, write_gguf
 from tests.models.test_loader import FakeHub
 

@@ -20,7 +20,8 @@ from octavo.kernels.reference.dequantize import dequantize
 from octavo.llm import LLM
 from octavo.models import hub, packaged
 from octavo.models.checkpoint import Checkpoint
-from octavo.models.loader import locate_tokenizer, open_checkpoint
+from octavo.models.loader import open_checkpoint
+from octavo.models.located import locate_tokenizer
 from octavo.models.registry import required_tensors
 from tests.models.gguf_files import TINY_LLAMA, tiny_llama_tensors, write_gguf
 from tests.tiny_models import TINY, make_tiny_model

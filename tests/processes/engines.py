@@ -14,8 +14,9 @@ from typing import Any
 from octavo import LLM, SamplingParams
 from octavo.cache.invariants import check
 from octavo.channel import Channel, Note
-from octavo.engine.assemble import build_engine, engine_config
+from octavo.engine.assemble import build_engine
 from octavo.engine.core import EngineCore
+from octavo.engine.options import engine_config
 from octavo.observe.events import BlocksCame, Event
 from octavo.processes.engine_loop import EngineLoop
 from octavo.processes.household import EngineTask, TrafficTask

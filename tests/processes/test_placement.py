@@ -2,7 +2,7 @@
 
 import pytest
 
-from octavo.engine.assemble import engine_config
+from octavo.engine.options import engine_config
 from octavo.errors import ConfigError
 from octavo.processes import placement
 from octavo.processes.placement import engine_places

@@ -21,7 +21,7 @@ from tests.conftest import EXECUTOR
 CODE = """
 import sys
 from octavo.server_config import AdmissionConfig, ServerConfig, TransferConfig
-from octavo.engine.assemble import engine_config
+from octavo.engine.options import engine_config
 from octavo.observe.logging import log_to_stderr
 from octavo.server.settings import ServerSettings
 from octavo.processes.supervisor import ServeOptions, Supervisor

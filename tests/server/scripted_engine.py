@@ -11,7 +11,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from octavo.engine.core import EngineStats
+from octavo.engine.core_protocol import EngineStats
 from octavo.engine.input import InputProcessor
 from octavo.engine.llm_engine import EngineClient, GenerateCall, has_ended
 from octavo.engine.output import RequestText

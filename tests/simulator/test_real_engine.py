@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from benchmarks.real_engine import RealEngine
-from octavo.engine.assemble import build_engine, engine_config
+from octavo.engine.assemble import build_engine
+from octavo.engine.options import engine_config
 from octavo.observe.event_log import EventLog
 from octavo.simulator.drive import Driver
 from octavo.simulator.engine import SimulatedEngine, SimulatedSizes

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from octavo.engine.assemble import engine_config
+from octavo.engine.options import engine_config
 from octavo.errors import InvalidRequestError, OctavoError, TokenizerError
 from octavo.text.template_process import TemplateProcesses
 from tests.text import tokenizers

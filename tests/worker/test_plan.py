@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from octavo.cli.doctor_memory import compare
-from octavo.engine.assemble import engine_config
+from octavo.engine.options import engine_config
 from octavo.errors import OutOfMemoryError
 from octavo.kernels.cpu.device import CpuDevice
 from octavo.kernels.cuda.device import CudaDevice
@@ -62,7 +62,7 @@ from octavo.worker.plan import Planner
 from octavo.worker.task import WorkerTask
 from octavo.worker.warm_up import every_size
 from octavo.worker.worker import Worker
-from octavo.engine.assemble import engine_config
+from octavo.engine.options import engine_config
 
 def anonymous():
     return int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024

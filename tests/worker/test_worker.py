@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from octavo.engine.assemble import engine_config
+from octavo.engine.options import engine_config
 from octavo.models.registry import build_model
 from octavo.worker.task import WorkerTask
 from octavo.worker.worker import Worker
