@@ -75,6 +75,14 @@ class ModelConfig:
     reasoning_parser: str | None = knob(
         None, "the marks around the model's thoughts; default: as its chat template shows; none: thoughts are text"
     )
+    generation_config: str = knob(
+        "auto",
+        "where sampling defaults come from: auto, the model's own files; vllm, SamplingParams alone; or a folder with "
+        "a generation_config.json",
+    )
+    override_generation_config: str | dict[str, Any] | None = knob(
+        None, "other sampling defaults, as JSON with the keys of a generation_config.json; null takes one away"
+    )
     revision: str | None = knob(None, "branch, tag or commit of a hub model")
     dtype: DTypeOption = knob(
         "auto",

@@ -101,8 +101,6 @@ ENGINE_OPTIONS: dict[str, NotHere] = {
         "logits_processor_pattern",
     ),
     "io_processor_plugin": NotHere("there are no plugins"),
-    "generation_config": NotHere("the defaults are the model's own; pass SamplingParams with other values", ("auto",)),
-    "override_generation_config": NotHere("pass SamplingParams with other values"),
     "override_attention_dtype": NotHere("attention computes in the model's dtype"),
     "override_neuron_config": NotHere("there is no such device"),
     "enable_prompt_embeds": NotHere("prompts are text or token ids"),

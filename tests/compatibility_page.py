@@ -54,6 +54,8 @@ DIFFERENT: dict[str, dict[str, str]] = {
         "max_lora_rank": "any number up to 256",
         "lora_dtype": "what numbers are rounded to; they are held in the type that the device computes in",
         "convert": "`classify` needs a checkpoint with a head for classes",
+        "generation_config": "sampling defaults alone: end tokens stay the model's",
+        "override_generation_config": "the same keys; others are refused, and `null` takes a default away",
         "pooler_config": "as JSON or a dict, with `pooling_type` (or `seq_pooling_type`) and `use_activation`",
     },
     "flags": {

@@ -126,8 +126,11 @@ def _reader(llm: LLM, args: argparse.Namespace, is_chat: bool) -> RequestReader:
             f"octavo: {args.model} has no chat template: it continues text instead of answering questions",
             file=sys.stderr,
         )
+    defaults = llm.get_default_sampling_params()
     most = RAW_MAX_TOKENS if not uses_chat else None if is_chat else ONE_SHOT_MAX_TOKENS
-    params = for_people(llm.get_default_sampling_params()).replace(
+    if defaults.max_tokens != SamplingParams().max_tokens:  # its makers, or --override-generation-config, say how many
+        most = defaults.max_tokens
+    params = for_people(defaults).replace(
         max_tokens=most, output_kind=RequestOutputKind.FINAL_ONLY if args.output else RequestOutputKind.DELTA
     )
     params = overlay(params, sampling_options(args))

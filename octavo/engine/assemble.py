@@ -16,6 +16,7 @@ from octavo.engine.grammar_gate import GrammarGate
 from octavo.engine.input import InputProcessor
 from octavo.engine.llm_engine import LLMEngine
 from octavo.engine.pooled import PoolingInput
+from octavo.engine.sampling_defaults import sampling_defaults
 from octavo.engine.start_up_card import start_up_card, warn_of_leftovers
 from octavo.env import cache_dir
 from octavo.errors import ConfigError
@@ -27,7 +28,6 @@ from octavo.observe.recorder import FlightRecorder
 from octavo.observe.tracing import RequestTracer, open_tracer
 from octavo.pooling_params import PooledForm, PoolingTask
 from octavo.request import RequestLimits
-from octavo.sampling_params import SamplingParams
 from octavo.scheduler.scheduler import Scheduler
 from octavo.structured.compiler import GrammarCompiler
 from octavo.text.tokenizer import open_tokenizer
@@ -68,7 +68,7 @@ def build_engine(
             clock=clock,
             tracer=tracer,
             recorder=recorder,
-            default_sampling_params=SamplingParams(**shape.sampling_defaults),
+            default_sampling_params=sampling_defaults(config.model, shape.sampling_defaults),
             card=start_up_card(shape, measured(executor), clock() - begin),
             measure=lambda: measured(executor),
         )

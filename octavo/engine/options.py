@@ -44,4 +44,8 @@ def engine_config(**options: Any) -> EngineConfig:
         from octavo.text.answers.style import answer_style
 
         answer_style(None, None, config.model.reasoning_parser)  # refuses an unknown name
+    if config.model.generation_config != "auto" or config.model.override_generation_config is not None:
+        from octavo.engine.sampling_defaults import sampling_defaults
+
+        sampling_defaults(config.model, {})  # refuses what cannot be a default
     return config

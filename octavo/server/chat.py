@@ -10,7 +10,7 @@ from octavo.sampling_params import SamplingParams
 from octavo.server.answer_bodies import ChatChoice, ChatCompletionResponse, ChatLogprobs, ChatMessage, request_times
 from octavo.server.api_errors import ApiError, bad_field
 from octavo.server.chunks import ChatChunks, stream_answer
-from octavo.server.generation import sampling_params, stream
+from octavo.server.generation import recommended_length, sampling_params, stream
 from octavo.server.json_pieces import LazyList
 from octavo.server.logprob_room import check_num_logprobs
 from octavo.server.logprobs import chat_logprobs, prompt_logprobs
@@ -80,7 +80,7 @@ def chat_params(
         return sampling_params(
             asked,
             serving,
-            max_tokens=room if wanted is None else min(wanted, room),
+            max_tokens=min(room, recommended_length(info) if wanted is None else wanted),
             logprobs=None if asked.logprob_token_ids else num_top,
             prompt_logprobs=asked.prompt_logprobs,
         )

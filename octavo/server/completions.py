@@ -13,7 +13,7 @@ from octavo.sampling_params import SamplingParams
 from octavo.server.answer_bodies import CompletionChoice, CompletionLogprobs, CompletionResponse, request_times
 from octavo.server.api_errors import bad_field
 from octavo.server.chunks import CompletionChunks, stream_answer
-from octavo.server.generation import sampling_params, stream
+from octavo.server.generation import recommended_length, sampling_params, stream
 from octavo.server.logprob_room import check_num_logprobs
 from octavo.server.logprobs import completion_logprobs, prompt_logprobs
 from octavo.server.openai_calls import Call, check_pairs, make_call, names_logprob_tokens
@@ -112,10 +112,11 @@ def completion_params(
     if has_prompt_logprobs and asked.prompt_logprobs not in (None, asked.logprobs):
         problem = f"is {asked.prompt_logprobs}, logprobs is {asked.logprobs}: with echo both are one"
         raise bad_field("prompt_logprobs", problem)
+    default = min(DEFAULT_MAX_TOKENS, recommended_length(info))
     return sampling_params(
         asked,
         serving,
-        max_tokens=min(DEFAULT_MAX_TOKENS if wanted is None else wanted, max(rooms)),
+        max_tokens=min(default if wanted is None else wanted, max(rooms)),
         logprobs=None if names_tokens else asked.logprobs,
         prompt_logprobs=asked.logprobs if has_prompt_logprobs else asked.prompt_logprobs,
     )

@@ -21,6 +21,7 @@ from octavo.lora_request import LoRARequest
 from octavo.observe.tracing import TRACE_HEADERS
 from octavo.outputs import RequestOutput
 from octavo.pooling_params import PoolingParams
+from octavo.request import ModelInfo
 from octavo.sampling_params import RequestOutputKind, SamplingParams
 from octavo.server.api_errors import ApiError, as_api_error, bad_field
 from octavo.server.merged_streams import MergedStreams
@@ -75,6 +76,12 @@ def sampling_params(asked: GenerationRequest, serving: Serving, **more: Any) -> 
     if asked.logit_bias is not None:
         given["logit_bias"] = _logit_bias(asked.logit_bias)
     return checked_params(serving.client.model_info.default_sampling_params, serving.settings, **given, **more)
+
+
+def recommended_length(info: ModelInfo) -> int:
+    """The max_tokens that the model's sampling defaults recommend; without one, the context's size."""
+    most = info.default_sampling_params.max_tokens
+    return info.max_model_len if most is None or most == SamplingParams().max_tokens else most
 
 
 def _logit_bias(bias: Mapping[str, int | float]) -> dict[int, float]:

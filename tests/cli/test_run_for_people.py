@@ -73,6 +73,8 @@ def test_an_answer_has_an_end_as_help_says(
     is_chat: bool, template: bool, most: int | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert reader(is_chat=is_chat, template=template).sampling_params.max_tokens == most
+    makers = SamplingParams(max_tokens=7)
+    assert reader(recommended=makers, is_chat=is_chat, template=template).sampling_params.max_tokens == 7
     assert reader("--max-tokens", "7", is_chat=is_chat, template=template).sampling_params.max_tokens == 7
     capsys.readouterr()
     assert main(["run", "--help"]) == 0

@@ -62,11 +62,13 @@ def test_tokens_equal_an_inline_workers(name: str, tiny_folder: TinyFolder) -> N
 def test_text_and_card_are_an_inline_workers() -> None:
     params, said = SamplingParams(temperature=0, max_tokens=8), []
     for backend in ("uni", "mp"):
-        with LLM("smollm2", max_model_len=512, distributed_executor_backend=backend) as llm:
+        options = {"distributed_executor_backend": backend, "override_generation_config": {"top_k": 7}}
+        with LLM("smollm2", max_model_len=512, **options) as llm:
             (output,) = llm.generate("Paper was invented in", params, use_tqdm=False)
             card = [line for line in llm.card if line[0] != "ready in"]
             said.append((output.outputs[0].text, card, llm.get_default_sampling_params()))
     assert said[0] == said[1]
+    assert said[0][2] == SamplingParams(top_k=7)
 
 
 @pytest.mark.parametrize("is_ahead", [False, True])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from tests.server.scripted_engine import app_of, post
+from octavo.request import ModelInfo
+from octavo.sampling_params import SamplingParams
+from tests.server.scripted_engine import ScriptedEngine, app_of, post
 
 CALL = {"id": "1", "type": "function", "function": {"name": "now", "arguments": "{}"}}
 USER = {"role": "user", "content": "Hi"}
@@ -36,3 +39,19 @@ def test_others_must_say_something() -> None:
         answer = post(app_of(), "/tokenize", {"messages": [message]})
         assert answer.status == 400
         assert "messages[0].content is missing or null" in answer.error["message"]
+
+
+class RecommendingEngine(ScriptedEngine):
+    """Its model's makers recommend answers of nine tokens at most."""
+
+    @property
+    def model_info(self) -> ModelInfo:
+        return replace(super().model_info, default_sampling_params=SamplingParams(max_tokens=9))
+
+
+def test_a_recommended_length_limits_answers_whose_request_names_none() -> None:
+    engine = RecommendingEngine()
+    for url, body in (("/v1/chat/completions", {"messages": [USER]}), ("/v1/completions", {"prompt": "Hi"})):
+        for fields, most in (({}, 9), ({"max_tokens": 12}, 12)):
+            assert post(app_of(engine), url, body | fields).status == 200
+            assert engine.requests[-1].sampling_params.max_tokens == most
