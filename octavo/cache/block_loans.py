@@ -56,10 +56,6 @@ class BlockLoans:
         self._events = events
         self._clock = clock
 
-    def num_found(self, hashes: Sequence[ContentHash]) -> int:
-        """How many blocks from the first on a sequence with these hashes would find."""
-        return self._cache.tree.match(hashes[1:], self._cache.groups, self._cache.block_size).num_tokens // self._size
-
     def lend(self, hashes: Sequence[ContentHash], num_held: int) -> Loan | None:
         """The blocks of a prompt that one lacks who holds the first `num_held`. None: there are no more than those."""
         match = self._cache.tree.match(hashes[1:], self._cache.groups, self._size)

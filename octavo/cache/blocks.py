@@ -24,7 +24,7 @@ All tables of a sequence are equally long; entry i of each holds tokens i*block_
 from __future__ import annotations
 
 from array import array
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 from collections.abc import Sequence as Listlike
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -98,18 +98,16 @@ class CacheGroup:
         return min(whole, -(-(visible_len - 1) // block_size) + 1)
 
 
-def make_groups(windows: Listlike[int | None], shapes: Listlike[Hashable] | None = None) -> tuple[CacheGroup, ...]:
-    """Per-layer windows (None: full attention) to groups, full attention last. shapes: of the layers' keys and values,
-    if they differ; a group's are alike. Where the numbers of layers have no good common divisor, a group may have fewer
-    layers than a block has room for."""
-    kinds = list(zip(windows, shapes or [None] * len(windows), strict=True))
-    assert kinds, "a model has at least one layer"
-    layers = {kind: [layer for layer, its in enumerate(kinds) if its == kind] for kind in dict.fromkeys(kinds)}
+def make_groups(windows: Listlike[int | None]) -> tuple[CacheGroup, ...]:
+    """Per-layer windows (None: full attention) to groups, full attention last. Where the numbers of layers have no good
+    common divisor, a group may have fewer layers than a block has room for."""
+    assert windows, "a model has at least one layer"
+    layers = {kind: [layer for layer, its in enumerate(windows) if its == kind] for kind in dict.fromkeys(windows)}
     size = _layers_per_group([len(alike) for alike in layers.values()])
     return tuple(
-        CacheGroup(tuple(layers[kind][start : start + size]), kind[0])
-        for kind in sorted(layers, key=lambda kind: (kind[0] is None, kind[0] or 0))
-        for start in range(0, len(layers[kind]), size)
+        CacheGroup(tuple(layers[window][start : start + size]), window)
+        for window in sorted(layers, key=lambda window: (window is None, window or 0))
+        for start in range(0, len(layers[window]), size)
     )
 
 

@@ -51,9 +51,6 @@ class Ledger:
     def of(self, component: Component) -> int:
         return sum(entry.num_bytes for entry in self.entries if entry.component == component)
 
-    def what(self, component: Component) -> str:
-        return "; ".join(entry.what for entry in self.entries if entry.component == component)
-
     def beside(self, entry: Entry) -> Ledger:
         """With one more, if it takes any bytes."""
         return Ledger((*self.entries, entry)) if entry.num_bytes else self

@@ -61,7 +61,7 @@ def tokenizer_source(config: ModelConfig) -> TokenizerSource:
     return read_gguf_model(path) if path.is_file() else path
 
 
-def locate_tokenizer(name: str, revision: str | None = None) -> TokenizerSource:
+def locate_tokenizer(name: str) -> TokenizerSource:
     """The tokenizer that `tokenizer=` names: a folder, a GGUF file, a packaged model or a hub id."""
     if name in PACKAGED_MODELS:
         packaged = locate_packaged_model(name)
@@ -71,7 +71,7 @@ def locate_tokenizer(name: str, revision: str | None = None) -> TokenizerSource:
         return path if path.is_dir() else read_gguf_model(path)
     if not is_hub_name(name):
         raise ModelLoadError(f"tokenizer is {shown(name)}, which is no folder, file or hub id")
-    return download_config(name, revision)
+    return download_config(name, None)
 
 
 def _find(config: ModelConfig) -> Path:

@@ -80,12 +80,11 @@ class _Tensor:
 
 @dataclass(frozen=True, slots=True)
 class QuantizedCopy:
-    """config: the new config.json. matrices: those that are quantised, by canonical name. tensors: by layer."""
+    """config: the new config.json. tensors: by layer."""
 
     checkpoint: Checkpoint
     compression: Compression
     config: Mapping[str, Any]
-    matrices: Mapping[str, Shape]
     tensors: tuple[_Tensor, ...]
 
     @classmethod
@@ -118,7 +117,6 @@ class QuantizedCopy:
             checkpoint,
             compressed,
             _config(checkpoint, compressed, dense, tensors),
-            matrices,
             tuple(sorted(tensors, key=lambda one: -1 if one.canonical is None else layer_of(one.canonical))),
         )
 

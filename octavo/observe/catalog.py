@@ -6,11 +6,8 @@ vLLM keep working. docs/observability.md explains them; a test compares it with 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import pairwise, takewhile
+from itertools import takewhile
 from typing import Literal
-
-from octavo.errors import ConfigError
 
 NAMESPACES = ("octavo", "vllm")
 
@@ -96,31 +93,11 @@ HISTOGRAMS: dict[str, tuple[str, tuple[float, ...] | None]] = {
 }
 
 
-def bounds(max_model_len: int, custom: Mapping[str, Sequence[float]] | None = None) -> dict[str, tuple[float, ...]]:
-    """The bucket bounds of every histogram. custom: overrides. Raises ConfigError for unknown names or bad bounds."""
-    chosen = {name: own if own is not None else _counts_up_to(max_model_len) for name, (_, own) in HISTOGRAMS.items()}
-    for name, values in (custom or {}).items():
-        chosen[_known(name)] = _rising(name, values)
-    return chosen
+def bounds(max_model_len: int) -> dict[str, tuple[float, ...]]:
+    """The bucket bounds of every histogram."""
+    return {name: own if own is not None else _counts_up_to(max_model_len) for name, (_, own) in HISTOGRAMS.items()}
 
 
 def _counts_up_to(limit: int) -> tuple[float, ...]:
     steps = (digit * 10**power for power in range(len(str(limit))) for digit in (1, 2, 5))
     return tuple(float(step) for step in takewhile(lambda step: step <= limit, steps))
-
-
-def _known(name: str) -> str:
-    bare = name.rpartition(":")[2]
-    if bare not in HISTOGRAMS:
-        raise ConfigError(f"histogram buckets are given for {name!r}, allowed are {', '.join(HISTOGRAMS)}")
-    return bare
-
-
-def _rising(name: str, values: Sequence[float]) -> tuple[float, ...]:
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-    if not values or not numbers or any(not low < high for low, high in pairwise(values)):
-        raise ConfigError(
-            f"the histogram buckets of {name!r} are {list(values)!r}, allowed are one or more numbers, each larger "
-            "than the one before"
-        )
-    return tuple(float(value) for value in values)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from octavo.observe import events
@@ -34,16 +34,9 @@ _WAIT_REASONS = ("seats", "adapters", "blocks", "budget", "turn")
 
 
 class EngineMetrics:
-    """Follows a log: the events it still holds, then every new one. histogram_buckets: custom upper bounds."""
+    """Follows a log: the events it still holds, then every new one."""
 
-    def __init__(
-        self,
-        log: EventLog,
-        *,
-        model_name: str,
-        engine: str = "0",
-        histogram_buckets: Mapping[str, Sequence[float]] | None = None,
-    ) -> None:
+    def __init__(self, log: EventLog, *, model_name: str, engine: str = "0") -> None:
         assert log.started is not None, "metrics follow an engine that has started"
         self._sizes = log.started
         self._labels = {"model_name": model_name, "engine": engine}
@@ -52,7 +45,7 @@ class EngineMetrics:
         self._counters: dict[str, Counter[str]] = {
             name: Counter(dict.fromkeys(_FIRST_LABELS.get(name, ("",)), 0)) for name in COUNTERS
         }
-        sizes = bounds(self._sizes.max_model_len, histogram_buckets)
+        sizes = bounds(self._sizes.max_model_len)
         self._histograms = {name: SizeCounts(values) for name, values in sizes.items()}
         self._gaps = TokenGaps(self._histograms["inter_token_latency_seconds"])
         self._lives = RequestLives()

@@ -42,7 +42,7 @@ class BlockTraffic:
 
     def __init__(self, task: TrafficTask | None, config: EngineConfig, engine: LLMEngine) -> None:
         assert isinstance(engine.core, EngineCore), "this process has one engine"
-        self._core = core = engine.core
+        core = engine.core
         self.mailbox = Mailbox()
         self._lender: BlockLender | None = None
         self._borrower: BlockBorrower | None = None

@@ -117,14 +117,6 @@ class ParallelCore:
         return True
 
     @property
-    def num_waiting(self) -> int:
-        return len(self._held)
-
-    @property
-    def num_running(self) -> int:
-        return len(self._sent)
-
-    @property
     def has_unfinished(self) -> bool:
         return bool(self._sent or self._held)
 

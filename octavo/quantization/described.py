@@ -100,10 +100,10 @@ class Described:
             raise self.wrong(names[0], ", ".join(map(str, allowed)), UnsupportedModelError)
         return value
 
-    def group_size(self, *keys: str, default: int = 128) -> int:
+    def group_size(self, *keys: str) -> int:
         """Inputs that share a scale; 0: all. Files have -1 for all."""
         value = self.get(*keys)
-        value = default if value is None else value
+        value = 128 if value is None else value
         if type(value) is not int or (value != -1 and (not 8 <= value <= 1 << 16 or value % 8)):
             raise self.wrong(keys[0], f"-1 and multiples of 8 up to {1 << 16}")
         return 0 if value == -1 else value

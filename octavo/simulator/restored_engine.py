@@ -99,7 +99,7 @@ def _sequence(request: Request, saved: SavedSequence, tokens: ReplayedTokens) ->
 
 
 def _fill_cache(snapshot: Snapshot, tokens: ReplayedTokens, cache: KVCache, sequences: list[Sequence]) -> None:
-    names = _Names(tokens, cache.block_size)
+    names = _Names(tokens)
     for block_id, (group, depth, content, parent) in zip(snapshot.tree_blocks, snapshot.tree_nodes, strict=True):
         before = names.root if depth == 0 else names.of(parent, depth - 1)
         cache.tree.insert(BlockId(block_id), Node(group, depth, names.of(content, depth), before))
@@ -127,9 +127,8 @@ def _fill_cache(snapshot: Snapshot, tokens: ReplayedTokens, cache: KVCache, sequ
 class _Names:
     """What blocks are called in the replay's prefix tree. root: what stands before a sequence's first block."""
 
-    def __init__(self, tokens: ReplayedTokens, block_size: int) -> None:
+    def __init__(self, tokens: ReplayedTokens) -> None:
         self._tokens = tokens
-        self._block_size = block_size
         self._known: dict[bytes, ContentHash] = {}
         self.root = Root(None, None).hash()
 

@@ -43,7 +43,6 @@ class SentencePieceModel:
     scores: NDArray[np.float32]
     types: NDArray[np.int32]
     roles: Mapping[str, str]
-    byte_fallback: bool
     character_map: bytes
     adds_space_prefix: bool
     removes_extra_spaces: bool
@@ -91,7 +90,6 @@ class _Reader:
             scores=np.array([score for _, score, _ in pieces], np.float32),
             types=types,
             roles=self._roles(trainer, tokens, types),
-            byte_fallback=bool(self._number(trainer, 35, 0)),
             character_map=bytes(self._message(2, normalizer.get(2, memoryview(b"")))),
             adds_space_prefix=bool(self._number(normalizer, 3, 1)),
             removes_extra_spaces=bool(self._number(normalizer, 4, 1)),

@@ -21,7 +21,6 @@ _MOST_ROWS, _MOST_DEPTH = 150, 200
 class Place:
     """A content of the tree: its blocks, of which all but the first are copies. row, column: where it is drawn."""
 
-    content: bytes
     block_ids: list[int]
     depth: int
     parent: Place | None = None
@@ -36,7 +35,7 @@ def places_of(frame: Frame, group: int) -> tuple[list[Place], int]:
     parents: dict[bytes, bytes] = {}
     for block_id, node in frame.nodes.items():
         if node.group == group:
-            places.setdefault(node.content, Place(node.content, [], node.depth)).block_ids.append(block_id)
+            places.setdefault(node.content, Place([], node.depth)).block_ids.append(block_id)
             parents[node.content] = node.parent
     roots: list[Place] = []
     for content, place in places.items():

@@ -39,12 +39,6 @@ def test_three_kinds_of_layers():
     assert shapes(groups) == [(128, 4), (1024, 4), (None, 4)]
 
 
-def test_layers_of_different_shapes_are_in_different_groups():
-    shapes_of_layers = [(2, 64), (1, 128), (2, 64), (1, 128)]
-    assert make_groups([None] * 4, shapes_of_layers) == (CacheGroup((0, 2)), CacheGroup((1, 3)))
-    assert make_groups([8, None] * 2, shapes_of_layers) == (CacheGroup((0, 2), 8), CacheGroup((1, 3)))
-
-
 def test_the_window_rule():
     """A token at position p sees p-w+1 .. p."""
     group = CacheGroup((0,), window=20)

@@ -14,6 +14,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from octavo import LLM, InvalidRequestError, RequestOutput, SamplingParams, StructuredOutputsParams
+from octavo.engine.core import EngineCore
 from octavo.observe.events import Preempted, Sampled, StepDone
 from octavo.observe.tally import Tally
 from octavo.structured.compiler import GrammarCompiler
@@ -235,6 +236,7 @@ def test_a_request_that_waits_for_its_grammar_can_be_aborted(folder: Path) -> No
         engine_, form = llm._engine, {"regex": "[ab]{3}"}
         request = engine_.make_request("one", PROMPTS[0], SamplingParams(structured_outputs=form, max_tokens=9))
         engine_.add_request(request)
+        assert isinstance(engine_.core, EngineCore)
         assert engine_.core.num_waiting == 1
         engine_.abort_request("one")
         assert engine_.core.num_waiting == 0

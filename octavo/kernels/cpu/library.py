@@ -208,7 +208,6 @@ class ThreadPool:
 
     def __init__(self, library: ctypes.CDLL, num_threads: int) -> None:
         self._library = library
-        self.num_threads = num_threads
         self.handle = c_void_p(library.octavo_pool_new(num_threads))
         check(library, 0 if self.handle else 1, f"starting {num_threads} threads")
 

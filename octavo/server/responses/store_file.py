@@ -182,7 +182,7 @@ class BrokenLineError(Exception):
 
     def __init__(self, response_id: str, missing: str | None) -> None:
         super().__init__(response_id)
-        self.response_id, self.missing = response_id, missing
+        self.missing = missing
 
 
 class TooLongLineError(Exception):
