@@ -37,6 +37,9 @@ FORMER_STRUCTURED_OUTPUTS = (
     *("guided_whitespace_pattern", "structural_tag"),
 )
 
+#: how vLLM once spelled use_activation
+FORMER_USE_ACTIVATION = ("normalize", "activation", "softmax")
+
 #: field that this engine lacks -> values that ask for nothing, which are accepted
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tools": ([],),
@@ -63,6 +66,10 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("repetition_detection", "watermarking", "mm_payload", "kv_transfer_params"), ()),
     **dict.fromkeys(("ec_transfer_params", "logits_processors"), ()),
     **dict.fromkeys(FORMER_STRUCTURED_OUTPUTS, ()),
+    # of calls to models that embed or classify
+    "embed_dtype": ("float32",),
+    "endianness": ("native", "little"),
+    **dict.fromkeys(FORMER_USE_ACTIVATION, ()),
 }
 
 _CHATS = "/v1/chat/completions has tools and reasoning"
@@ -70,6 +77,8 @@ _CHATS = "/v1/chat/completions has tools and reasoning"
 #: the alternative, where SAMPLING_FIELDS does not give one
 INSTEAD: dict[str, str] = {
     **dict.fromkeys(FORMER_STRUCTURED_OUTPUTS, "use structured_outputs, or response_format"),
+    **dict.fromkeys(FORMER_USE_ACTIVATION, "use use_activation, where the model embeds or classifies"),
+    **dict.fromkeys(("embed_dtype", "endianness"), "embeddings are float32, and as bytes little-endian"),
     "tools": _CHATS,
     "suffix": "put what follows into the prompt, in the form that the model knows",
     "prompt_embeds": "prompts are text or token ids",

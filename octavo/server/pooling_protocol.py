@@ -50,10 +50,15 @@ class NumbersRequest(EmbeddingRequest, kw_only=True, forbid_unknown_fields=True)
 
 
 class ScoreRequest(PoolingRequest, kw_only=True, forbid_unknown_fields=True):
-    """POST /v1/score. text_1: one text, or as many as text_2."""
+    """POST /v1/score. text_1: one text, or as many as text_2. vLLM has the two sides under other names, too."""
 
-    text_1: str | list[str]
-    text_2: str | list[str]
+    text_1: str | list[str] | None = None
+    text_2: str | list[str] | None = None
+    data_1: str | list[str] | None = None
+    data_2: str | list[str] | None = None
+    queries: str | list[str] | None = None
+    documents: str | list[str] | None = None
+    items: str | list[str] | None = None
     use_activation: bool | None = None
 
 
@@ -63,6 +68,7 @@ class RerankRequest(PoolingRequest, kw_only=True, forbid_unknown_fields=True):
     query: str
     documents: list[str]
     top_n: int | None = None
+    return_documents: bool | None = None
     use_activation: bool | None = None
 
 
@@ -133,10 +139,10 @@ class RankedDocument(msgspec.Struct, kw_only=True):
 
 
 class Ranked(msgspec.Struct, kw_only=True):
-    """index: the document's place in the request."""
+    """index: the document's place in the request. document: None if the request wants none."""
 
     index: int
-    document: RankedDocument
+    document: RankedDocument | None
     relevance_score: float
 
 

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from octavo.kernels.arrays import FloatArray
 from octavo.pooling_params import PooledForm, PoolingParams
-from octavo.server.api_errors import bad_field
+from octavo.server.api_errors import ApiError, bad_field
 from octavo.server.completions import one_or_many
 from octavo.server.embeddings import answer_with, checked_keep, pooled_form, pooling_call, token_ids
 from octavo.server.generation import Generation
@@ -29,21 +29,36 @@ from octavo.server.pooling_protocol import (
 from octavo.server.prompts import encode_pairs
 from octavo.server.serving import Serving
 
+#: the fields of the two sides, under each of vLLM's names
+_SIDES = (("text_1", "text_2"), ("data_1", "data_2"), ("queries", "documents"), ("queries", "items"))
+
 
 async def create_score(request: Request, serving: Serving) -> Response:
     """How well texts fit: one and each of many, or pair by pair."""
     asked = await serving.read(request, ScoreRequest)
-    first, second = ([one] if isinstance(one, str) else one for one in (asked.text_1, asked.text_2))
+    (name, first), (other, second) = _two_sides(asked)
     if len(first) not in (1, len(second)):
-        raise bad_field("text_1", f"holds {len(first)} texts, allowed are 1 or {len(second)}, as many as text_2 holds")
+        raise bad_field(name, f"holds {len(first)} texts, allowed are 1 or {len(second)}, as many as {other} holds")
     form = pooled_form(serving)
-    call = await _call(request, serving, asked, first, ("text_2", second))
+    call = await _call(request, serving, asked, first, (other, second))
 
     def make(numbers: list[FloatArray], heading: dict[str, Any]) -> ScoreResponse:
         scores = _scores(numbers, len(first), form)
         return ScoreResponse(data=[Score(index=index, score=score) for index, score in enumerate(scores)], **heading)
 
     return await answer_with(request, serving, call, asked, make)
+
+
+def _two_sides(asked: ScoreRequest) -> list[tuple[str, list[str]]]:
+    """The texts of each side, behind the name of their field."""
+    fields = dict.fromkeys(name for pair in _SIDES for name in pair)
+    names = [name for name in fields if getattr(asked, name) is not None]
+    if tuple(names) not in _SIDES:
+        allowed = ", ".join(" and ".join(pair) for pair in _SIDES)
+        message = f"texts are in {' and '.join(names) or 'no field'}, allowed are two fields: {allowed}"
+        raise ApiError(400, message, param=names[0] if names else "text_1", code="missing_required_parameter")
+    values = [getattr(asked, name) for name in names]
+    return [(name, [one] if isinstance(one, str) else one) for name, one in zip(names, values, strict=True)]
 
 
 async def rerank(request: Request, serving: Serving) -> Response:
@@ -57,10 +72,8 @@ async def rerank(request: Request, serving: Serving) -> Response:
     def make(numbers: list[FloatArray], heading: dict[str, Any]) -> RerankResponse:
         scores = _scores(numbers, 1, form)
         order = sorted(range(len(scores)), key=lambda index: -scores[index])[: asked.top_n or None]
-        ranked = [
-            Ranked(index=index, document=RankedDocument(text=asked.documents[index]), relevance_score=scores[index])
-            for index in order
-        ]
+        texts = [None if asked.return_documents is False else RankedDocument(text=one) for one in asked.documents]
+        ranked = [Ranked(index=index, document=texts[index], relevance_score=scores[index]) for index in order]
         return RerankResponse(results=ranked, **heading)
 
     return await answer_with(request, serving, call, asked, make)

@@ -58,6 +58,8 @@ def test_base64_has_the_same_numbers() -> None:
     text = embed(input=[5, 6], encoding_format="base64")["data"][0]["embedding"]
     assert np.frombuffer(base64.b64decode(text), "<f4").tolist() == [2, 5, 6]
     assert embed(input=[5, 6], encoding_format="float")["data"][0]["embedding"] == [2, 5, 6]
+    asked = {"encoding_format": "base64", "embed_dtype": "float32", "endianness": "little"}
+    assert embed(input=[5, 6], **asked)["data"][0]["embedding"] == text
 
 
 def test_dimensions_and_use_activation() -> None:
@@ -107,6 +109,8 @@ def test_a_conversation_is_one_text() -> None:
         ({"input": ["a", 5]}, "input"),
         ({"input": ["a"] * 10_000}, "input"),
         ({"input": "a", "encoding_format": "int8"}, "encoding_format"),
+        ({"input": "a", "embed_dtype": "float16"}, "embed_dtype"),
+        ({"input": "a", "normalize": True}, "normalize"),
         ({"input": "a", "truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
         ({"input": "a", "truncate_prompt_tokens": 129}, "truncate_prompt_tokens"),
         ({"input": "a", "unknown": 1}, "unknown"),
@@ -123,12 +127,15 @@ def test_scores_are_cosines() -> None:
     one, *others = vectors.values()
     cosines = [float(one @ other / np.linalg.norm(one) / np.linalg.norm(other)) for other in others]
     texts = list(vectors)
-    for path in ("/v1/score", "/score"):
-        found = post(app, path, {"text_1": texts[0], "text_2": texts[1:]}).json()
+    sides = ("text_1", "text_2"), ("data_1", "data_2"), ("queries", "documents"), ("queries", "items")
+    for path, (first, second) in (("/score", sides[0]), *(("/v1/score", pair) for pair in sides)):
+        found = post(app, path, {first: texts[0], second: texts[1:]}).json()
         assert [one["score"] for one in found["data"]] == pytest.approx(cosines, rel=1e-6)
         assert found["usage"]["total_tokens"] == 5
     found = post(app, "/v1/score", {"text_1": texts[1:], "text_2": texts[1:]}).json()
     assert [one["score"] for one in found["data"]] == pytest.approx([1, 1])
+    ranked = post(app, "/v1/rerank", {"query": "a", "documents": ["b"], "return_documents": False}).json()["results"]
+    assert ranked[0]["document"] is None
     for top_n, count in ((None, 2), (0, 2), (1, 1)):
         asked = {"query": texts[0], "documents": texts[1:], "top_n": top_n}
         results = post(app, "/v1/rerank", asked).json()["results"]
@@ -144,6 +151,12 @@ def test_what_cannot_be_compared_is_refused() -> None:
     wrong = refused(path="/v1/score", text_1=["a", "b"], text_2=["a", "b", "c"])
     assert "holds 2 texts, allowed are 1 or 3" in wrong["message"]
     assert refused(path="/v1/score", text_1="a", text_2=[])["param"] == "text_2"
+    for given in ({}, {"queries": "a"}, {"text_1": "a", "data_2": "b"}, {"text_1": "a", "text_2": "b", "data_1": "c"}):
+        missing = refused(path="/v1/score", **given)
+        assert (
+            f"texts are in {' and '.join(given) or 'no field'}, allowed are two fields: text_1 and"
+            in missing["message"]
+        )
     assert refused(path="/v1/rerank", query="a", documents=[])["param"] == "documents"
     assert refused(path="/v1/rerank", query="a", documents=["b"], top_n=-1)["param"] == "top_n"
     assert "embeds none" in refused(ScriptedEngine(), "/v1/rerank", query="a", documents=["b"])["message"]
