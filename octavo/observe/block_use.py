@@ -13,16 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import singledispatchmethod
 
-from octavo.observe.events import (
-    BlockCopied,
-    BlocksFreed,
-    BlocksGiven,
-    EngineStarted,
-    Event,
-    Forked,
-    PrefixHit,
-    Scheduled,
-)
+from octavo.observe import events
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,21 +39,21 @@ class BlockUse:
         self._found: dict[int, int] = {}  # sequence -> tokens found in the prefix tree
 
     @singledispatchmethod
-    def follow(self, event: Event) -> None:
+    def follow(self, event: events.Event) -> None:
         """Other events move no blocks."""
 
     @follow.register
-    def _(self, event: EngineStarted) -> None:
+    def _(self, event: events.EngineStarted) -> None:
         self._block_size = event.block_size
 
     @follow.register
-    def _(self, event: PrefixHit) -> None:
+    def _(self, event: events.PrefixHit) -> None:
         """Blocks from the prefix tree are full, so position 0 works for all of them."""
         self._held.setdefault(event.sequence_id, {}).update(dict.fromkeys(event.block_ids, 0))
         self._found[event.sequence_id] = self._num_tokens[event.sequence_id] = event.num_tokens
 
     @follow.register
-    def _(self, event: BlocksGiven) -> None:
+    def _(self, event: events.BlocksGiven) -> None:
         key = event.sequence_id, event.group
         held = self._held.setdefault(event.sequence_id, {})
         for block_id in event.block_ids:
@@ -70,19 +61,19 @@ class BlockUse:
             self._ends[key] += self._block_size
 
     @follow.register
-    def _(self, event: Forked) -> None:
+    def _(self, event: events.Forked) -> None:
         self._held[event.sequence_id] = dict(self._held.get(event.parent_id, {}))
         self._num_tokens[event.sequence_id] = self._num_tokens.get(event.parent_id, 0)
         ends = {group: end for (sequence_id, group), end in self._ends.items() if sequence_id == event.parent_id}
         self._ends.update({(event.sequence_id, group): end for group, end in ends.items()})
 
     @follow.register
-    def _(self, event: BlockCopied) -> None:
+    def _(self, event: events.BlockCopied) -> None:
         held = self._held[event.sequence_id]
         held[event.target] = held.pop(event.source)
 
     @follow.register
-    def _(self, event: BlocksFreed) -> None:
+    def _(self, event: events.BlocksFreed) -> None:
         held = self._held.get(event.sequence_id, {})
         for block_id in event.block_ids:
             held.pop(block_id, None)
@@ -94,7 +85,7 @@ class BlockUse:
             self._num_tokens.pop(event.sequence_id, None)
 
     @follow.register
-    def _(self, event: Scheduled) -> None:
+    def _(self, event: events.Scheduled) -> None:
         rows = zip(event.sequence_ids, event.num_computed, event.num_tokens, strict=True)
         self._num_tokens.update({sequence_id: computed + granted for sequence_id, computed, granted in rows})
 

@@ -10,21 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import singledispatchmethod
 
+from octavo.observe import events
 from octavo.observe.block_use import BlockUse, Occupancy
 from octavo.observe.event_log import EventLog
-from octavo.observe.events import (
-    Arrived,
-    EngineStarted,
-    Event,
-    Finished,
-    FirstToken,
-    Forked,
-    Preempted,
-    PrefixHit,
-    Sampled,
-    Scheduled,
-    StepDone,
-)
 from octavo.observe.report import Report, Sharing
 
 
@@ -55,7 +43,7 @@ class Tally:
     """Follows a log: the events it still holds, then every new one."""
 
     def __init__(self, log: EventLog) -> None:
-        self._sizes: EngineStarted | None = None
+        self._sizes: events.EngineStarted | None = None
         self._totals = _Totals()
         self._use = BlockUse()
         self._groups: dict[str, set[int]] = {}  # request -> its sequences, once it has forked
@@ -65,20 +53,20 @@ class Tally:
             self.record(event)
         log.listen(self.record)
 
-    def record(self, event: Event) -> None:
+    def record(self, event: events.Event) -> None:
         self._use.follow(event)
         self._count(event)
 
     @singledispatchmethod
-    def _count(self, event: Event) -> None:
+    def _count(self, event: events.Event) -> None:
         """Other events are ignored."""
 
     @_count.register
-    def _(self, event: EngineStarted) -> None:
+    def _(self, event: events.EngineStarted) -> None:
         self._sizes = event
 
     @_count.register
-    def _(self, event: Arrived) -> None:
+    def _(self, event: events.Arrived) -> None:
         totals = self._totals
         totals.num_requests += 1
         totals.num_sequences += event.num_sequences
@@ -88,27 +76,27 @@ class Tally:
             totals.first_time = event.time
 
     @_count.register
-    def _(self, event: Forked) -> None:
+    def _(self, event: events.Forked) -> None:
         self._groups.setdefault(event.request_id, {event.parent_id}).add(event.sequence_id)
 
     @_count.register
-    def _(self, event: PrefixHit) -> None:
+    def _(self, event: events.PrefixHit) -> None:
         self._totals.num_prefix_tokens += event.num_tokens
 
     @_count.register
-    def _(self, event: Preempted) -> None:
+    def _(self, event: events.Preempted) -> None:
         self._totals.num_preemptions += 1
 
     @_count.register
-    def _(self, event: Sampled) -> None:
+    def _(self, event: events.Sampled) -> None:
         self._totals.num_forced_tokens += event.num_forced
 
     @_count.register
-    def _(self, event: FirstToken) -> None:
+    def _(self, event: events.FirstToken) -> None:
         self._totals.first_token_times[event.request_id] = event.time
 
     @_count.register
-    def _(self, event: Finished) -> None:
+    def _(self, event: events.Finished) -> None:
         self._totals.num_output_tokens += event.num_output_tokens
         self._totals.last_time = event.time
         group = self._groups.get(event.request_id, set())
@@ -117,12 +105,12 @@ class Tally:
             self._groups.pop(event.request_id, None)
 
     @_count.register
-    def _(self, event: StepDone) -> None:
+    def _(self, event: events.StepDone) -> None:
         self._totals.num_steps += 1
         self._totals.last_time = event.time
 
     @_count.register
-    def _(self, event: Scheduled) -> None:
+    def _(self, event: events.Scheduled) -> None:
         """Measure memory: a step is about to run, and its blocks are allocated."""
         now, totals = self._use.occupancy(), self._totals
         totals.num_planned_steps += 1
@@ -135,7 +123,7 @@ class Tally:
         for request_id, sequence_ids in self._groups.items():
             self._look_at_group(request_id, sequence_ids)
 
-    def _count_reads(self, event: Scheduled) -> None:
+    def _count_reads(self, event: events.Scheduled) -> None:
         """What the step's decodes, the sequences that compute one token, read."""
         decodes = [one for one, number in zip(event.sequence_ids, event.num_tokens, strict=True) if number == 1]
         if decodes:

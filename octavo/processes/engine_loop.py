@@ -22,6 +22,7 @@ from octavo.observe.events import Refused
 from octavo.observe.logging import LOGGER
 from octavo.observe.metrics import EngineMetrics
 from octavo.observe.summary import IntervalSummary
+from octavo.processes import transport
 from octavo.processes.block_traffic import BlockTraffic
 from octavo.processes.heartbeat import Heartbeat
 from octavo.processes.household import EngineTask
@@ -30,25 +31,6 @@ from octavo.processes.outbox import Live, Outbox, Questions, is_plain, sequence_
 from octavo.processes.probation import Probation
 from octavo.processes.queue_bounds import AdmissionControl
 from octavo.processes.step_record import StepRecord
-from octavo.processes.transport import (
-    Abort,
-    AbortById,
-    Adapters,
-    AdaptersAre,
-    AddRequest,
-    FinishSequence,
-    HasRead,
-    Hello,
-    Question,
-    Refusal,
-    Reply,
-    StepNews,
-    Up,
-    decode_up,
-    encode,
-    engine_socket,
-    unpack_request,
-)
 from octavo.scheduler.step import SequenceUpdate
 
 #: the most messages taken before the next step
@@ -73,7 +55,7 @@ class EngineLoop:
         self._live: dict[str, Live] = {}
         self._of_front_end: dict[bytes, dict[int, Live]] = {}
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket = engine_socket(self._context, task.address, is_bounded=task.serves)
+        self._socket = transport.engine_socket(self._context, task.address, is_bounded=task.serves)
         self._outbox = Outbox(self._socket, self._forget, is_bounded=task.serves)
         self._send = self._outbox.send
         self._load = LoadReport(self._send, time.monotonic, is_needed=task.num_engines > 1)
@@ -82,13 +64,13 @@ class EngineLoop:
             {
                 "metrics": self._metrics.exposition,
                 "metric values": lambda: pickle.dumps(self._metrics.values()),
-                "memory": lambda: encode(engine.measure()),
-                "stats": lambda: encode(self._core.stats()),
+                "memory": lambda: transport.encode(engine.measure()),
+                "stats": lambda: transport.encode(self._core.stats()),
                 "memory map": WatchedMemory(self._core).answer,
-                "reset_prefix_cache": lambda: encode(self._core.reset_prefix_cache()),
+                "reset_prefix_cache": lambda: transport.encode(self._core.reset_prefix_cache()),
             },
             {"events": engine.recorder.dump},
-            lambda front_end, number, answer: self._send(front_end, Reply(number, answer)),
+            lambda front_end, number, answer: self._send(front_end, transport.Reply(number, answer)),
             time.monotonic,
         )
         self._adapters = None
@@ -168,50 +150,49 @@ class EngineLoop:
 
     def _take(self, front_end: bytes, payload: bytes) -> None:
         try:
-            message = decode_up(payload)
+            message = transport.decode_up(payload)
         except msgspec.DecodeError as error:
             LOGGER.error("front end %s sent a message that is none: %s", front_end.decode(), error)
             return
         self._carry_out(front_end, message)
 
-    def _carry_out(self, front_end: bytes, message: Up) -> None:
+    def _carry_out(self, front_end: bytes, message: transport.Up) -> None:
         own = self._of_front_end.setdefault(front_end, {})
         match message:
-            case AddRequest():
+            case transport.AddRequest():
                 if not self._probation.holds(front_end, message):
                     self._add(front_end, message)
-            case Abort(key):
+            case transport.Abort(key):
                 if key in own:
                     self._abort(own[key])
                 else:
                     self._probation.take_held(front_end, key)
-            case AbortById(request_id):
+            case transport.AbortById(request_id):
                 self._abort_by_id(request_id)
-            case FinishSequence(key, index, stop):
+            case transport.FinishSequence(key, index, stop):
                 if (live := own.get(key)) is not None:
                     sequence = live.request.sequences[index]
                     if self._core.finish_sequence(sequence.sequence_id, stop):
                         self._count_end(live)
-            case Question(number, about):
+            case transport.Question(number, about):
                 self._questions.ask(front_end, number, about)
-            case Adapters(number):
+            case transport.Adapters(number):
                 if self._adapters is not None:
                     self._adapters.take(front_end, message)
                 else:
-                    self._send(
-                        front_end, Reply(number, encode(AdaptersAre([], "enable_lora is False: set it to True")))
-                    )
-            case HasRead(num_bytes):
+                    refused = transport.AdaptersAre([], "enable_lora is False: set it to True")
+                    self._send(front_end, transport.Reply(number, transport.encode(refused)))
+            case transport.HasRead(num_bytes):
                 self._outbox.was_read(front_end, num_bytes)
-            case Hello():
+            case transport.Hello():
                 self._load.front_end_came(front_end)
                 self._send(front_end, welcome_of(self._engine))
 
-    def _add(self, front_end: bytes, message: AddRequest) -> None:
+    def _add(self, front_end: bytes, message: transport.AddRequest) -> None:
         """Queue a request, or send its front end a refusal."""
         try:
             self._probation.check(message)
-            request = unpack_request(message)
+            request = transport.unpack_request(message)
             check_unused(message.request_id, self._live)
             self._admission.check(request)
             tracer = self._engine.tracer
@@ -220,9 +201,9 @@ class EngineLoop:
             self._core.add_request(request)
         except EngineBusyError as refusal:
             self._record_refusal(message.request_id, "queue_full")
-            self._send(front_end, Refusal(message.key, "busy", str(refusal), refusal.retry_after_s))
+            self._send(front_end, transport.Refusal(message.key, "busy", str(refusal), refusal.retry_after_s))
         except OctavoError as refusal:
-            self._send(front_end, Refusal(message.key, "invalid", str(refusal)))
+            self._send(front_end, transport.Refusal(message.key, "invalid", str(refusal)))
         else:
             live = Live(front_end, message.key, request, message.fingerprint, message.work)
             self._load.added(front_end, message)
@@ -235,9 +216,9 @@ class EngineLoop:
     def _abort_by_id(self, request_id: str) -> None:
         if (live := self._live.get(request_id)) is not None:
             self._abort(live)
-            self._send(live.front_end, Refusal(live.key, "aborted"))
+            self._send(live.front_end, transport.Refusal(live.key, "aborted"))
         for held in self._probation.take_held_by_id(request_id):
-            self._send(held.front_end, Refusal(held.message.key, "aborted"))
+            self._send(held.front_end, transport.Refusal(held.message.key, "aborted"))
 
     def _abort(self, live: Live) -> None:
         self._core.abort(live.request.request_id)
@@ -257,7 +238,7 @@ class EngineLoop:
             if (live := self._live.get(request.request_id)) is not None and live.request is request:
                 self._abort(live)
                 self._record_refusal(request.request_id, "queue_timeout")
-                self._send(live.front_end, Refusal(live.key, "busy", str(error), error.retry_after_s))
+                self._send(live.front_end, transport.Refusal(live.key, "busy", str(error), error.retry_after_s))
 
     def _record_refusal(self, request_id: str, why: str) -> None:
         events = self._engine.events
@@ -269,7 +250,7 @@ class EngineLoop:
     def _tell(self, updates: list[SequenceUpdate]) -> None:
         """Send each front end one message with a step's news of its requests."""
         now = time.monotonic()
-        messages: dict[bytes, StepNews] = {}
+        messages: dict[bytes, transport.StepNews] = {}
         for update in updates:
             sequence = update.sequence
             live = self._live.get(sequence.request.request_id)
@@ -278,7 +259,7 @@ class EngineLoop:
                 continue
             message = messages.get(live.front_end)
             if message is None:
-                message = messages[live.front_end] = StepNews(now, [], [], [], [])
+                message = messages[live.front_end] = transport.StepNews(now, [], [], [], [])
             if is_plain(update, live):
                 message.keys.append(live.key)
                 message.indices.append(sequence.index)

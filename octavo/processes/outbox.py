@@ -24,18 +24,7 @@ import zmq
 from octavo.engine.lazy_logprobs import pack_rows
 from octavo.engine.llm_engine import LLMEngine
 from octavo.observe.logging import LOGGER
-from octavo.processes.transport import (
-    MAX_UNREAD_SIZE,
-    Down,
-    GivenUp,
-    Refusal,
-    Reply,
-    SequenceNews,
-    StepNews,
-    Welcome,
-    encode,
-    pack_params,
-)
+from octavo.processes import transport
 from octavo.request import Request
 from octavo.scheduler.step import SequenceUpdate
 
@@ -50,7 +39,7 @@ class Outbox:
     def __init__(
         self, socket: zmq.Socket[bytes], forget: Callable[[bytes], Iterable[int]], *, is_bounded: bool = True
     ) -> None:
-        self._most_unread = MAX_UNREAD_SIZE if is_bounded else math.inf
+        self._most_unread = transport.MAX_UNREAD_SIZE if is_bounded else math.inf
         self._socket = socket
         self._forget = forget
         self._untold: dict[bytes, set[int]] = {}
@@ -62,9 +51,9 @@ class Outbox:
         """Seconds until `retry` must be called even if nothing happens. None: no limit."""
         return RETRY_S if self._untold else None
 
-    def send(self, front_end: bytes, message: Down) -> None:
+    def send(self, front_end: bytes, message: transport.Down) -> None:
         """Never waits."""
-        payload = encode(message)
+        payload = transport.encode(message)
         unread_size = self._unread_size.get(front_end, 0)
         try:
             if unread_size > self._most_unread:
@@ -88,7 +77,7 @@ class Outbox:
         self._retry_at = now + RETRY_S
         for front_end, keys in list(self._untold.items()):
             try:
-                self._socket.send_multipart((front_end, encode(GivenUp(sorted(keys)))), zmq.NOBLOCK)
+                self._socket.send_multipart((front_end, transport.encode(transport.GivenUp(sorted(keys)))), zmq.NOBLOCK)
             except zmq.Again:
                 continue
             except zmq.ZMQError:
@@ -99,15 +88,15 @@ class Outbox:
         self._unread_size.pop(front_end, None)
         self._untold.pop(front_end, None)
 
-    def _give_up(self, front_end: bytes, message: Down) -> None:
+    def _give_up(self, front_end: bytes, message: transport.Down) -> None:
         """Drop this message and all later ones."""
         if front_end not in self._untold:
             LOGGER.warning("front end %s does not read: its requests are aborted", front_end.decode())
         untold = self._untold.setdefault(front_end, set())
         match message:
-            case StepNews():
+            case transport.StepNews():
                 untold.update(message.keys, [news.key for news in message.others])
-            case Refusal(key) | Reply(key):
+            case transport.Refusal(key) | transport.Reply(key):
                 untold.add(key)
         untold.update(self._forget(front_end))
 
@@ -194,11 +183,11 @@ def is_plain(update: SequenceUpdate, live: Live) -> bool:
     )
 
 
-def sequence_news(update: SequenceUpdate, live: Live) -> SequenceNews:
+def sequence_news(update: SequenceUpdate, live: Live) -> transport.SequenceNews:
     """The news of an update that is not plain. The front end then knows all of the request's sequences."""
     sequence, request = update.sequence, live.request
     live.num_announced = len(request.sequences)
-    return SequenceNews(
+    return transport.SequenceNews(
         key=live.key,
         index=sequence.index,
         token_ids=update.token_ids,
@@ -214,8 +203,8 @@ def sequence_news(update: SequenceUpdate, live: Live) -> SequenceNews:
     )
 
 
-def welcome_of(engine: LLMEngine) -> Welcome:
+def welcome_of(engine: LLMEngine) -> transport.Welcome:
     """What a front end is told of the engine."""
     started = engine.events.started
     size = started.num_slots if started is not None and started.enable_prefix_caching else 0
-    return Welcome(engine.limits, size, pack_params(engine.default_sampling_params), engine.card)
+    return transport.Welcome(engine.limits, size, transport.pack_params(engine.default_sampling_params), engine.card)

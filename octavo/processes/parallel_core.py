@@ -24,26 +24,11 @@ from octavo.engine.lazy_logprobs import unpack_rows
 from octavo.errors import EngineDeadError, InvalidRequestError
 from octavo.lora_request import LoRARequest
 from octavo.observe.exposition import Metric, joined
+from octavo.processes import transport
 from octavo.processes.engine_link import mirrored
 from octavo.processes.offline_engines import OfflineEngines
 from octavo.processes.probation import refusal
 from octavo.processes.router import Router, Ticket, prompt_pieces
-from octavo.processes.transport import (
-    Abort,
-    Adapters,
-    AdaptersAre,
-    Down,
-    FinishSequence,
-    Question,
-    Refusal,
-    Reply,
-    SequenceNews,
-    StepNews,
-    Up,
-    Welcome,
-    fingerprint_of,
-    pack_request,
-)
 from octavo.request import Request, Sequence, SequenceId
 from octavo.scheduler.step import SequenceUpdate
 
@@ -85,7 +70,7 @@ class ParallelCore:
         self._sent: dict[int, _Sent] = {}
         self._by_id: dict[str, _Sent] = {}
         self._by_sequence: dict[SequenceId, tuple[_Sent, int]] = {}
-        self._queues: list[deque[Down | _Loss]] = [deque() for _ in engines.welcomes]
+        self._queues: list[deque[transport.Down | _Loss]] = [deque() for _ in engines.welcomes]
         self._updates: list[SequenceUpdate] = []
         self._answers: dict[int, bytes] = {}
 
@@ -97,12 +82,12 @@ class ParallelCore:
             return
         sent = _Sent(next(self._numbers), request, ticket)
         self._sent[sent.key] = self._by_id[request.request_id] = sent
-        self._engines.send(ticket.engine, pack_request(sent.key, request, request.trace_headers))
+        self._engines.send(ticket.engine, transport.pack_request(sent.key, request, request.trace_headers))
 
     def abort(self, request_id: str) -> None:
         self._held = deque(request for request in self._held if request.request_id != request_id)
         if (sent := self._by_id.get(request_id)) is not None:
-            self._engines.send(sent.ticket.engine, Abort(sent.key))
+            self._engines.send(sent.ticket.engine, transport.Abort(sent.key))
             self._drop(sent)
 
     def fail_request(self, request_id: str, reason: str) -> None:
@@ -112,7 +97,7 @@ class ParallelCore:
         if (found := self._by_sequence.get(sequence_id)) is None:
             return False
         sent, index = found
-        self._engines.send(sent.ticket.engine, FinishSequence(sent.key, index, stop))
+        self._engines.send(sent.ticket.engine, transport.FinishSequence(sent.key, index, stop))
         self._ended(sent, index)
         return True
 
@@ -130,7 +115,7 @@ class ParallelCore:
             while queue:
                 message = queue.popleft()
                 self._take(engine, message)
-                if isinstance(message, StepNews):
+                if isinstance(message, transport.StepNews):
                     break
         updates, self._updates = self._updates, []
         return updates
@@ -161,8 +146,8 @@ class ParallelCore:
 
     def change_adapters(self, load: LoRARequest | None = None, unload: int | None = None) -> list[LoRARequest]:
         found: dict[str, LoRARequest] = {}
-        for answer in self._answers_to(lambda number: Adapters(number, load, unload)).values():
-            known = msgspec.msgpack.decode(answer, type=AdaptersAre)
+        for answer in self._answers_to(lambda number: transport.Adapters(number, load, unload)).values():
+            known = msgspec.msgpack.decode(answer, type=transport.AdaptersAre)
             if known.refusal:
                 raise InvalidRequestError(known.refusal)
             found |= {one.lora_name: one for one in known.loaded}
@@ -173,9 +158,9 @@ class ParallelCore:
 
     def answers(self, about: str) -> dict[int, bytes]:
         """The answer of each engine that serves, by its number. Raises EngineDeadError if none does."""
-        return self._answers_to(lambda number: Question(number, about))
+        return self._answers_to(lambda number: transport.Question(number, about))
 
-    def _answers_to(self, question: Callable[[int], Up]) -> dict[int, bytes]:
+    def _answers_to(self, question: Callable[[int], transport.Up]) -> dict[int, bytes]:
         asked = {engine: next(self._numbers) for engine in sorted(self._engines.up)}
         for engine, number in asked.items():
             self._engines.send(engine, question(number))
@@ -193,11 +178,11 @@ class ParallelCore:
         no request is sent to one that is gone."""
         for engine, message in self._engines.poll(seconds):
             match message:
-                case Reply(number, answer):
+                case transport.Reply(number, answer):
                     self._answers[number] = answer
                 case Note():
                     self._queues[engine].append(_Loss(self._cut_off(engine), message))
-                case Welcome():
+                case transport.Welcome():
                     self._router.goes_up(engine, message.num_cache_tokens)
                     held, self._held = self._held, deque()
                     for request in held:
@@ -213,17 +198,17 @@ class ParallelCore:
         self._router.goes_down(engine)
         return lost
 
-    def _take(self, engine: int, message: Down | _Loss) -> None:
+    def _take(self, engine: int, message: transport.Down | _Loss) -> None:
         match message:
-            case StepNews():
+            case transport.StepNews():
                 self._take_news(message)
-            case Refusal(key, _, text):
+            case transport.Refusal(key, _, text):
                 if (sent := self._sent.get(key)) is not None:
                     self._fail(sent, text)
             case _Loss():
                 self._take_loss(engine, message)
 
-    def _take_news(self, news: StepNews) -> None:
+    def _take_news(self, news: transport.StepNews) -> None:
         for one in news.others:  # first: they announce sequences that the columns name
             if (sent := self._sent.get(one.key)) is not None:
                 self._updates.append(self._mirror(sent, one))
@@ -232,7 +217,7 @@ class ParallelCore:
             if (sent := self._sent.get(key)) is not None:
                 self._updates.append(SequenceUpdate(sent.request.sequences[index], [token_id]))
 
-    def _mirror(self, sent: _Sent, news: SequenceNews) -> SequenceUpdate:
+    def _mirror(self, sent: _Sent, news: transport.SequenceNews) -> SequenceUpdate:
         sequences = sent.request.sequences
         num_known = len(sequences)
         update = mirrored(sent.request, news, self._ids)
@@ -250,7 +235,7 @@ class ParallelCore:
         for sent in loss.requests:
             if sent.key not in self._sent:
                 continue  # its end had been reported
-            is_guilty = bool(guilty) and fingerprint_of(sent.request) in guilty
+            is_guilty = bool(guilty) and transport.fingerprint_of(sent.request) in guilty
             if sent.has_news or is_guilty:
                 self._fail(sent, str(refusal()) if is_guilty else f"engine {engine} went down: {loss.note.text}")
             else:

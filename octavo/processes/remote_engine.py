@@ -22,27 +22,10 @@ from octavo.engine.output import RequestText
 from octavo.errors import EngineBusyError, EngineDeadError, InvalidRequestError
 from octavo.lora_request import LoRARequest
 from octavo.observe.logging import LOGGER
+from octavo.processes import transport
 from octavo.processes.engine_link import ClientStream, EngineLink
 from octavo.processes.probation import refusal
 from octavo.processes.router import Piece, Ticket
-from octavo.processes.transport import (
-    Abort,
-    Adapters,
-    AdaptersAre,
-    Down,
-    FinishSequence,
-    GivenUp,
-    Hello,
-    Load,
-    Question,
-    Refusal,
-    Reply,
-    StepNews,
-    Up,
-    Welcome,
-    fingerprint_of,
-    pack_request,
-)
 from octavo.request import Request
 from octavo.scheduler.step import SequenceUpdate
 from octavo.text.tokenizer import Tokenizer
@@ -51,8 +34,8 @@ from octavo.text.tokenizer import Tokenizer
 class EngineListener(Protocol):
     """Who is told what an engine sends beside news of its streams."""
 
-    def welcomed_by(self, engine: RemoteEngine, welcome: Welcome) -> None: ...
-    def loaded(self, engine: RemoteEngine, load: Load) -> None: ...
+    def welcomed_by(self, engine: RemoteEngine, welcome: transport.Welcome) -> None: ...
+    def loaded(self, engine: RemoteEngine, load: transport.Load) -> None: ...
     def started(self, ticket: Ticket) -> None:
         """The prompt of a routed request is computed."""
 
@@ -96,7 +79,7 @@ class RemoteEngine:
         self._link.disconnect()
         for stream in list(self.streams.values()):
             self.end(stream)
-            is_guilty = bool(guilty) and fingerprint_of(stream.request) in guilty
+            is_guilty = bool(guilty) and transport.fingerprint_of(stream.request) in guilty
             stream.fail(refusal() if is_guilty else self.death())
         for answer in self._answers.values():  # which `_answer_to` then forgets
             if not answer.done():
@@ -117,7 +100,9 @@ class RemoteEngine:
         """Send a request. pieces: for the routers of other front ends. forks: what it begins with."""
         stream = ClientStream(next(self._numbers), request, tokenizer, self.index, ticket, forks)
         self.streams[stream.key] = stream
-        self.send(pack_request(stream.key, request, trace_headers, 0 if ticket is None else ticket.work, pieces))
+        self.send(
+            transport.pack_request(stream.key, request, trace_headers, 0 if ticket is None else ticket.work, pieces)
+        )
         return stream
 
     def end(self, stream: ClientStream) -> None:
@@ -129,23 +114,23 @@ class RemoteEngine:
         """Its reader has left."""
         if stream.key in self.streams:
             self.end(stream)
-            self.send(Abort(stream.key))
+            self.send(transport.Abort(stream.key))
 
     def abort(self, stream: ClientStream) -> None:
         """End a stream; its reader gets a last output."""
-        self.send(Abort(stream.key))
+        self.send(transport.Abort(stream.key))
         self._aborted(stream)
 
     async def ask(self, about: str) -> bytes:
         """Raises EngineDeadError."""
-        return await self._answer_to(lambda number: Question(number, about))
+        return await self._answer_to(lambda number: transport.Question(number, about))
 
-    async def adapters(self, load: LoRARequest | None = None, unload: int | None = None) -> AdaptersAre:
+    async def adapters(self, load: LoRARequest | None = None, unload: int | None = None) -> transport.AdaptersAre:
         """Raises EngineDeadError."""
-        answer = await self._answer_to(lambda number: Adapters(number, load, unload))
-        return msgspec.msgpack.decode(answer, type=AdaptersAre)
+        answer = await self._answer_to(lambda number: transport.Adapters(number, load, unload))
+        return msgspec.msgpack.decode(answer, type=transport.AdaptersAre)
 
-    async def _answer_to(self, question: Callable[[int], Up]) -> bytes:
+    async def _answer_to(self, question: Callable[[int], transport.Up]) -> bytes:
         if not self.is_up:
             raise self.death()
         number = next(self._numbers)
@@ -158,21 +143,21 @@ class RemoteEngine:
 
     # Messages from the engine
 
-    def _take(self, message: Down) -> None:
+    def _take(self, message: transport.Down) -> None:
         match message:
-            case StepNews():
+            case transport.StepNews():
                 self._take_news(message)
-            case Refusal():
+            case transport.Refusal():
                 self._take_refusal(message)
-            case Reply(number, answer):
+            case transport.Reply(number, answer):
                 if (waiting := self._answers.get(number)) is not None and not waiting.done():
                     waiting.set_result(answer)
-            case Welcome():
+            case transport.Welcome():
                 self.is_up = True
                 self._listener.welcomed_by(self, message)
-            case Load():
+            case transport.Load():
                 self._listener.loaded(self, message)
-            case GivenUp(keys):
+            case transport.GivenUp(keys):
                 self._take_given_up(keys)
 
     def _take_given_up(self, keys: list[int]) -> None:
@@ -189,9 +174,9 @@ class RemoteEngine:
             elif (answer := self._answers.get(key)) is not None and not answer.done():
                 answer.set_exception(fault)
         if not self.is_up:
-            self.send(Hello())
+            self.send(transport.Hello())
 
-    def _take_news(self, news: StepNews) -> None:
+    def _take_news(self, news: transport.StepNews) -> None:
         for one in news.others:  # first: they announce sequences that the columns name
             if (stream := self.streams.get(one.key)) is not None:
                 if stream.ticket is not None and stream.ticket.prompt_work:
@@ -206,14 +191,14 @@ class RemoteEngine:
         """Add to a stream's text. A fault there ends only this stream."""
         stop = stream.text.extend(update, now)
         if stream.text.fault is not None:
-            self.send(Abort(stream.key))
+            self.send(transport.Abort(stream.key))
         elif stop is not None:
-            self.send(FinishSequence(stream.key, update.sequence.index, stop))
+            self.send(transport.FinishSequence(stream.key, update.sequence.index, stop))
         if stream.text.finished:
             self.end(stream)
         stream.wake(now)
 
-    def _take_refusal(self, refusal: Refusal) -> None:
+    def _take_refusal(self, refusal: transport.Refusal) -> None:
         if (stream := self.streams.get(refusal.key)) is None:
             return  # its reader has left
         if refusal.why == "aborted":

@@ -7,6 +7,7 @@ import pytest
 import zmq
 
 from octavo.processes import outbox as outbox_module
+from octavo.processes import transport
 from octavo.processes.outbox import INTERVAL_S, Outbox, Questions
 from octavo.processes.transport import Down, GivenUp, Refusal, Reply, SequenceNews, StepNews, decode_down
 
@@ -84,7 +85,7 @@ def test_who_is_gone_is_told_of_once_and_only_if_it_had_requests(caplog: pytest.
 
 
 def test_bytes_that_wait_are_bounded_as_messages_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbox_module, "MAX_UNREAD_SIZE", 10_000)
+    monkeypatch.setattr(transport, "MAX_UNREAD_SIZE", 10_000)
     engine = Engine()
     large = Reply(7, b"a" * 4000)
     for _ in range(3):
