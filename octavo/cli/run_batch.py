@@ -26,6 +26,7 @@ from octavo.cli.parser import CommandParser
 from octavo.cli.run import warn_if_slow
 from octavo.engine.progress import Progress
 from octavo.server.batch_files import STANDARD_STREAM, BatchInput, BatchOutput, BatchStream, Results
+from octavo.server.named_things import check_named_things
 from octavo.server.settings import LIMITS, ServerSettings
 
 _NOT_FLAGS = frozenset({"model"})  # required here
@@ -64,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
         enable_request_id_headers=True,
         **{name: getattr(args, name) for name in _SETTINGS if hasattr(args, name)},
     )
+    check_named_things(settings)
     check_not_read("--output-file", args.output_file, {"--input-file": args.input_file, "--model": args.model})
     is_stream = args.output_file == STANDARD_STREAM
     with (

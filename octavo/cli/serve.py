@@ -20,6 +20,7 @@ from octavo.errors import ConfigError
 from octavo.lora_config import LoRAConfig
 from octavo.observe.logging import log_to_stderr
 from octavo.processes.supervisor import ServeOptions, Supervisor
+from octavo.server.named_things import check_named_things
 from octavo.server.settings import ServerSettings
 from octavo.server_config import AdmissionConfig, ServerConfig, TransferConfig
 
@@ -46,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
         settings = replace(settings, served_model_name=(args.model,))
     engine = engine_config(model=args.model, **engine_options(args, _NOT_FLAGS))
     _check_adapters(engine.lora, settings)
+    check_named_things(settings)
     options = ServeOptions(
         engine=engine,
         admission=AdmissionConfig(**section_options(args, AdmissionConfig)),

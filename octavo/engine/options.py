@@ -36,16 +36,25 @@ def engine_config(**options: Any) -> EngineConfig:
         known = [field.name for section in _SECTIONS.values() for field in fields(section)]
         raise ConfigError(f"there is no engine option {unknown!r}; {suggestion(unknown, known)}")
     config = EngineConfig(**sections)
-    if config.model.chat_template is not None:
+    _check_names(config.model)
+    return config
+
+
+def _check_names(model: ModelConfig) -> None:
+    """Refuse what would otherwise be refused when the model has been loaded. Imports only what a given name needs."""
+    if model.chat_template is not None:
         from octavo.text.tokenizer import check_chat_template
 
-        check_chat_template(config.model.chat_template)
-    if config.model.reasoning_parser is not None:
+        check_chat_template(model.chat_template)
+    if model.tokenizer is not None:
+        from octavo.models.located import check_tokenizer_name
+
+        check_tokenizer_name(model.tokenizer)
+    if model.reasoning_parser is not None:
         from octavo.text.answers.style import answer_style
 
-        answer_style(None, None, config.model.reasoning_parser)  # refuses an unknown name
-    if config.model.generation_config != "auto" or config.model.override_generation_config is not None:
+        answer_style(None, None, model.reasoning_parser)  # refuses an unknown name
+    if model.generation_config != "auto" or model.override_generation_config is not None:
         from octavo.engine.sampling_defaults import sampling_defaults
 
-        sampling_defaults(config.model, {})  # refuses what cannot be a default
-    return config
+        sampling_defaults(model, {})  # refuses what cannot be a default

@@ -105,7 +105,9 @@ def _hint(folder: Path) -> str:
     if is_there(folder / "params.json"):
         return "; the folder holds the makers' original format: take the model in Hugging Face's or as GGUF"
     inside = sorted(folder.glob("*/config.json"))
-    return f"; there is one in {inside[0].parent}" if len(inside) == 1 else ""
+    if len(inside) == 1:
+        return f"; there is one in {inside[0].parent}"
+    return "; a model's folder has it beside its .safetensors files, or has one .gguf file in their place"
 
 
 def _look_for_adapter(folder: Path) -> None:

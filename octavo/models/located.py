@@ -61,16 +61,21 @@ def tokenizer_source(config: ModelConfig) -> TokenizerSource:
     return read_gguf_model(path) if path.is_file() else path
 
 
+def check_tokenizer_name(name: str) -> None:
+    """Raise ModelLoadError for what no tokenizer can have. Downloads nothing."""
+    if name not in PACKAGED_MODELS and _existing(name) is None and not is_hub_name(name):
+        raise ModelLoadError(f"tokenizer is {shown(name)}, which is no folder, file or hub id")
+
+
 def locate_tokenizer(name: str) -> TokenizerSource:
     """The tokenizer that `tokenizer=` names: a folder, a GGUF file, a packaged model or a hub id."""
     if name in PACKAGED_MODELS:
         packaged = locate_packaged_model(name)
         return packaged if packaged.is_dir() else read_gguf_model(packaged)
+    check_tokenizer_name(name)
     path = _existing(name)
     if path is not None:
         return path if path.is_dir() else read_gguf_model(path)
-    if not is_hub_name(name):
-        raise ModelLoadError(f"tokenizer is {shown(name)}, which is no folder, file or hub id")
     return download_config(name, None)
 
 

@@ -108,3 +108,20 @@ def test_what_was_typed_does_nothing_to_the_terminal(capsys: pytest.CaptureFixtu
 def test_prompts_and_input_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", "smollm2", "Hi", "-i", "x"]) == 2
     assert "allowed is one of them" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("serve", "--tool-call-parser", "hermez"),
+        ("serve", "--responses-store", "."),
+        ("serve", "--tokenizer", "./none"),
+        ("run-batch", "-i", "none", "-o", "none", "--tool-call-parser", "hermez"),
+    ],
+)
+def test_a_wrong_name_is_refused_before_a_model_is_loaded(
+    flags: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("octavo.cli.serve.Supervisor", None)
+    assert cli.main([flags[0], "none", *flags[1:]]) == 2
+    assert f"{flags[-2].strip('-').replace('-', '_')} is '{flags[-1]}', which" in capsys.readouterr().err

@@ -233,6 +233,10 @@ def test_folders_around_a_model_say_where_it_is(llama_folder: Path, tmp_path: Pa
         open_model(tmp_path / "models--owner--name")
     with pytest.raises(ModelLoadError, match=r"config.json cannot be read: .*; there is one in .*snapshots/abc"):
         open_model(snapshot.parent)
+    with pytest.raises(
+        ModelLoadError, match=r"a model's folder has it beside its .safetensors files, or has one .gguf"
+    ):
+        open_model(tmp_path)
     (tmp_path / "params.json").write_text("{}")
     with pytest.raises(ModelLoadError, match=r"the makers' original format"):
         open_model(tmp_path)

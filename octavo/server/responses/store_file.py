@@ -193,6 +193,11 @@ class TooLongLineError(Exception):
         self.num_bytes = num_bytes
 
 
+def check_store(path: str) -> None:
+    """Make the file if there is none. Raises ConfigError if it cannot be used."""
+    _connect(path).close()
+
+
 def _connect(path: str | None) -> sqlite3.Connection:
     name, connection = path or ":memory:", None
     try:
