@@ -86,7 +86,7 @@ def interrupted(moment: float, *argv: str, **environment: str) -> subprocess.Com
     [
         *((number, ANSWER) for number in (1, 80, 200, 360)),
         *((-seconds, ANSWER) for seconds in (0.25, 0.8)),
-        *((number, SERVE) for number in (60, 250)),
+        *((number, SERVE) for number in (60, 150)),
         (150, ("run-batch", "smollm2", "-i", "calls.jsonl", "-o", "results.jsonl")),
         (-1.1, ("run-batch", "smollm2", "-i", "calls.jsonl", "-o", "results.jsonl")),
         (150, ("bench", "serve")),
@@ -108,7 +108,7 @@ def test_ctrl_c_is_no_traceback(
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(("moment", "argv"), [(1, ANSWER), (80, ANSWER), (250, SERVE), (-0.8, ANSWER)])
+@pytest.mark.parametrize(("moment", "argv"), [(1, ANSWER), (80, ANSWER), (150, SERVE), (-0.8, ANSWER)])
 def test_the_prompt_of_the_shell_comes_on_a_line_of_its_own(moment: float, argv: tuple[str, ...]) -> None:
     """The terminal has already shown ^C."""
     ours, theirs = os.openpty()
