@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from functools import singledispatchmethod
 
 from octavo.observe import events
-from octavo.observe.block_use import BlockUse, Occupancy
+from octavo.observe.block_use import Occupancy, occupancy
 from octavo.observe.event_log import EventLog
+from octavo.observe.frames import Frame
 from octavo.observe.report import Report, Sharing
 
 
@@ -45,7 +46,7 @@ class Tally:
     def __init__(self, log: EventLog) -> None:
         self._sizes: events.EngineStarted | None = None
         self._totals = _Totals()
-        self._use = BlockUse()
+        self._frame: Frame | None = None
         self._groups: dict[str, set[int]] = {}  # request -> its sequences, once it has forked
         self._peak = Occupancy()
         self._sharing: Sharing | None = None
@@ -54,7 +55,8 @@ class Tally:
         log.listen(self.record)
 
     def record(self, event: events.Event) -> None:
-        self._use.follow(event)
+        if self._frame is not None:
+            self._frame.follow(event)
         self._count(event)
 
     @singledispatchmethod
@@ -63,7 +65,7 @@ class Tally:
 
     @_count.register
     def _(self, event: events.EngineStarted) -> None:
-        self._sizes = event
+        self._sizes, self._frame = event, Frame(event)
 
     @_count.register
     def _(self, event: events.Arrived) -> None:
@@ -112,29 +114,30 @@ class Tally:
     @_count.register
     def _(self, event: events.Scheduled) -> None:
         """Measure memory: a step is about to run, and its blocks are allocated."""
-        now, totals = self._use.occupancy(), self._totals
+        if (frame := self._frame) is None:
+            return  # the log has lost its beginning, so there is no report
+        now, totals = occupancy(frame), self._totals
         totals.num_planned_steps += 1
         totals.num_used_blocks += now.num_used_blocks
         totals.num_table_entries += now.num_table_entries
         totals.num_filled_slots += now.num_filled_slots
-        self._count_reads(event)
+        self._count_reads(event, frame)
         if now.num_used_blocks > self._peak.num_used_blocks:
             self._peak = now
         for request_id, sequence_ids in self._groups.items():
-            self._look_at_group(request_id, sequence_ids)
+            self._look_at_group(request_id, occupancy(frame, sequence_ids))
 
-    def _count_reads(self, event: events.Scheduled) -> None:
+    def _count_reads(self, event: events.Scheduled, frame: Frame) -> None:
         """What the step's decodes, the sequences that compute one token, read."""
         decodes = [one for one, number in zip(event.sequence_ids, event.num_tokens, strict=True) if number == 1]
         if decodes:
-            read = self._use.occupancy(decodes)
+            read = occupancy(frame, decodes)
             self._totals.num_decode_steps += 1
             self._totals.num_slots_read += read.num_filled_slots
             self._totals.num_slots_read_unshared += read.num_table_slots
 
-    def _look_at_group(self, request_id: str, sequence_ids: set[int]) -> None:
+    def _look_at_group(self, request_id: str, now: Occupancy) -> None:
         """Keep the request that saved the most blocks, at its largest."""
-        now = self._use.occupancy(sequence_ids)
         seen = Sharing(request_id, now.num_sequences, now.num_used_blocks, now.num_shared_blocks, now.num_table_entries)
         best = self._sharing
         if best is None or (

@@ -7,8 +7,8 @@ a.1    │ 1 ││ 2 ││ 3 │  7 │         blocks 6 and 7 are each sequen
 
 from __future__ import annotations
 
+from octavo.observe.frames import NULL_BLOCK
 from octavo.pictures.picture import HEAD, MARGIN, Box, Picture, Words, colour_of, text_on
-from octavo.viz.frames import NULL_BLOCK
 from octavo.viz.history import History
 from octavo.viz.memory_map import Cell, cells_of
 

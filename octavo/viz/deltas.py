@@ -27,8 +27,8 @@ from typing import Any
 from octavo.errors import LogError
 from octavo.observe import events
 from octavo.observe.events import Event
+from octavo.observe.frames import Frame, check_sizes
 from octavo.observe.snapshot import Snapshot
-from octavo.viz.frames import Frame
 from octavo.viz.page_requests import PageRequests
 
 Change = list[Any]
@@ -49,6 +49,7 @@ class Deltas:
     are followed, but are not in the page."""
 
     def __init__(self, sizes: events.EngineStarted, first_step: int = 0) -> None:
+        check_sizes(sizes)
         self.frame = Frame(sizes)
         self._first_step = first_step
         self.num_lost = 0

@@ -14,8 +14,8 @@ from typing import Literal
 
 from octavo.observe import events
 from octavo.observe.events import Event
+from octavo.observe.frames import Frame, check_sizes
 from octavo.observe.snapshot import Snapshot
-from octavo.viz.frames import Frame
 
 Kind = Literal["waiting", "idle", "preempted", "prefill", "again", "decode"]
 
@@ -71,6 +71,7 @@ class History:
     """Follows a log. lines: by sequence id, in order of arrival. columns: one for each step. frame: the last one."""
 
     def __init__(self, sizes: events.EngineStarted) -> None:
+        check_sizes(sizes)
         self.frame = Frame(sizes)
         self.lines: dict[int, Line] = {}
         self.columns: list[StepColumn] = []

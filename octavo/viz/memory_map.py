@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from octavo.observe.frames import NULL_BLOCK, Frame
 from octavo.pictures.picture import HEAD, MARGIN, Box, Picture, Stroke, Words, colour_of, text_on
-from octavo.viz.frames import NULL_BLOCK, Frame
 from octavo.viz.history import History
 
 _WIDTH, _HEIGHT = 900, 460

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from octavo.observe.frames import Frame
 from octavo.pictures.picture import HEAD, MARGIN, Box, Picture, Stroke, Words
-from octavo.viz.frames import Frame
 from octavo.viz.history import History, StepColumn
 from octavo.viz.memory_map import cells_of
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from octavo.observe.frames import Frame
 from octavo.pictures.picture import HEAD, MARGIN, Box, Picture, Stroke, Words, colour_of, text_on
-from octavo.viz.frames import Frame
 from octavo.viz.history import History
 from octavo.viz.memory_map import Cell, cells_of
 

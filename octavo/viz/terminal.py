@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from string import ascii_letters
 
-from octavo.viz.frames import NULL_BLOCK
+from octavo.observe.frames import NULL_BLOCK
 from octavo.viz.history import History, Line
 from octavo.viz.memory_map import cells_of, num_shown
 from octavo.viz.numbers import numbers_of

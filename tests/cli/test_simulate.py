@@ -13,8 +13,8 @@ import pytest
 from octavo.cli import simulate
 from octavo.cli.main import main, parser_of
 from octavo.observe.flight_log import read_log
+from octavo.observe.frames import frames
 from octavo.simulator.cost_table import CostTable, read_cost_table
-from octavo.viz.frames import frames
 from tests.conftest import TinyFolder
 from tests.simulator.tables import made_table
 

@@ -7,6 +7,7 @@ import pytest
 from octavo.config import SchedulerConfig
 from octavo.observe.event_log import EventLog
 from octavo.observe.events import Finished, StepDone
+from octavo.observe.frames import frames
 from octavo.simulator.drive import Driver, Outcome
 from octavo.simulator.engine import SimulatedEngine, SimulatedSizes
 from octavo.simulator.fleet import Fleet
@@ -15,7 +16,6 @@ from octavo.simulator.report import result_of
 from octavo.simulator.requests import RequestMaker, never_repeated
 from octavo.simulator.step_cost import DescribedCost, StepShape
 from octavo.simulator.trace import TraceRequest
-from octavo.viz.frames import frames
 
 COST = DescribedCost(step_ms=10, token_us=100)
 

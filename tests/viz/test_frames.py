@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from octavo.cache.kv_cache import KVCache
+from octavo.cache.sharing import sharing_of
 from octavo.engine.snapshot import take_snapshot
-from octavo.observe.block_use import BlockUse
+from octavo.observe.block_use import occupancy
 from octavo.observe.event_log import EventLog
 from octavo.observe.events import (
     BlockCopied,
@@ -23,10 +24,10 @@ from octavo.observe.events import (
     Unforked,
 )
 from octavo.observe.flight_log import read_open_log
+from octavo.observe.frames import Frame, frames
 from octavo.observe.recorder import FlightRecorder
 from octavo.observe.snapshot import Snapshot
 from octavo.request import SequenceState
-from octavo.viz.frames import Frame, frames
 from tests.viz.runs import RandomRun
 
 NUM_STEPS = 120
@@ -144,15 +145,14 @@ def told(frame: Frame) -> object:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_filled_slots_are_those_of_the_report(seed: int) -> None:
-    """BlockUse counts slots its own way; the frames' tables and fills give the same figures."""
-    run, use = RandomRun(seed), BlockUse()
-    run.simulator.events.listen(use.follow)
+def test_what_sequences_share_is_what_the_cache_says(seed: int) -> None:
+    run = RandomRun(seed)
     frame = Frame(run.started)
     run.simulator.events.listen(frame.follow)
     for _ in run.steps(60):
         filled = {}
         for block_id, owners in frame.owners().items():
             filled[block_id] = max(frame.filled(sequence_id, place) for sequence_id, _, place in owners)
-        now = use.occupancy()
+        now, shared = occupancy(frame), sharing_of(run.simulator.cache, run.simulator.scheduler.sequences)
+        assert (now.num_used_blocks, now.num_table_entries) == (shared.num_blocks, shared.num_unshared_blocks)
         assert (len(filled), sum(filled.values())) == (now.num_used_blocks, now.num_filled_slots)

@@ -13,8 +13,8 @@ import pytest
 
 from octavo.engine.snapshot import take_snapshot
 from octavo.observe.events import Arrived, EngineStarted, Event, Scheduled, Started
+from octavo.observe.frames import Frame
 from octavo.viz.deltas import Deltas, deltas_of
-from octavo.viz.frames import Frame
 from octavo.viz.page import render
 from tests.server.browser import CHROMEDRIVER, CHROMIUM, Browser
 from tests.viz.runs import LARGE, RandomRun, large_run

@@ -7,7 +7,7 @@
 
     arrived ──▶ waiting ──▶ running ──▶ gone          a block is owned, or else cached if it is a node, or else free
 
-Pictures and the page are made from these frames alone. Events that no engine can have written are a LogError.
+Reports, pictures and the page are made from these frames alone. Events that no engine can have written are a LogError.
 """
 
 from __future__ import annotations
@@ -55,7 +55,6 @@ class Frame:
     """
 
     def __init__(self, sizes: events.EngineStarted) -> None:
-        _check_sizes(sizes)
         self.sizes = sizes
         self.block_size = sizes.block_size
         self.step = 0
@@ -262,6 +261,7 @@ class Frame:
 
 def frames(sizes: events.EngineStarted, log: Iterable[Event]) -> Iterator[Frame]:
     """The one frame, moved on, after each planned step, and once more after the last event."""
+    check_sizes(sizes)
     frame = Frame(sizes)
     for event in log:
         frame.follow(event)
@@ -271,7 +271,8 @@ def frames(sizes: events.EngineStarted, log: Iterable[Event]) -> Iterator[Frame]
     yield frame
 
 
-def _check_sizes(sizes: events.EngineStarted) -> None:
+def check_sizes(sizes: events.EngineStarted) -> None:
+    """Raise LogError for an engine that cannot be drawn, or whose sizes contradict each other."""
     for name, most in _MOST.items():
         value = getattr(sizes, name)
         if not 1 <= value <= most:
