@@ -82,7 +82,8 @@ def run(args: argparse.Namespace) -> int:
                 print(f"{num_before:,} of {len(asked.places):,} lines have a result already", file=sys.stderr)
             _answer(args, settings, asked, results)
         if results.num_failures:
-            print(f"{results.num_failures:,} results are errors", file=sys.stderr)
+            num = results.num_failures
+            print("1 result is an error" if num == 1 else f"{num:,} results are errors", file=sys.stderr)
         return 1 if results.num_failures else 0
 
 

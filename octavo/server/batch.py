@@ -22,7 +22,10 @@ from octavo.server.batch_files import BatchInput, ErrorPart, LineResult, Place, 
 from octavo.server.serving import REQUEST_ID_HEADER
 from octavo.shown import shown
 
-URLS = ("/v1/chat/completions", "/v1/completions")
+URLS = (
+    *("/v1/chat/completions", "/v1/completions"),
+    *("/v1/embeddings", "/v1/score", "/score", "/v1/rerank", "/v2/rerank", "/rerank", "/classify", "/pooling"),
+)
 
 
 class BatchLine(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -39,7 +42,10 @@ class _Streamed(msgspec.Struct):
 
 
 class _Usage(msgspec.Struct):
-    completion_tokens: int = 0
+    """completion_tokens: None where nothing is generated, and texts are read alone."""
+
+    completion_tokens: int | None = None
+    prompt_tokens: int = 0
 
 
 class _Counted(msgspec.Struct):
@@ -108,7 +114,7 @@ def parse_line(line: bytes) -> BatchLine:
     if call.method != "POST":
         raise ValueError(f"method is {shown(call.method)}, allowed is 'POST'")
     if call.url not in URLS:
-        raise ValueError(f"url is {shown(call.url)}, allowed is {' or '.join(map(repr, URLS))}")
+        raise ValueError(f"url is {shown(call.url)}, allowed are {', '.join(URLS)}")
     if is_streamed:
         raise ValueError(f"stream is {shown(is_streamed)}, allowed in a batch is false: leave it out")
     return call
@@ -128,11 +134,13 @@ async def _post(app: ASGIApp, call: BatchLine, call_id: str) -> AppReply:
 
 
 def num_tokens(result: LineResult) -> int:
-    """The number of tokens that the call generated, from its answer."""
+    """The number of tokens that the call generated, or read if it generates none, from its answer."""
     if result.response is None or result.response.status_code != 200:
         return 0
     usage = msgspec.json.decode(result.response.body, type=_Counted).usage
-    return 0 if usage is None else usage.completion_tokens
+    if usage is None:
+        return 0
+    return usage.prompt_tokens if usage.completion_tokens is None else usage.completion_tokens
 
 
 @dataclass(frozen=True, slots=True)

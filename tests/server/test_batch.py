@@ -16,6 +16,7 @@ from octavo.outputs import RequestOutput
 from octavo.request import Request
 from octavo.server.batch import run_batch
 from octavo.server.batch_files import BatchInput, BatchOutput
+from tests.server.scripted_embedder import ScriptedEmbedder
 from tests.server.scripted_engine import ScriptedEngine, app_of, post
 
 COMPLETION = {"prompt": "One,", "max_tokens": 3}
@@ -83,11 +84,28 @@ def without_id(body: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in body.items() if key not in ("id", "created")}
 
 
+def test_a_model_that_embeds_answers_batches_too(files: tuple[Path, Path]) -> None:
+    calls = [
+        ("/v1/embeddings", {"input": ["one", "two"]}),
+        ("/v1/rerank", {"query": "one", "documents": ["two", "one"]}),
+        ("/v1/score", {"text_1": "one", "text_2": "two"}),
+        ("/pooling", {"input": "one"}),
+    ]
+    files[0].write_text("\n".join(line(str(place), body, url) for place, (url, body) in enumerate(calls)))
+    found: list[int] = []
+    with BatchInput(str(files[0])) as asked, BatchOutput(str(files[1]), asked) as results:
+        asyncio.run(run_batch(app_of(ScriptedEmbedder()), asked, results, 1, found.append))
+    answers = [one["response"]["body"] for one in read(files[1])]
+    for (url, body), answer in zip(calls, answers, strict=True):
+        assert without_id(answer) == without_id(post(app_of(ScriptedEmbedder()), url, body).json())
+    assert found == [answer["usage"]["total_tokens"] for answer in answers]
+
+
 BAD_LINES = {
     "not json": "not valid JSON",
     '"text"': "Expected `object`",
     '{"custom_id": "x1", "method": "POST", "url": "/v1/completions"}': "missing required field `body`",
-    line("x2", url="/v1/embeddings"): "url is '/v1/embeddings', allowed is '/v1/chat/completions' or",
+    line("x2", url="/v1/messages"): "url is '/v1/messages', allowed are /v1/chat/completions, /v1/completions, /v1/emb",
     line("x3", method="GET"): "method is 'GET', allowed is 'POST'",
     line("x4", {**COMPLETION, "stream": True}): "stream is True, allowed in a batch is false",
     line("x5", 5): "Expected `object`, got `int`",
