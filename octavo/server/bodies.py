@@ -116,7 +116,7 @@ def explain(body: bytes, kind: type[T]) -> T:
     kept = {}
     for name, value in raw.items():
         if name in known:
-            kept[name] = value
+            kept[name] = _whole(value)
         elif name not in NO_EFFECT and value is not None:
             _check_neutral(name, value, known)
         elif name not in NO_EFFECT and name not in NEUTRAL:
@@ -125,6 +125,11 @@ def explain(body: bytes, kind: type[T]) -> T:
         return msgspec.convert(kept, kind)
     except msgspec.ValidationError as error:
         raise _mistyped(str(error), kept) from None
+
+
+def _whole(value: Any) -> Any:
+    """3.0 is 3: some languages know numbers of one kind only."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
 
 
 def _check_neutral(name: str, value: object, known: set[str]) -> None:

@@ -32,6 +32,7 @@ REFUSED_CHATS = {
     "no-beams": ({"length_penalty": 2}, None, "length_penalty is 2.0, but use_beam_search is False"),
     "early": ({"use_beam_search": True, "early_stopping": "x"}, None, "early_stopping"),
     "true-is-not-1": ({"best_of": True}, "best_of", "allowed is"),
+    "part": ({"max_tokens": 3.5}, "max_tokens", "max_tokens is 3.5, allowed is int or null"),
     "type": ({"max_tokens": "x"}, "max_tokens", "max_tokens is 'x', allowed is int or null"),
     "deep-type": ({"stop": ["a", 7]}, "stop", r"stop\[1\] is 7, allowed is str"),
     "range": ({"top_p": 3}, "top_p", "top_p is 3, allowed is above 0 to 1"),
@@ -136,6 +137,14 @@ def test_fields_reach_the_engine() -> None:
     assert params.temperature == 0.5, "the model's own default, where the request is silent"
     assert (request.priority, request.cache_salt, request.prompt_token_ids) == (3, "mine", [3, 4, 5, 6])
     assert request.request_id.startswith("cmpl-my-id")
+
+
+def test_whole_numbers_may_be_written_with_a_point() -> None:
+    engine = ScriptedEngine()
+    answer = post(app_of(engine), "/v1/completions", {"prompt": "Hi", "max_tokens": 3.0, "top_k": 5.0, "seed": 7.0})
+    assert answer.status == 200, answer.body
+    params = engine.requests[-1].sampling_params
+    assert (params.max_tokens, params.top_k, params.seed) == (3, 5, 7)
 
 
 def test_any_role_that_the_template_takes() -> None:
