@@ -89,10 +89,11 @@ def spelled(field: Field[Any], value: object) -> object:
 def _rules(section: Any) -> dict[str, tuple[Field[Any], tuple[Any, ...]]]:
     """Field name -> the field and its allowed kinds."""
     hints = get_type_hints(section)
-    return {field.name: (field, _kinds(hints[field.name])) for field in fields(section)}
+    return {field.name: (field, kinds(hints[field.name])) for field in fields(section)}
 
 
-def _kinds(hint: Any) -> tuple[Any, ...]:
+def kinds(hint: Any) -> tuple[Any, ...]:
+    """The members of a union, or the one type that a hint is."""
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 

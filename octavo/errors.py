@@ -70,3 +70,8 @@ class LogError(OctavoError):
 
 class ServerError(OctavoError):
     """A server that our client cannot reach, or that answered with an error; the message quotes it."""
+
+
+def reason_of(fault: BaseException) -> str:
+    """Octavo's own message as it is; that of any other exception with its type."""
+    return str(fault) if isinstance(fault, OctavoError) else f"{type(fault).__name__}: {fault}"

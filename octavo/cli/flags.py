@@ -15,8 +15,8 @@ import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, fields
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from octavo import __version__, checked_fields
 from octavo.config import EngineConfig, ModelConfig
@@ -91,7 +91,7 @@ def engine_options(args: argparse.Namespace, exclude: frozenset[str]) -> dict[st
 def _add_flag(group: argparse._ArgumentGroup, name: str, hint: Any, text: str) -> None:
     """One flag, of the type `hint`."""
     flag = "--" + name.replace("_", "-")
-    kinds = [kind for kind in _kinds(hint) if kind is not NoneType]
+    kinds = [kind for kind in checked_fields.kinds(hint) if kind is not NoneType]
     text = text.replace("%", "%%")
     if kinds == [bool]:
         group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
@@ -99,10 +99,6 @@ def _add_flag(group: argparse._ArgumentGroup, name: str, hint: Any, text: str) -
         group.add_argument(flag, nargs="+", action="extend", metavar="TEXT", default=argparse.SUPPRESS, help=text)
     else:
         group.add_argument(flag, metavar=_metavar(kinds[0]), default=argparse.SUPPRESS, help=text)
-
-
-def _kinds(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
 def _metavar(kind: Any) -> str:

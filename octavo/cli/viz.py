@@ -31,7 +31,7 @@ from octavo.observe.flight_log import LogHeader
 from octavo.pictures.picture import Picture, svg
 from octavo.pictures.png import check_png, png
 from octavo.viz.block_tables import block_tables
-from octavo.viz.deltas import MAX_STEPS, Deltas, TooManyStepsError, deltas_of
+from octavo.viz.deltas import MAX_STEPS, TooManyStepsError, deltas_of
 from octavo.viz.history import History, history_of
 from octavo.viz.memory_map import memory_map
 from octavo.viz.numbers import numbers
@@ -86,7 +86,8 @@ def _write_page(path: str, args: argparse.Namespace, header: LogHeader, events: 
     except TooManyStepsError as error:
         raise LogError(f"{args.source} has {error}: choose some with --steps FIRST:LAST") from None
     write_file("--output", path, render(deltas, args.title or _title(args.source, header)))
-    _say(f"{path} shows {_told(deltas)}: open it in a browser")
+    shown = f"{len(deltas.steps):,} steps of {len(deltas.requests):,} requests"
+    _say(f"{path} shows {shown}: open it in a browser")
 
 
 def _draw(args: argparse.Namespace, header: LogHeader, events: list[Event], steps: list[Scheduled], first: int) -> None:
@@ -161,7 +162,3 @@ def _title(source: str, header: LogHeader) -> str:
     model = header.config.get("model", {}).get("model")
     name = source if is_url(source) else PurePath(source).name
     return f"{PurePath(str(model)).name}, {name}" if model else name
-
-
-def _told(deltas: Deltas) -> str:
-    return f"{len(deltas.steps):,} steps of {len(deltas.requests):,} requests"

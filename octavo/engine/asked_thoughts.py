@@ -20,9 +20,6 @@ def asked_thoughts(
         return None
     if state == "open" and budget is None and (form is None or not form.after_thoughts):
         return None
-    begin, end, closing = (_ids(tokenizer, text) for text in (marks.begin, marks.end, marks.closing or marks.end))
+    texts = marks.begin, marks.end, marks.closing or marks.end
+    begin, end, closing = (tuple(tokenizer.encode(text, add_special_tokens=False)) for text in texts)
     return Thoughts(begin=begin, end=end, closing=closing, is_begun=state == "begun", budget=budget)
-
-
-def _ids(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
-    return tuple(tokenizer.encode(text, add_special_tokens=False))

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from octavo.kernels.block_mover import BlockMover, HostMover
 from octavo.kernels.ledger import Component
-from octavo.messages import AdapterRead, PendingStep, StepPlan, StepResult
+from octavo.messages import AdapterRead, PendingStep, StepPlan
 from octavo.structured.compiler import GrammarCompiler
 from octavo.worker.task import WorkerShape, WorkerTask
 from octavo.worker.worker import Worker
@@ -70,7 +70,7 @@ class ThreadExecutor:
         return self._worker.shape
 
     def submit(self, plan: StepPlan) -> PendingStep:
-        return self._thread.submit(self._run, plan)
+        return self._thread.submit(lambda: self._worker.submit(plan).result())
 
     def measured(self) -> Mapping[Component, int]:
         return self._thread.submit(self._worker.measured).result()
@@ -92,9 +92,6 @@ class ThreadExecutor:
     def close(self) -> None:
         self._thread.shutdown()
         self._worker.close()
-
-    def _run(self, plan: StepPlan) -> StepResult:
-        return self._worker.submit(plan).result()
 
 
 def executor_here(task: WorkerTask, *, on_thread: bool = False) -> Executor:

@@ -13,7 +13,7 @@ from typing import Any
 
 from octavo import env
 from octavo.distributed.world import CollectiveError
-from octavo.errors import EngineDeadError, OctavoError
+from octavo.errors import EngineDeadError, reason_of
 from octavo.executor.packing import packed
 from octavo.executor.remote import PATIENCE_S, Remote
 
@@ -107,8 +107,7 @@ class Ranks:
         """What ends the engine: a rank's fault in which the others have no part, or that a rank is silent."""
         if own:
             rank, fault = next(iter(own.items()))
-            text = str(fault) if isinstance(fault, OctavoError) else f"{type(fault).__name__}: {fault}"
-            return f"{self.remotes[rank].name} failed in a step of all ranks: {text}"
+            return f"{self.remotes[rank].name} failed in a step of all ranks: {reason_of(fault)}"
         silent = [remote for remote in self.remotes if remote.rank not in answers]
         stopped = [remote for remote in silent if remote.process.is_stopped()]
         if not silent:

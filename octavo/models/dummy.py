@@ -41,8 +41,8 @@ def dummy_tensors(
 
 
 def draw_tensor(architecture: Architecture, name: str, shape: Shape, dtype: DType, seed: int) -> HostTensor:
-    if len(shape) == 1:
-        value = 1.0 if _is_norm(name) and not architecture.family.startswith("gemma") else 0.0
+    if len(shape) == 1:  # such weights are norms'; Gemma stores them as the difference from one
+        value = 1.0 if name.endswith(".weight") and not architecture.family.startswith("gemma") else 0.0
         return convert(from_array(np.full(shape, value, np.float32)), dtype)
     generator = np.random.default_rng(_tensor_seed(seed, name))
     run = generator.standard_normal(min(prod(shape), _RUN_LEN), dtype=np.float32)
@@ -52,11 +52,6 @@ def draw_tensor(architecture: Architecture, name: str, shape: Shape, dtype: DTyp
 
 def _std(shape: Shape) -> float:
     return min(_LARGEST_STD, float(shape[-1] ** -0.5))
-
-
-def _is_norm(name: str) -> bool:
-    """Every one-dimensional weight is a norm's; Gemma stores them as the difference from one."""
-    return name.endswith(".weight")
 
 
 def _tensor_seed(seed: int, name: str) -> int:

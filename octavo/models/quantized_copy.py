@@ -108,7 +108,10 @@ class QuantizedCopy:
         )
         compressed = compression(kind, matrices.values(), group_size, has_zeros)
         keeps_names = isinstance(checkpoint.tokenizer_source, Path) and architecture.family not in STACKS
-        found = _of_folder(checkpoint) if keeps_names else _by_canonical_names(checkpoint, table)
+        if keeps_names:
+            found = _of_folder(checkpoint)
+        else:
+            found = [(name, checkpoint.take(name, shape)) for name, shape in table.items()]
         tensors = [_Tensor(*one, _kept_dtype(one[1], dtype), None) for one in found]
         names = canonical_names((one.name for one in tensors), architecture.family)
         tensors = [_quantisable(one, names.get(one.name, ""), matrices, checkpoint) for one in tensors]
@@ -208,10 +211,6 @@ def _without(matrices: Mapping[str, Shape], ignored: Sequence[str]) -> dict[str,
 def _of_folder(checkpoint: Checkpoint) -> list[tuple[str, StoredTensor]]:
     assert isinstance(checkpoint.tokenizer_source, Path), "a folder is its tokenizer's source"
     return [(name, at_hand(tensor)) for name, tensor in read_folder(checkpoint.tokenizer_source).tensors.items()]
-
-
-def _by_canonical_names(checkpoint: Checkpoint, table: Mapping[str, Shape]) -> list[tuple[str, StoredTensor]]:
-    return [(name, checkpoint.take(name, shape)) for name, shape in table.items()]
 
 
 def _kept_dtype(source: StoredTensor, asked: str) -> DType:

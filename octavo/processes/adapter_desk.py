@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from octavo.engine.adapter_book import AdapterBook
-from octavo.errors import OctavoError
+from octavo.errors import OctavoError, reason_of
 from octavo.lora_request import LoRARequest
 from octavo.processes.transport import Adapters, AdaptersAre, Reply, encode
 
@@ -44,7 +44,7 @@ class AdapterDesk:
         try:
             files = self._book.read(request)
         except Exception as error:
-            refusal = str(error) if isinstance(error, OctavoError) else f"{type(error).__name__}: {error}"
+            refusal = reason_of(error)
             self._post(lambda: self._answer(front_end, number, refusal))
             return
 

@@ -29,7 +29,8 @@ def messages_for_template(
     facts: TemplateFacts, messages: Sequence[Message], content_format: ContentFormat
 ) -> list[dict[str, Any]]:
     """Raises InvalidRequestError for an invalid message."""
-    plain = [_message(facts, f"messages[{index}]", one, content_format) for index, one in _numbered(messages)]
+    numbered = enumerate(_listed("messages", messages))
+    plain = [_message(facts, f"messages[{index}]", one, content_format) for index, one in numbered]
     if not plain:
         raise InvalidRequestError("messages is empty; send at least one message")
     return plain
@@ -44,10 +45,6 @@ def append_text(message: dict[str, Any], text: str) -> None:
         content.append(_part(text))
     else:
         message["content"] = (content or "") + text
-
-
-def _numbered(messages: object) -> list[tuple[int, Any]]:
-    return list(enumerate(_listed("messages", messages)))
 
 
 def _listed(name: str, value: object) -> Sequence[Any]:

@@ -13,7 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from octavo.errors import ModelLoadError, OctavoError
+from octavo.errors import ModelLoadError, reason_of
 from octavo.kernels.adapters import AdapterSource, AdapterTarget
 from octavo.kernels.device import CompiledModel
 from octavo.lora.folder import Adapter
@@ -53,7 +53,7 @@ class AdapterStore:
         for key, future in done.items():
             del self._reading[key]
             fault = future.exception()
-            faults[key] = "" if fault is None else str(fault) if isinstance(fault, OctavoError) else _named(fault)
+            faults[key] = "" if fault is None else reason_of(fault)
             if fault is None:
                 self._kept[key] = future.result()
         return faults
@@ -76,7 +76,3 @@ class AdapterStore:
         if adapter.digest != read.digest:
             raise ModelLoadError(f"{read.path} has changed since the adapter was loaded; load it again")
         return self._prepare(adapter)
-
-
-def _named(fault: BaseException) -> str:
-    return f"{type(fault).__name__}: {fault}"

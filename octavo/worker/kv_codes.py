@@ -31,7 +31,8 @@ def source_of_scales(task: WorkerTask, sizes: WorkerSizes, model: Decoder) -> st
                 "kv_cache_dtype='fp8' or 'int8', or leave it out"
             )
         return ""
-    if all(layer.attention.layer.scales is not None for layer in model.layers):
+    has_scales = [layer.attention.layer.scales is not None for layer in model.layers]
+    if all(has_scales):
         return "scales of the checkpoint"
     if is_calibrated:
         return TO_CALIBRATE
@@ -40,11 +41,7 @@ def source_of_scales(task: WorkerTask, sizes: WorkerSizes, model: Decoder) -> st
             "kv_cache_dtype is 'int8', and the checkpoint has no k_scale and v_scale for every layer: set "
             "calculate_kv_scales, or kv_cache_dtype='fp8', which can do without"
         )
-    return "scales of the checkpoint where it has them, else 1" if _has_some(model) else "scales of 1"
-
-
-def _has_some(model: Decoder) -> bool:
-    return any(layer.attention.layer.scales is not None for layer in model.layers)
+    return "scales of the checkpoint where it has them, else 1" if any(has_scales) else "scales of 1"
 
 
 def calibrate(model: Any, sizes: WorkerSizes) -> str:

@@ -23,7 +23,6 @@ from octavo.kernels.ledger import Contents, Entry, Ledger, row_bytes
 from octavo.kernels.mixture import Mixture
 from octavo.kernels.parameters import Linear
 from octavo.kernels.program.model_recording import ModelRecording
-from octavo.kernels.program.recorder import Recording
 from octavo.kernels.tensor import DTYPES, DType, num_bytes
 
 _PARTITION, _TILE_ROWS = 128, 48  # of csrc/cpu/attention.cpp
@@ -65,7 +64,8 @@ class CpuLedger:
     def _products(self, model: ModelRecording, limits: StepLimits, contents: Contents) -> int:
         """Of the product that takes most; they run one after another. Those of heads run together if they are small."""
         rows = ((model.body, limits.max_num_tokens), (model.head, limits.max_num_seqs))
-        most = max(self._sizes(linear, count)[1] for part, count in rows for linear in _linears([part]))
+        linears = [(linear, count) for part, count in rows for linear in Contents.of([part]).linears.values()]
+        most = max(self._sizes(*one)[1] for one in linears)
         for latent in contents.latents.values():
             each = [self._head_sizes(latent, *shape, limits.max_num_tokens)[1] for shape in matrix_shapes(latent)]
             most = max(most, *each, min(_HEAD_PRODUCT_BYTES, latent.num_heads * max(each)))
@@ -119,10 +119,6 @@ class CpuLedger:
             if self._library.octavo_matrix_sizes(DTYPES.index(dtype), *shape, *map(byref, each)):
                 packed, scratch = packed + each[0].value, max(scratch, each[1].value)
         return packed, scratch
-
-
-def _linears(recordings: Iterable[Recording]) -> Iterable[Linear]:
-    return Contents.of(recordings).linears.values()
 
 
 def _matrices(linear: Linear) -> Iterator[tuple[DType, int]]:
