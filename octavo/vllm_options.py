@@ -168,7 +168,6 @@ ENGINE_OPTIONS: dict[str, NotHere] = {
     **_idle("every step's tokens are returned", "multi_step_stream_outputs"),
     "preemption_mode": NotHere("a preempted sequence is computed again", ("recompute",)),
     **_idle("async_scheduling sets whether steps overlap", "disable_async_output_proc"),
-    "stream_interval": NotHere("every token is returned as it is generated", (1,)),
     "max_num_queued_tokens": NotHere("set max_num_queued_reqs"),
     # features
     **_each(NotHere(_PLAIN_LORA), "long_lora_scaling_factors", "default_mm_loras", "enable_lora_bias"),
@@ -206,6 +205,7 @@ SERVER_ONLY: dict[str, NotHere] = {
     **_idle("requests are logged only with enable_log_requests", "disable_log_requests"),
     "enable_log_requests": NotHere("only a server writes such lines: octavo serve --enable-log-requests"),
     **_idle("only a server has a name for its model", "served_model_name"),
+    "stream_interval": NotHere("only a server joins tokens in a stream: octavo serve --stream-interval", (1,)),
 }
 
 #: flags of `vllm serve` alone

@@ -59,7 +59,7 @@ _SWITCHES = frozenset(
         *("return_sampling_mask", "scheduler_reserve_full_isl", "log_error_stack", "tokens_only", "grpc"),
     )
 )
-_SHORT = re.compile(r"-(?P<name>O|[a-z]{1,3})(?P<value>[=0-9].*)?")
+_SHORT = re.compile(r"-(?P<name>O|[a-z]{1,3})(?P<key>\.[\w.+-]+)?(?P<value>[=0-9].*)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +116,8 @@ def _whole(word: str, is_own: Callable[[str], bool]) -> str:
     if match is None or is_own("--" + match["name"]) or is_own("-" + match["name"]):
         return word
     flag = "--" + FLAG_ALIASES.get(match["name"], "").replace("_", "-")
-    value = (match["value"] or "").removeprefix("=")
-    return word if not is_own(flag) else f"{flag}={value}" if value else flag
+    key, value = match["key"] or "", (match["value"] or "").removeprefix("=")
+    return word if not is_own(flag) else f"{flag}{key}={value}" if value else flag + key
 
 
 def _judged(foreign: _Foreign, entry: NotHere, value: str) -> str:
@@ -143,6 +143,7 @@ def _foreign(word: str, is_own: Callable[[str], bool]) -> _Foreign | None:
         if match is None or match["name"] not in FLAG_ALIASES or is_own("--" + match["name"]):
             return None
         flag, equals, value = "-" + match["name"], match["value"] or "", (match["value"] or "").removeprefix("=")
+        flag += match["key"] or ""
         name, is_negated = FLAG_ALIASES[match["name"]], False
     if is_own(flag) or name not in _TABLE:
         return None

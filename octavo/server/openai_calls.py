@@ -15,9 +15,10 @@ from octavo.server.logprob_room import count_logprobs
 from octavo.server.logprobs import TextPlace
 from octavo.server.protocol import GenerationRequest
 from octavo.server.serving import Serving, request_id
+from octavo.server.settings import MAX_STREAM_INTERVAL
 from octavo.text.detokenizer import TextStream
 
-_MAX_STREAM_INTERVAL, _MAX_PRIORITY = 2**16, 2**31
+_MAX_PRIORITY = 2**31
 _MAX_REPEATED = 2**18  # token ids and characters that are sent with each prompt, in all prompts together
 
 
@@ -109,7 +110,9 @@ def make_call(
         has_usage=is_forced or has_usage,
         has_usage_always=is_forced or bool(options and has_usage and options.continuous_usage_stats),
         has_metrics=settings.enable_per_request_metrics and len(prompts) == params.n == 1,
-        stream_interval=_bounded("stream_interval", asked.stream_interval, 1, 1, _MAX_STREAM_INTERVAL),
+        stream_interval=_bounded(
+            "stream_interval", asked.stream_interval, settings.stream_interval, 1, MAX_STREAM_INTERVAL
+        ),
         num_logprobs=num_logprobs,
     )
 
@@ -169,8 +172,8 @@ def _check_repeated(num_prompts: int, params: SamplingParams) -> None:
 def check_pairs(asked: GenerationRequest) -> None:
     """Fields that need another field, or exclude it."""
     if not asked.stream:
-        for name in ("stream_options", "stream_interval"):
-            if getattr(asked, name) is not None:
+        for name, nothing in (("stream_options", None), ("stream_interval", 1)):
+            if getattr(asked, name) not in (None, nothing):
                 raise bad_field(name, "is set and stream is not, allowed is both or neither: set stream to true")
     elif asked.stream_options is not None and asked.stream_options.include_obfuscation:
         problem = "is true, which this engine does not support: leave it out"

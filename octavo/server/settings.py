@@ -12,6 +12,8 @@ from pathlib import Path
 from octavo.checked_fields import checked, knob
 from octavo.errors import ConfigError
 
+MAX_STREAM_INTERVAL = 2**16
+
 
 @checked
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +59,12 @@ class ServerSettings:
     )
     enable_tokenizer_info_endpoint: bool = knob(False, "serve /tokenizer_info, which includes the chat template")
     disable_fastapi_docs: bool = knob(False, "serve neither /docs nor /openapi.json")
+    stream_interval: int = knob(
+        1,
+        "tokens per chunk of a stream, but for the first, unless a request says otherwise",
+        at_least=1,
+        at_most=MAX_STREAM_INTERVAL,
+    )
     sse_keep_alive_interval: float = knob(
         0.0, "seconds without a token after which a stream sends a comment, for proxies that end quiet ones; 0: never"
     )

@@ -70,7 +70,14 @@ def test_completions_number_choices_by_prompt_and_sample() -> None:
 
 def test_stream_interval_joins_tokens_after_the_first() -> None:
     answer = post(app_of(), "/v1/completions", TEXT | STREAM | {"stream_interval": 2})
-    assert [one["choices"][0]["text"] for one in answer.events()[:-1]] == [" one", " two three", " caf\u00e9"]
+    joined = [" one", " two three", " caf\u00e9"]
+    assert [one["choices"][0]["text"] for one in answer.events()[:-1]] == joined
+    app = app_of(stream_interval=2)
+    for given, chunks in (({}, joined), ({"stream_interval": 1}, [" one", " two", " three", " caf\u00e9"])):
+        events = post(app, "/v1/completions", TEXT | STREAM | given).events()[:-1]
+        assert [one["choices"][0]["text"] for one in events] == chunks
+    assert post(app, "/v1/completions", TEXT | {"stream_interval": 1}).status == 200, "which asks for nothing"
+    assert post(app, "/v1/completions", TEXT | {"stream_interval": 2}).status == 400
 
 
 def test_usage_in_every_chunk() -> None:
