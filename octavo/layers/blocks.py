@@ -1,4 +1,4 @@
-"""The building blocks of decoders: embedding, norms, self-attention and MLPs."""
+"""The building blocks of decoders: embedding, norms, self-attention, MLPs and layers of experts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from octavo.kernels.attention_layer import AttentionLayer
+from octavo.kernels.mixture import Mixture
 from octavo.kernels.ops import Activation, Ops, Tensor
 from octavo.kernels.parameters import Linear, Parameter
 
@@ -196,3 +197,31 @@ class PlainMLP:
 
     def __call__(self, ops: Ops, x: Tensor) -> Tensor:
         return product(ops, ops.activation(ops.linear(x, self.up), self.activation), self.down)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SharedExpert:
+    """Computes every token. gate: its result is times sigmoid(gate(x))."""
+
+    mlp: GatedMLP
+    gate: Linear | None = None  # [1, H]
+
+    def __call__(self, ops: Ops, x: Tensor) -> Tensor:
+        """Of this rank; all ranks' results are to be added up."""
+        y = self.mlp.own(ops, x)
+        return y if self.gate is None else ops.gate_rows(y, ops.linear(x, self.gate))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MixtureMLP:
+    """The MLP of a layer of experts, with the shared expert that some families add for every token."""
+
+    experts: Mixture
+    shared: SharedExpert | None = None
+
+    def __call__(self, ops: Ops, x: Tensor) -> Tensor:
+        shared = None if self.shared is None else self.shared(ops, x)
+        y = ops.mixture(x, self.experts)
+        if shared is not None:
+            y = ops.add(shared, y)
+        return ops.all_reduce(y) if self.experts.is_partial else y

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from octavo.kernels.mixture import ExpertStack, Mixture
-from octavo.layers.blocks import MLP
-from octavo.layers.experts import MixtureMLP, SharedExpert
+from octavo.layers.blocks import MLP, MixtureMLP, SharedExpert
 from octavo.models import llama
 from octavo.models.architecture import Architecture, ExpertsConfig
 from octavo.models.weights import TensorTable, Weights, in_layers, with_biases

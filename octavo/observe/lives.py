@@ -57,23 +57,23 @@ class RequestLife:
 
     @property
     def queue_s(self) -> float | None:
-        return _between(self.arrival, self.start)
+        return between(self.arrival, self.start)
 
     @property
     def prefill_s(self) -> float | None:
-        return _between(self.start, self.first_token)
+        return between(self.start, self.first_token)
 
     @property
     def ttft_s(self) -> float | None:
-        return _between(self.arrival, self.first_token)
+        return between(self.arrival, self.first_token)
 
     @property
     def decode_s(self) -> float | None:
-        return _between(self.first_token, self.end)
+        return between(self.first_token, self.end)
 
     @property
     def inference_s(self) -> float | None:
-        return _between(self.start, self.end)
+        return between(self.start, self.end)
 
     @property
     def e2e_s(self) -> float:
@@ -158,7 +158,8 @@ class RequestLives:
             del self.live[event.request_id]
 
 
-def _between(begin: float | None, end: float | None) -> float | None:
+def between(begin: float | None, end: float | None) -> float | None:
+    """None unless both moments came."""
     return None if begin is None or end is None else end - begin
 
 

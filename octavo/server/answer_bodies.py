@@ -10,6 +10,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from octavo.observe.lives import between
 from octavo.outputs import RequestOutput
 
 
@@ -64,19 +65,15 @@ def request_times(output: RequestOutput, num_tokens: int) -> RequestTimes:
     times = output.metrics
     if times is None:
         return RequestTimes()
-    generation_s = _between(times.first_token_time, times.finished_time)
-    inference_s = _between(times.first_scheduled_time, times.finished_time)
+    generation_s = between(times.first_token_time, times.finished_time)
+    inference_s = between(times.first_scheduled_time, times.finished_time)
     return RequestTimes(
-        time_to_first_token_ms=_ms(_between(times.arrival_time, times.first_token_time)),
+        time_to_first_token_ms=_ms(between(times.arrival_time, times.first_token_time)),
         generation_time_ms=_ms(generation_s),
-        queue_time_ms=_ms(_between(times.arrival_time, times.first_scheduled_time)),
+        queue_time_ms=_ms(between(times.arrival_time, times.first_scheduled_time)),
         mean_itl_ms=None if generation_s is None or num_tokens < 2 else _ms(generation_s / (num_tokens - 1)),
         tokens_per_second=num_tokens / inference_s if inference_s else None,
     )
-
-
-def _between(begin: float | None, end: float | None) -> float | None:
-    return None if begin is None or end is None else end - begin
 
 
 def _ms(seconds: float | None) -> float | None:

@@ -29,13 +29,14 @@ from octavo.server.anthropic_protocol import (
 from octavo.server.api_errors import ApiError
 from octavo.server.generation import ended_by_server, raise_failure
 from octavo.server.reading import AnswerEvents, Reading
+from octavo.server.streaming import Events
 from octavo.text.answers.events import CallBegun, CallBroken, CallEnded, CallGrown, Event, Said, Thought
 
 _encode = msgspec.json.Encoder().encode
 
 
-class Message:
-    """The answer, whole or as streaming.Events. As in chunks.py, constant parts are encoded once."""
+class Message(Events[RequestOutput]):
+    """The answer, whole or as events. As in chunks.py, constant parts are encoded once."""
 
     _HEAD = (
         b"event: content_block_delta\n"
@@ -92,9 +93,6 @@ class Message:
             if completion.finish_reason is not None:
                 parts.append(self._finish(completion, output))
         return b"".join(parts)
-
-    def is_large(self, output: RequestOutput) -> bool:
-        return False
 
     def end(self) -> bytes:
         return _event("message_stop", {})

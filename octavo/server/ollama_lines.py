@@ -13,6 +13,7 @@ from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.server.api_errors import ApiError
 from octavo.server.generation import ended_by_server, raise_failure
 from octavo.server.reading import AnswerEvents, Reading
+from octavo.server.streaming import Events
 from octavo.text.answers.events import CallBegun, CallBroken, CallEnded, CallGrown, Said, Thought
 from octavo.text.answers.parser import FunctionCall
 
@@ -37,8 +38,8 @@ def message_of(text: str, thoughts: str = "", calls: Sequence[FunctionCall] = ()
 
 
 @dataclass(slots=True)
-class OllamaLines:
-    """The lines of one streamed answer; see streaming.Events. reading: None: all of its text is content."""
+class OllamaLines(Events[RequestOutput]):
+    """The lines of one streamed answer. reading: None: all of its text is content."""
 
     model: str
     is_chat: bool
@@ -60,12 +61,6 @@ class OllamaLines:
             if completion.finish_reason is not None:
                 parts.append(self._line("", "", [], self._end(completion, output)))
         return b"".join(parts)
-
-    def is_large(self, output: RequestOutput) -> bool:
-        return False
-
-    def end(self) -> bytes:
-        return b""
 
     def error(self, error: ApiError) -> bytes:
         return _encode(error.ollama_body()) + b"\n"

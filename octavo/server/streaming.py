@@ -72,9 +72,11 @@ class Events(Protocol[In]):
 
     def is_large(self, output: In) -> bool:
         """Whether encoding this output takes more than a few milliseconds."""
+        return False
 
     def end(self) -> bytes:
         """The events after the last output."""
+        return b""
 
     def error(self, error: ApiError) -> bytes:
         """The events that end a failed stream."""

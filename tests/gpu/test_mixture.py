@@ -18,8 +18,7 @@ from octavo.kernels.cuda_cpp.expert_format import why_not, why_not_codes, why_no
 from octavo.kernels.kv_layout import KVDType  # isort: skip
 from octavo.kernels.scaled import ScaledFormat  # isort: skip
 from octavo.kernels.mixture import SILU, ExpertStack, Gate, Mixture, Routing  # isort: skip
-from octavo.kernels.reference.activations import gated  # isort: skip
-from octavo.kernels.reference.routing import choose  # isort: skip
+from octavo.kernels.reference.mixture import choose, gated  # isort: skip
 from octavo.kernels.triton.coded.weight_stack import WeightStack  # isort: skip
 from octavo.kernels.triton.experts.combine import NextNorm  # isort: skip
 from octavo.kernels.triton.experts.grouped_linear import Tile, choose_tile, grouped_linear  # isort: skip

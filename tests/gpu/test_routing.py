@@ -11,7 +11,7 @@ from tests.gpu.device import DEVICE, ON_GPU, relative_error
 
 from octavo.kernels.cuda.driver import GPU  # isort: skip
 from octavo.kernels.mixture import Mixture, Routing  # isort: skip
-from octavo.kernels.reference.routing import choose  # isort: skip
+from octavo.kernels.reference.mixture import choose  # isort: skip
 from octavo.kernels.triton.experts.room import Room  # isort: skip
 from octavo.kernels.triton.experts.routing import route  # isort: skip
 from octavo.testing import made_parameters  # isort: skip

@@ -17,7 +17,7 @@ from octavo.kernels.cuda_cpp.grouped_codes import multiply_codes  # isort: skip
 from octavo.kernels.cuda_cpp.grouped_linear import WideProducts  # isort: skip
 from octavo.kernels.triton.linear.quantized import deal_spans  # isort: skip
 from octavo.kernels.mixture import SILU, Gate  # isort: skip
-from octavo.kernels.reference.activations import gated  # isort: skip
+from octavo.kernels.reference.mixture import gated  # isort: skip
 from octavo.kernels.cuda_cpp.expert_format import why_not_wide_codes  # isort: skip
 from octavo.kernels.scaled import ScaledFormat  # isort: skip
 from octavo.kernels.triton.coded.weight_stack import WeightStack  # isort: skip

@@ -17,7 +17,7 @@ import tests.gpu.device  # noqa: E402, F401  # first: whether Triton interprets 
 from octavo.kernels.cuda.sizes import padded_inputs  # noqa: E402
 from octavo.kernels.cuda_cpp import grouped_codes as kernel  # noqa: E402
 from octavo.kernels.mixture import Gate  # noqa: E402
-from octavo.kernels.reference.activations import gated  # noqa: E402
+from octavo.kernels.reference.mixture import gated  # noqa: E402
 from octavo.kernels.scaled import ScaledFormat  # noqa: E402
 from octavo.kernels.triton.linear.quantized import deal_spans  # noqa: E402
 from tests.gpu.device import relative_error  # noqa: E402

@@ -14,9 +14,8 @@ from octavo.kernels.arrays import FloatArray  # noqa: E402
 from octavo.kernels.cpu.device import CpuDevice  # noqa: E402
 from octavo.kernels.mixture import ExpertStack, Gate, Mixture, Routing  # noqa: E402
 from octavo.kernels.ops import OPS, Ops, Tensor  # noqa: E402
-from octavo.kernels.reference.activations import gated  # noqa: E402
 from octavo.kernels.reference.device import ReferenceDevice  # noqa: E402
-from octavo.kernels.reference.routing import choose  # noqa: E402
+from octavo.kernels.reference.mixture import choose, gated  # noqa: E402
 from octavo.kernels.tensor import DType, HostTensor, num_bytes  # noqa: E402
 from octavo.testing.made_parameters import linear, parameter  # noqa: E402
 from octavo.testing.op_harness import Harness, random_table, run_once  # noqa: E402

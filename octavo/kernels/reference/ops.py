@@ -22,9 +22,8 @@ from octavo.kernels.ops import Activation, Index, Ops, Outside
 from octavo.kernels.parameters import Linear, Parameter
 from octavo.kernels.program.recorder import See
 from octavo.kernels.reference import attention
-from octavo.kernels.reference.activations import ACTIVATIONS, gated
 from octavo.kernels.reference.adapters import ReferenceAdapters
-from octavo.kernels.reference.routing import choose
+from octavo.kernels.reference.mixture import ACTIVATIONS, choose, gated
 from octavo.kernels.reference.weights import ReferenceWeights
 
 #: ops that need only tensors and numbers

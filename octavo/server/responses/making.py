@@ -20,7 +20,7 @@ from octavo.server.responses.events import ResponseEvents
 from octavo.server.responses.protocol import Item, ResponseObject
 from octavo.server.responses.store import ResponseStore
 from octavo.server.responses.store_file import KeptResponse
-from octavo.server.streaming import Lanes
+from octavo.server.streaming import Events, Lanes
 
 #: log-probabilities that the event loop reads and encodes itself; more take longer than a few milliseconds
 _FEW_ROWS = 256
@@ -169,17 +169,11 @@ class BackgroundResponse(MadeResponse):
             self._news.set()
 
 
-class MadeEvents:
-    """Events that are bytes already; see streaming.Events."""
+class MadeEvents(Events[bytes]):
+    """Events that are bytes already."""
 
     def output(self, output: bytes) -> bytes:
         return output
-
-    def is_large(self, output: bytes) -> bool:
-        return False
-
-    def end(self) -> bytes:
-        return b""
 
     def error(self, error: ApiError) -> bytes:
         body = {"type": "error", "code": error.code, "message": error.message, "param": error.param}

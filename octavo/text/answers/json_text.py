@@ -49,12 +49,13 @@ def json_value(feed: Feed, hand: Callable[[str], None] | None = None) -> Steps[A
 def parsed(text: str) -> Any:
     """The value of a text. Raises BrokenCall."""
     try:
-        return json.loads(text, parse_constant=_refuse)
+        return json.loads(text, parse_constant=refuse_constant)
     except (ValueError, RecursionError):
         raise BrokenCall from None
 
 
-def _refuse(name: str) -> Any:
+def refuse_constant(name: str) -> Any:
+    """For NaN and Infinity, which Python reads."""
     raise ValueError(f"{name} is not JSON")
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from octavo.text.answers.feed import BrokenCall, Feed, Steps
+from octavo.text.answers.json_text import refuse_constant
 
 #: values of a parameter are read as Python only up to this many characters
 _MAX_LITERAL, _MAX_OPERATORS = 2**16, 1000
@@ -162,7 +163,7 @@ def _names(value: Any) -> set[str]:
 
 def _json_value(text: str) -> tuple[bool, Any]:
     try:
-        return True, json.loads(text, parse_constant=_refuse)
+        return True, json.loads(text, parse_constant=refuse_constant)
     except (ValueError, RecursionError):
         return False, None
 
@@ -177,7 +178,3 @@ def _python_value(text: str) -> tuple[bool, Any]:
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return False, None
     return not isinstance(value, str), value
-
-
-def _refuse(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
