@@ -31,6 +31,26 @@ __device__ __forceinline__ Words look_at_two(const uint64_t* from) {
   return {{uint32_t(first), uint32_t(first >> 32)}, {uint32_t(second), uint32_t(second >> 32)}};
 }
 
+// What many threads wrote, for others' copy engines: each of them calls `written_for_copies`, they meet, and one of them
+// tells a number; whoever sees it may copy
+
+__device__ __forceinline__ void written_for_copies() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.proxy.async.global;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void tell_written(uint32_t* to, uint32_t number) {
+  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(number) : "memory");
+}
+
+__device__ __forceinline__ void wait_until_written(const uint32_t* from, uint32_t number) {
+  uint32_t seen;
+  do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(from) : "memory");
+  while (seen != number);
+  written_for_copies();
+}
+
 // A launch's number, from 1 on, which its blocks find before they count themselves. All add up to kLaunch
 constexpr uint32_t kLaunch = 256;
 

@@ -14,12 +14,14 @@ namespace octavo {
   OCTAVO_C64 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
 #define OCTAVO_C128 \
   OCTAVO_C96 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define OCTAVO_C192                                                                                           \
-  OCTAVO_C128 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, " \
-              "%82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
-#define OCTAVO_C256                                                                                                  \
-  OCTAVO_C192 ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, " \
-              "%113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+#define OCTAVO_C160 \
+  OCTAVO_C128 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
+#define OCTAVO_C192 \
+  OCTAVO_C160 ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define OCTAVO_C224 \
+  OCTAVO_C192 ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111"
+#define OCTAVO_C256 \
+  OCTAVO_C224 ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 
 // c = a b^T, or c += a b^T; a is in registers, the columns of b are the product's depth. kColumns: of c that are computed
 template <int kColumns, int kMost>
@@ -38,8 +40,12 @@ __device__ __forceinline__ void multiply_add_bf16(float (&c)[kMost / 8][4], cons
   OCTAVO_PRODUCT(96, OCTAVO_C96, "%48", "%49", "%50", "%51", "%52", "%53", OCTAVO_FOUR(0), OCTAVO_FOUR(4), OCTAVO_FOUR(8))
   OCTAVO_PRODUCT(128, OCTAVO_C128, "%64", "%65", "%66", "%67", "%68", "%69", OCTAVO_FOUR(0), OCTAVO_FOUR(4), OCTAVO_FOUR(8),
                  OCTAVO_FOUR(12))
+  OCTAVO_PRODUCT(160, OCTAVO_C160, "%80", "%81", "%82", "%83", "%84", "%85", OCTAVO_FOUR(0), OCTAVO_FOUR(4),
+                 OCTAVO_FOUR(8), OCTAVO_FOUR(12), OCTAVO_FOUR(16))
   OCTAVO_PRODUCT(192, OCTAVO_C192, "%96", "%97", "%98", "%99", "%100", "%101", OCTAVO_FOUR(0), OCTAVO_FOUR(4),
                  OCTAVO_FOUR(8), OCTAVO_FOUR(12), OCTAVO_FOUR(16), OCTAVO_FOUR(20))
+  OCTAVO_PRODUCT(224, OCTAVO_C224, "%112", "%113", "%114", "%115", "%116", "%117", OCTAVO_FOUR(0), OCTAVO_FOUR(4),
+                 OCTAVO_FOUR(8), OCTAVO_FOUR(12), OCTAVO_FOUR(16), OCTAVO_FOUR(20), OCTAVO_FOUR(24))
   OCTAVO_PRODUCT(256, OCTAVO_C256, "%128", "%129", "%130", "%131", "%132", "%133", OCTAVO_FOUR(0), OCTAVO_FOUR(4),
                  OCTAVO_FOUR(8), OCTAVO_FOUR(12), OCTAVO_FOUR(16), OCTAVO_FOUR(20), OCTAVO_FOUR(24), OCTAVO_FOUR(28))
 #undef OCTAVO_PRODUCT
@@ -52,7 +58,9 @@ __device__ __forceinline__ void multiply_add_bf16(float (&c)[kMost / 8][4], cons
 #undef OCTAVO_C64
 #undef OCTAVO_C96
 #undef OCTAVO_C128
+#undef OCTAVO_C160
 #undef OCTAVO_C192
+#undef OCTAVO_C224
 #undef OCTAVO_C256
 
 }  // namespace octavo

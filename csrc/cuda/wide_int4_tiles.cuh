@@ -1,13 +1,17 @@
-// What wide_int4.cu is compiled for, its parameters and shared memory, which tile is whose, and how tiles come.
+// What wide_int4.cu is compiled for, its parameters and shared memory, what is whose, and how it comes.
 #pragma once
 
+#include "exchange.cuh"
 #include "int4_numbers.cuh"
 #include "narrow_product.cuh"
 #include "ring.cuh"
 
-// Rows of x in a tile: 128, 192 or 256
+// Of a tile: rows of x, a multiple of 32 up to 256, and outputs, 128, or 256 of up to 128 rows
 #ifndef ROW_TILE
 #define ROW_TILE 128
+#endif
+#ifndef OUTPUT_TILE
+#define OUTPUT_TILE 128
 #endif
 #ifndef IS_CHAINED
 #define IS_CHAINED 0
@@ -16,88 +20,165 @@
 namespace octavo {
 namespace {
 
-constexpr bool kIsTall = ROW_TILE > 128;
-constexpr int kRows = ROW_TILE, kInputs = kIsTall ? 64 : 128, kPanels = kInputs / 64;  // of a tile; of a stage
+constexpr int kRows = ROW_TILE, kOutputs = OUTPUT_TILE;  // of a tile
+constexpr int kInputs = kRows <= 128 ? 128 : 64, kPanels = kInputs / 64;  // of a stage
+constexpr int kProducts = kOutputs / 128;  // of 64 outputs, that a warpgroup has at once
 constexpr int kStageBytes = 16 * kInputs / 2;  // of 16 outputs' codes
-constexpr int kOutputs = kIsTall ? 128 : 256, kLoaders = 128, kThreads = 384;
-constexpr int kEntries = kRows == 128 ? 4 : kRows == 192 ? 7 : 5;
-constexpr int kPanelBytes = kRows * 128;
-constexpr int kOnce = kIsTall ? kRows / 16 : kRows / 8;  // of 8 rows at a time, those that are handed over together
+constexpr int kPanelBytes = kRows * 128, kEntryBytes = kPanels * kPanelBytes + kOutputs / 16 * kStageBytes;
+constexpr int kSharedBytes = 232448 - 2048, kEntries = kSharedBytes / kEntryBytes;
+constexpr int kQuarters = 4, kSlices = kProducts * kRows / 8 / kQuarters;  // of a tile's sums; of 8 rows' of 64 outputs
+constexpr int kLoaders = 128, kThreads = 384;
 constexpr int kLoaderRegisters = 40, kMultiplierRegisters = 232;
 
 struct Launch {
-  const uint8_t* codes;  // [outputs / 16][depth / 64][32][16]
-  const float* scales;   // [outputs / 16][groups][8][2]
-  const Bf16* zeros;     // in the same places, or null: they are 8
-  const Bf16* bias;      // or null
+  const float* scales;  // [outputs / 16][groups][8][2]
+  const Bf16* zeros;    // in the same places, or null: they are 8
+  const Bf16* bias;     // or null
   Bf16* out;
+  float4* sums;          // what blocks leave for others: [blocks][kQuarters][kSlices][threads that multiply]
+  uint32_t *told, *count;  // the launch in which each block did so; of blocks, see exchange.cuh
   int64_t out_stride;
-  int num_rows, columns, depth, group_bits;
-  int whole_tiles, num_tiles, is_split;  // tiles of kOutputs, then of half as many; or all of 64
+  int num_rows, columns, depth, group_bits, num_tiles;
+  int whole_turns;  // of tiles that each are of one block; the others are shared
+
+  __device__ __forceinline__ int stages() const { return depth / kInputs; }  // of a tile
+
+  // As soon as the kernel before has ended
+  __device__ __forceinline__ uint32_t number() const {
+#if IS_CHAINED
+    wait_for_previous();
+#endif
+    return number_of_launch(count);
+  }
+
+  __device__ __forceinline__ float4* left(int block, int quarter) const {
+    return sums + (int64_t(block) * kQuarters + quarter) * kSlices * (kThreads - kLoaders);
+  }
+
+  __device__ __forceinline__ int shared_tiles() const { return num_tiles - whole_turns * int(gridDim.x); }
+  __device__ __forceinline__ bool exchanges() const { return shared_tiles() % gridDim.x != 0; }
+
+  // Of the shared tiles' stages, the first that is the block's
+  __device__ __forceinline__ int first_stage(int block) const {
+    return uint32_t(shared_tiles() * stages() * block) / uint32_t(gridDim.x);
+  }
+
+  __device__ __forceinline__ int block_of(int stage) const {
+    return uint32_t((stage + 1) * gridDim.x - 1) / uint32_t(shared_tiles() * stages());
+  }
 };
 
 struct Shared {
-  uint8_t rows[kEntries][kPanels][kPanelBytes];  // two panels of 64 inputs, swizzled by 128 bytes
+  uint8_t rows[kEntries][kPanels][kPanelBytes];  // panels of 64 inputs, swizzled by 128 bytes
   uint8_t codes[kEntries][kOutputs / 16 * kStageBytes];
   RingBarriers<kEntries> ring;
-  float sums[kOnce * 4][128];  // of the second half of the inputs, by thread
 };
 
-// A tile: some rows of x, and some outputs, of which a stage has so many sixteens. Neighbouring tiles share their outputs'
-// codes
+// What a block has of a tile: some of its stages
+struct Piece {
+  int tile, begin, end;
+};
+
+// All that a block has to do
+struct Work {
+  const Launch& launch;
+  int turn = 0, at, end;
+  Piece piece;
+
+  __device__ __forceinline__ explicit Work(const Launch& launch)
+      : launch(launch), at(launch.first_stage(blockIdx.x)), end(launch.first_stage(blockIdx.x + 1)) {}
+
+  __device__ __forceinline__ bool next() {
+    const int stages = launch.stages(), whole = launch.whole_turns * int(gridDim.x);
+    if (turn < launch.whole_turns) {
+      piece = {turn++ * int(gridDim.x) + int(blockIdx.x), 0, stages};
+      return true;
+    }
+    if (at == end) return false;
+    piece = {whole + at / stages, at % stages, min(stages, at % stages + end - at)};
+    at += piece.end - piece.begin;
+    return true;
+  }
+};
+
+// A tile: some rows of x, and some outputs. Neighbouring tiles share their outputs' codes
 struct Tile {
-  int output, row, sixteens;
+  int output, row;
 
   __device__ __forceinline__ Tile(const Launch& launch, int tile) {
-    const int blocks = (launch.num_rows + kRows - 1) / kRows, after = tile - launch.whole_tiles;
-    const int own = after < 0 ? tile : after, of_part = own / blocks;
-    const int unit = after < 0 ? of_part * 2 : launch.whole_tiles / blocks * 2 + of_part;
-    sixteens = launch.is_split ? 4 : after < 0 ? kOutputs / 16 : kOutputs / 32;
-    output = unit * (launch.is_split ? 64 : kOutputs / 2);
-    row = own % blocks * kRows;
+    const int blocks = (launch.num_rows + kRows - 1) / kRows;
+    output = tile / blocks * kOutputs;
+    row = tile % blocks * kRows;
   }
+};
+
+// Who adds up which quarters of a tile's sums: `count` blocks from `first` on, of which this one is `own`. It has those from
+// `begin` to `end`
+struct Shares {
+  int first, count, own, begin, end, rows;
+
+  __device__ __forceinline__ Shares(const Launch& launch, const Piece& piece, const Tile& tile) {
+    const int stages = launch.stages(), at = (piece.tile - launch.whole_turns * int(gridDim.x)) * stages;
+    const bool is_whole = piece.end - piece.begin == stages;
+    first = is_whole ? blockIdx.x : launch.block_of(at);
+    count = is_whole ? 1 : launch.block_of(at + stages - 1) - first + 1;
+    own = blockIdx.x - first;
+    const bool is_equal = !is_whole && gridDim.x % launch.shared_tiles() == 0;  // all end at once
+    begin = is_equal ? own * kQuarters / count : 0;
+    end = is_equal ? (own + 1) * kQuarters / count : own == 0 ? kQuarters : 0;
+    rows = launch.num_rows - tile.row;
+  }
+
+  __device__ __forceinline__ bool is_own(int quarter) const { return begin <= quarter && quarter < end; }
+  static __device__ __forceinline__ int first_row(int slice) { return slice % (kRows / 8) * 8; }
+  __device__ __forceinline__ bool has_rows(int quarter) const { return first_row(quarter * kSlices) < rows; }
 };
 
 struct Loader {
   const Launch& launch;
-  const TensorMap& map;
+  const TensorMap &codes, &rows;  // [outputs / 16, words of 16 outputs' codes]; [rows, depth]
   Shared& shared;
-  const int lane = threadIdx.x;
 
-  // By one warp
+  // By one thread
   __device__ void run() {
-    const int stages = launch.depth / kInputs;
     int count = 0;
-    bool has_waited = false;
-    for (int at = blockIdx.x; at < launch.num_tiles; at += gridDim.x) {
-      const Tile tile(launch, at);
-      const int tiles = max(0, min(tile.sixteens, (launch.columns - tile.output) / 16));
-      const uint8_t* from = launch.codes + (int64_t(tile.output / 16) + lane) * launch.depth * 8;
-      for (int stage = 0; stage < stages; ++stage, ++count) {
+    uint32_t number = 0;
+    for (Work work(launch); work.next();) {
+      const Tile tile(launch, work.piece.tile);
+      for (int stage = work.piece.begin; stage < work.piece.end; ++stage, ++count) {
         const int entry = shared.ring.entry(count);
-        const uint32_t full = shared.ring.filled(count), rows = shared_address(shared.rows[entry][0]);
+        const uint32_t full = shared.ring.filled(count), to = shared_address(shared.rows[entry][0]);
         shared.ring.wait_until_free(count);
-        if (lane == 0) barrier_arrive_expecting(full, tiles * kStageBytes + kPanels * kPanelBytes);
-        __syncwarp();
-        if (lane < tiles) {
-          copy_bytes(shared_address(shared.codes[entry]) + lane * kStageBytes, from + stage * kStageBytes, kStageBytes, full);
+        barrier_arrive_expecting(full, sizeof shared.codes[0] + sizeof shared.rows[0]);
+        copy_box(shared_address(shared.codes[entry]), &codes, stage * (kStageBytes / 4), tile.output / 16, full);
+        if (count == 0) {  // codes do not depend on the kernel before
+          number = launch.number();
+#if IS_CHAINED
+          allow_next();
+#endif
         }
-        if (!has_waited) wait();  // codes do not depend on the kernel before
-        has_waited = true;
-        if (lane == 0) {
 #pragma unroll
-          for (int i = 0; i < kPanels; ++i) copy_box(rows + i * kPanelBytes, &map, stage * kInputs + i * 64, tile.row, full);
-        }
+        for (int i = 0; i < kPanels; ++i) copy_box(to + i * kPanelBytes, &rows, stage * kInputs + i * 64, tile.row, full);
       }
+      load_sums(Shares(launch, work.piece, tile), number, count);
     }
-    if (!has_waited) wait();
   }
 
-  static __device__ __forceinline__ void wait() {
-#if IS_CHAINED
-    wait_for_previous();
-    allow_next();
-#endif
+  // What other blocks left
+  __device__ __forceinline__ void load_sums(const Shares& shares, uint32_t number, int& count) {
+    for (int other = 0; other < shares.count; ++other) {
+      const int block = shares.first + other;
+      if (other == shares.own || shares.begin == shares.end) continue;
+      wait_until_written(launch.told + block, number);
+      for (int quarter = shares.begin; quarter < shares.end; ++quarter) {
+        if (!shares.has_rows(quarter)) continue;
+        const uint32_t full = shared.ring.filled(count), bytes = sizeof shared.rows[0];
+        shared.ring.wait_until_free(count);
+        barrier_arrive_expecting(full, bytes);
+        copy_bytes(shared_address(shared.rows[shared.ring.entry(count)][0]), launch.left(block, quarter), bytes, full);
+        ++count;
+      }
+    }
   }
 };
 

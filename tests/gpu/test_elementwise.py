@@ -64,6 +64,19 @@ class TestRows:
             elementwise.gated_activation(gate_up, kind, out, chained=chained)
             assert relative_error(out, expected * up) < TOLERANCE[dtype], kind
 
+    def test_inputs_are_dealt(self, shape: tuple[int, int], dtype: torch.dtype, chained: bool) -> None:
+        x, weight, gate_up = random(*shape, dtype=dtype), random(shape[1]), random(shape[0], 2 * shape[1], dtype=dtype)
+        for give in (
+            lambda out, deals: norm.rms_norm(x, weight, EPS, out, deals=deals, chained=chained),
+            lambda out, deals: norm.add_rms_norm(out.copy_(x), x.clone(), weight, EPS, out, deals=deals),
+            lambda out, deals: elementwise.gated_activation(gate_up, "silu", out, deals=deals, chained=chained),
+        ):
+            plain, dealt = torch.empty_like(x), torch.empty_like(x)
+            give(plain, False)
+            give(dealt, True)
+            parts = plain.view(len(x), -1, 4, 4, 2)
+            assert torch.equal(dealt.view(parts.shape), parts.transpose(2, 3))
+
     @pytest.mark.parametrize("case", CASES, ids=str)
     def test_elementwise_ops(self, shape: tuple[int, int], dtype: torch.dtype, chained: bool, case: Case) -> None:
         inputs = [random(*shape, dtype=dtype) for _ in case.op.inputs]

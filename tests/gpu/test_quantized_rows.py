@@ -258,9 +258,17 @@ def test_a_library_takes_blocks_where_it_can() -> None:
     for other, dtype, gpu in ((narrow, "bfloat16", hopper), (short, "bfloat16", hopper), (fits, "float16", hopper)):
         assert scaled_rows(other, dtype, gpu) is None
     assert scaled_rows(fits, "bfloat16", older) is None
-    few = {"dense": 192 * 1024, "codes": 32 * 1024, "scales": 4 + 32 * 8}
+    few = {"dense": 192 * 1024, "codes": 32 * 1024, "scales": 4 + 32 * 8, "sums": 0, "told": 1}
     assert scratch_shapes([fits, narrow], 10, "bfloat16", hopper) == few
-    assert scratch_shapes([fits], 40, "bfloat16", hopper) == {"dense": 0, "codes": 40960, "scales": 324}
+    assert scratch_shapes([fits], 40, "bfloat16", hopper) == few | {"dense": 0, "codes": 40960, "scales": 324}
+
+
+def test_blocks_have_room_to_exchange_sums_where_int4_meets_many_rows() -> None:
+    hopper, ampere = (GPU("a GPU", capability, 1 << 34, 132) for capability in ((9, 0), (8, 0)))
+    linear = linear_of(ScaledFormat("U4", (1, 128)), 256, 1024)
+    for dtype, gpu, blocks in (("bfloat16", hopper, 132), ("float16", hopper, 0), ("bfloat16", ampere, 0)):
+        shapes = scratch_shapes([linear], 10, dtype, gpu)
+        assert (shapes["sums"], shapes["told"]) == (blocks * 256 * 128, blocks + 1)
 
 
 def test_more_than_four_rows_become_fp8() -> None:

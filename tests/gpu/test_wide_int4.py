@@ -14,8 +14,9 @@ from tests.gpu.device import DEVICE, ON_GPU, relative_error
 from octavo.kernels.cuda.driver import find_gpu  # isort: skip
 from octavo.kernels.cuda.plain_codes import PlainCodes  # isort: skip
 from octavo.kernels.cuda_cpp.compile import find_nvcc  # isort: skip
+from octavo.kernels.cuda_cpp.quantized_format import LARGEST_WIDE_TILE  # isort: skip
 from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight  # isort: skip
-from octavo.kernels.cuda_cpp.wide_int4 import SHAPES, Shape, Tiles, Variant, takes_wide, wide_int4  # isort: skip
+from octavo.kernels.cuda_cpp.wide_int4 import SHAPES, Exchange, Shape, Split, Variant, wide_int4  # isort: skip
 from octavo.kernels.reference.dequantize import convert, dequantize  # isort: skip
 from octavo.kernels.reference.scaled import dequantize_scaled  # isort: skip
 from octavo.kernels.scaled import ScaledFormat  # isort: skip
@@ -36,7 +37,7 @@ FORMS = {
 def _compiled() -> None:
     gpu = find_gpu(0)
     assert gpu is not None
-    kinds = [(name == "zeros", name == "short scales", shape.rows) for name in FORMS for shape in SHAPES]
+    kinds = [(name == "zeros", name == "short scales", shape.rows, shape.outputs) for name in FORMS for shape in SHAPES]
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda kind: Variant(*kind).compile(gpu), kinds))
 
@@ -50,7 +51,7 @@ def _compiled() -> None:
 def test_it_equals_torch(
     kind: str, shape: Shape, rows: int, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two matrices, one below the other; rows that are not contiguous; all tiles."""
+    """Two matrices, one below the other; rows that are not contiguous; all splits, many times."""
     gpu, (columns, depth), form = find_gpu(0), size, FORMS[kind]
     assert gpu is not None
     parts = [random_matrix(form, size, seed) for seed in (1, 2)]
@@ -62,11 +63,19 @@ def test_it_equals_torch(
     x = torch.randn(rows, depth + 64, device=DEVICE).bfloat16()[:, 64:]
     bias = torch.randn(2 * columns, device=DEVICE).bfloat16()
     product = x.float() @ torch.from_numpy(dense).to(DEVICE).T
-    assert takes_wide(weight, x[:256], gpu)
-    for i, tiles in enumerate(Tiles.all_of(shape, rows, 2 * columns, gpu.num_multiprocessors)):
-        monkeypatch.setattr(Tiles, "of", lambda *_, tiles=tiles: tiles)
-        out = torch.full((rows, 2 * columns), torch.nan, device=DEVICE, dtype=torch.bfloat16)
+    blocks = gpu.num_multiprocessors
+    exchange = Exchange(
+        torch.full((blocks * LARGEST_WIDE_TILE,), torch.nan, device=DEVICE),
+        torch.zeros(1 + blocks, device=DEVICE, dtype=torch.int32),
+    )
+    for i, split in enumerate(Split.all_of(shape, rows, 2 * columns, depth, blocks)):
+        monkeypatch.setattr(Split, "of", lambda *_, split=split: split)
         rows_there = rows if i % 2 else rows + 256  # what lies behind the rows are no numbers
         room = torch.full((rows_there * depth,), torch.nan, device=DEVICE, dtype=torch.bfloat16)
-        wide_int4(x, weight, None if i % 2 else bias, out, room, gpu=gpu)
-        assert relative_error(out, product if i % 2 else product + bias.float()) < 6e-3, tiles
+        first = None
+        for _ in range(8):
+            out = torch.full((rows, 2 * columns), torch.nan, device=DEVICE, dtype=torch.bfloat16)
+            wide_int4(x, weight, None if i % 2 else bias, out, room, exchange, gpu=gpu)
+            first = out if first is None else first
+            assert torch.equal(out, first), f"{split}: blocks exchange sums in one order"
+        assert relative_error(out, product if i % 2 else product + bias.float()) < 6e-3, split

@@ -57,6 +57,10 @@ class Boxes(ctypes.Structure):
         return cls(address, (dim * 2, num_rows, 1, 1), (2, dim * 2, 0, 0), (box_dim * 2, box_rows, 1, 1))
 
     @classmethod
+    def of_words(cls, address: int, num_rows: int, dim: int, *, box_rows: int, box_dim: int) -> Boxes:
+        return cls(address, (dim * 4, num_rows, 1, 1), (4, dim * 4, 0, 0), (box_dim * 4, box_rows, 1, 1))
+
+    @classmethod
     def of_units(cls, address: int, num_rows: int, dim: int, *, box_rows: int, box_dim: int) -> Boxes:
         return cls(address, (dim, num_rows, 1, 1), (1, dim, 0, 0), (box_dim, box_rows, 1, 1))
 

@@ -195,6 +195,20 @@ def test_a_product_leaves_its_scales_to_what_makes_fp8_of_it() -> None:
     assert biased.instructions[2].op == "linear", "whoever makes fp8 of it knows no bias"
 
 
+def test_what_gives_rows_deals_their_inputs() -> None:
+    """Not attention; and not for a product whose rows an adapter reads, too."""
+    recording = layer()
+    fused = fuse(recording, Fusions(deals=lambda weight: True))
+    assert [i.op for i in fused.instructions] == [i.op for i in recording.instructions]
+    deals = {i.op for i in fused.instructions if "deals_for" in i.arguments}
+    assert deals == {"rms_norm", "add_rms_norm", "gated_activation"}
+    for first, second in zip(fused.instructions, fused.instructions[1:], strict=False):
+        assert second.arguments.get("is_dealt", False) == ("deals_for" in first.arguments)
+        assert not second.arguments.get("is_dealt") or first.arguments["deals_for"] is second.arguments["weight"]
+    assert not any("deals_for" in i.arguments for i in fuse(recording, Fusions()).instructions)
+    assert names(fuse(recording, Fusions(deals=lambda weight: True, parts=True))) == names(fused), "its sums are whole"
+
+
 def test_a_product_with_a_bias_keeps_its_sum_apart() -> None:
     assert "add_rms_norm" in names(fuse(layer(has_bias=True), EVERYTHING))
 

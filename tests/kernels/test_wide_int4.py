@@ -14,9 +14,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 import tests.gpu.device  # noqa: E402, F401  # first: whether Triton interprets is decided when it is imported
-from octavo.kernels.cuda.driver import GPU  # noqa: E402
 from octavo.kernels.cuda_cpp import wide_int4 as kernel  # noqa: E402
-from octavo.kernels.cuda_cpp.wide_int4 import SHAPES, Tiles  # noqa: E402
+from octavo.kernels.cuda_cpp.wide_int4 import SHAPES, Exchange, Split  # noqa: E402
 from octavo.kernels.scaled import ScaledFormat  # noqa: E402
 from tests.gpu.device import relative_error  # noqa: E402
 from tests.kernels.kernel_on_cpu import FEW_BLOCKS, operands, run_on_cpu  # noqa: E402
@@ -35,15 +34,18 @@ def _runs_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 @pytest.mark.parametrize(
     ("shape", "has_zeros", "cases"),
     [
-        (SHAPES[0], True, [(131, (304, 128)), (70, (48, 384))]),
-        (SHAPES[1], False, [(161, (200, 384))]),
+        (SHAPES[2], True, [(70, (304, 128)), (33, (48, 384))]),
+        (SHAPES[6], False, [(161, (200, 384))]),
     ],
     ids=lambda value: f"{value.rows}x{value.outputs}" if isinstance(value, kernel.Shape) else None,
 )
 def test_it_equals_torch(
     shape: kernel.Shape, has_zeros: bool, cases: list[tuple[int, tuple[int, int]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All tiles, of rows and outputs that do not fill them; zero points, or short scales; a bias."""
+    """All splits, of rows and outputs that do not fill a tile; zero points, or short scales; a bias."""
+    num_blocks = FEW_BLOCKS.num_multiprocessors
+    sums = torch.full((num_blocks * shape.rows * shape.outputs,), torch.nan)
+    exchange = Exchange(sums, torch.zeros(1 + num_blocks, dtype=torch.int32))
     for rows, size in cases:
         form = ScaledFormat("U4", (1, 64), has_zeros=has_zeros)
         weight, dense = operands(form, size, torch.bfloat16)
@@ -53,42 +55,32 @@ def test_it_equals_torch(
             dense *= factor.permute(0, 3, 2, 1).reshape(len(dense), -1).repeat_interleave(64, 1)
         x, bias = torch.randn(rows, size[1]).bfloat16(), torch.randn(len(dense)).bfloat16()
         expected = x.float() @ dense.T + bias.float()
-        for tiles in Tiles.all_of(shape, rows, len(dense), FEW_BLOCKS.num_multiprocessors):
-            monkeypatch.setattr(Tiles, "of", lambda *_, tiles=tiles: tiles)
+        for split in Split.all_of(shape, rows, len(dense), size[1], num_blocks):
+            monkeypatch.setattr(Split, "of", lambda *_, split=split: split)
             out = torch.full((rows, len(dense)), torch.nan, dtype=torch.bfloat16)
-            room = torch.full((rows * size[1] * (1 if tiles.is_split else 2),), torch.nan, dtype=torch.bfloat16)
-            kernel.wide_int4(x, weight, bias, out, room, gpu=FEW_BLOCKS)
-            assert relative_error(out, expected) < 6e-3, tiles
+            room = torch.full((rows * size[1] * (1 if split.blocks == 3 else 2),), torch.nan, dtype=torch.bfloat16)
+            kernel.wide_int4(x, weight, bias, out, room, exchange, gpu=FEW_BLOCKS)
+            assert relative_error(out, expected) < 6e-3, split
 
 
 @pytest.mark.parametrize(
-    ("rows", "columns", "blocks"),
-    [(512, 28672, 132), (512, 4096, 132), (384, 28672, 132), (131, 608, 3), (161, 400, 3), (1, 16, 132)],
+    ("rows", "columns", "depth"), [(512, 28672, 4096), (512, 4096, 14336), (384, 28672, 4096), (131, 608, 128)]
 )
-def test_tiles_have_each_part_of_the_result_once(rows: int, columns: int, blocks: int) -> None:
+def test_blocks_are_busy(rows: int, columns: int, depth: int) -> None:
     for shape in SHAPES:
-        row_tiles = -(-rows // shape.rows)
-        for tiles in Tiles.all_of(shape, rows, columns, blocks):
-            assert tiles.whole % row_tiles == 0, "all rows of the same outputs"
-            rest = 64 if tiles.is_split else shape.outputs // 2
-            outputs = (tiles.whole * shape.outputs + (tiles.count - tiles.whole) * rest) // row_tiles
-            assert columns <= outputs < columns + shape.outputs
+        for split in Split.all_of(shape, rows, columns, depth, 132):
+            assert split.blocks <= 132
+            assert split.blocks <= split.tiles * (depth // shape.inputs), "no block is idle"
+            shared = split.tiles - split.whole_turns * split.blocks
+            assert shared >= 0
+            assert shared == 0 or shared >= split.blocks or split.whole_turns == 0
 
 
-def test_tiles_of_a_large_model() -> None:
-    assert Tiles.of(256, 4096, 132) == Tiles(SHAPES[0], 0, 128, is_split=True)
-    assert Tiles.of(384, 6144, 132) == Tiles(SHAPES[1], 96, 96)
-    assert Tiles.of(256, 28672, 132) == Tiles(SHAPES[2], 224, 224)
-
-
-def test_rows_that_it_takes() -> None:
-    weight, _ = operands(ScaledFormat("U4", (1, 64)), (64, 128), torch.bfloat16)
-    gpu = GPU("a GPU", (9, 0), 1 << 34, 132)
-    taken = [
-        kernel.takes_wide(replace(weight, columns=columns), torch.empty(rows, 128, dtype=torch.bfloat16), gpu)
-        for rows, columns in ((256, 4096), (512, 4096), (768, 4096), (768, 28672), (1024, 28672), (1025, 28672))
-    ]
-    assert taken == [True, True, False, True, True, False]
+def test_splits_of_a_large_model() -> None:
+    assert Split.of(64, 4096, 4096, 132) == Split(SHAPES[1], 32, 128)
+    assert Split.of(384, 4096, 14336, 132) == Split(SHAPES[6], 64, 128)
+    whole = Split.of(1024, 28672, 4096, 132)
+    assert (whole, whole.whole_turns) == (Split(SHAPES[8], 896, 132), 5)
 
 
 def test_which_scales_are_short() -> None:

@@ -85,7 +85,8 @@ def _weights(
         yield Entry("weights", codes, f"{len(formats):,} products as {labels}")
         rows = max(limits.max_num_tokens, limits.max_num_seqs)
         scratch = sizes.scratch_shapes([linear for linear, _ in formats.values()], rows, dtype, gpu)
-        num_bytes = element_bytes * scratch["dense"] + scratch["codes"] + 4 * scratch["scales"]
+        num_bytes = element_bytes * scratch["dense"] + scratch["codes"]
+        num_bytes += 4 * (scratch["scales"] + scratch["sums"] + scratch["told"])
         yield Entry("workspace", num_bytes, "quantised products of many rows")
     vectors = 4 * sum(prod(vector.shape) for vector in contents.vectors.values())
     yield Entry("weights", vectors + contents.rotary_bytes(limits.max_model_len), "norms and angles in float32")

@@ -152,10 +152,14 @@ class Program:
         return lambda step, x, y: own.add(module, own.rows_of(step), x, y)
 
     def _product(
-        self, weight: Linear, gate: Activation | None = None, norm_weight: Parameter | None = None, eps: float = 1e-6
-    ) -> Launch:
+        self, weight: Linear, gate: Activation | None = None, norm_weight: Parameter | None = None, eps: float = 1e-6,
+        is_dealt: bool = False,
+    ) -> Launch:  # fmt: skip
         weights, chained = self._weights, self._chained
         norm_H = None if norm_weight is None else weights.vector(norm_weight)
+        if is_dealt:
+            own = self._kept_product(weight)
+            return lambda step, x, out: own.run_dealt(x, out)
         if (product := self._shared.quantized_product(weight)) is not None:
             return lambda step, x, *rest: product.run(x, *rest, norm_weight=norm_H, eps=eps, gate=gate)
         matrix = weights.stacked(*weight.parts)
@@ -217,8 +221,8 @@ class Program:
         """The product; with a residual also the sum that is normed, in the residual's memory. left_by: the product
         whose scales are left to this one's rows."""
         norm_H = None if norm_weight is None else self._weights.vector(norm_weight)
-        product = self._scaled_product(weight)
-        before = None if left_by is None else self._scaled_product(left_by)
+        product = self._kept_product(weight)
+        before = None if left_by is None else self._kept_product(left_by)
 
         def launch(step: DeviceStep, x: torch.Tensor, *rest: torch.Tensor) -> None:
             out, total = rest[-2:] if len(rest) > 1 else (rest[0], None)
@@ -226,12 +230,16 @@ class Program:
 
         return launch
 
-    def _scaled_product(self, weight: Linear) -> QuantizedProduct:
-        """One whose rows become fp8, and that may leave its scales."""
+    def _deals(self, reader: Linear | None) -> Callable[[int], bool]:
+        """Whether the inputs of so many rows are dealt for the product that reads them."""
+        return (lambda num_rows: False) if reader is None else self._kept_product(reader).deals
+
+    def _kept_product(self, weight: Linear) -> QuantizedProduct:
+        """One whose matrix stays quantised, and is read by kernels in CUDA C++."""
         from octavo.kernels.cuda.quantized_product import QuantizedProduct
 
         product = self._shared.quantized_product(weight)
-        assert isinstance(product, QuantizedProduct), f"{weight.name} is no product of rows in fp8"
+        assert isinstance(product, QuantizedProduct), f"{weight.name} is not read by kernels in CUDA C++"
         return product
 
     def _tiles(self, matrix: torch.Tensor, gate: Activation | None = None) -> TileLinear | None:
@@ -241,9 +249,9 @@ class Program:
 
         return TileLinear(matrix, gate)
 
-    def _rms_norm(self, weight: Parameter, eps: float) -> Launch:
-        weight_H, chained = self._weights.vector(weight), self._chained
-        return lambda step, x, out: norm.rms_norm(x, weight_H, eps, out, chained=chained)
+    def _rms_norm(self, weight: Parameter, eps: float, deals_for: Linear | None = None) -> Launch:
+        weight_H, chained, deals = self._weights.vector(weight), self._chained, self._deals(deals_for)
+        return lambda step, x, out: norm.rms_norm(x, weight_H, eps, out, deals=deals(len(x)), chained=chained)
 
     def _norm_queries_keys(self, queries: Parameter, keys: Parameter, eps: float, num_ranks: int, **_: int) -> Launch:
         """The first output is the input's memory."""
@@ -251,18 +259,25 @@ class Program:
         wide = WideNorm(vector(queries), vector(keys), eps, num_ranks, None if sums is None else sums.all_reduce)
         return lambda step, x, out, *means: wide.run(out, *means, chained=chained)
 
-    def _add_rms_norm(self, weight: Parameter, eps: float) -> Launch:
+    def _add_rms_norm(self, weight: Parameter, eps: float, deals_for: Linear | None = None) -> Launch:
         """The outputs overwrite the inputs: the normed sum x, the sum the residual."""
-        weight_H, chained = self._weights.vector(weight), self._chained
-        return lambda step, x, residual, out, total: norm.add_rms_norm(x, residual, weight_H, eps, out, chained=chained)
+        weight_H, chained, deals = self._weights.vector(weight), self._chained, self._deals(deals_for)
+
+        def launch(
+            step: DeviceStep, x: torch.Tensor, residual: torch.Tensor, out: torch.Tensor, total: torch.Tensor
+        ) -> None:
+            norm.add_rms_norm(x, residual, weight_H, eps, out, deals=deals(len(x)), chained=chained)
+
+        return launch
 
     def _layer_norm(self, weight: Parameter, bias: Parameter | None, eps: float) -> Launch:
         chained, weight_H = self._chained, self._weights.vector(weight)
         bias_H = None if bias is None else self._weights.vector(bias)
         return lambda step, x, out: norm.layer_norm(x, weight_H, bias_H, eps, out, chained=chained)
 
-    def _gated_activation(self, kind: Activation) -> Launch:
-        return lambda step, x, out: elementwise.gated_activation(x, kind, out, chained=self._chained)
+    def _gated_activation(self, kind: Activation, deals_for: Linear | None = None) -> Launch:
+        chained, deals = self._chained, self._deals(deals_for)
+        return lambda step, x, out: elementwise.gated_activation(x, kind, out, deals=deals(len(x)), chained=chained)
 
     def _gate_rows(self) -> Launch:
         return lambda step, x, gate, out: elementwise.gate_rows(x, gate, out, chained=self._chained)
@@ -309,7 +324,7 @@ class Program:
         whole = decode(layer, transform)
         if left_by is None:
             return whole
-        product = self._scaled_product(left_by)
+        product = self._kept_product(left_by)
         scaled = replace(transform, row_scales=product.scales, column_scales=product.weight.scales)
         unscaled = decode(layer, scaled)
 

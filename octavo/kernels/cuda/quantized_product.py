@@ -2,9 +2,9 @@
 
 rows        fp8 in bf16 models                                  all others
 up to 16    csrc/cuda/quantized_linear.cu, for int4 int4_linear.cu, for fp8 on Hopper fp8_linear.cu, if shared memory
-            holds the rows; with what is fused. Of fp8 with scales of outputs up to 4
+            holds the rows; with what is fused. Of fp8 with scales of outputs up to 4, of int4 in groups on Hopper 8
 more        rows become fp8, too; cuBLAS (`sizes.scaled_rows`)  made dense in the scratch; cuBLAS. On Hopper bfloat16
-                                                                times int4 in groups, up to 256 to 1,024: wide_int4.cu
+                                                                times int4 in groups, up to 2,048: wide_int4.cu
 
 What that kernel does not take, or without nvcc: `coded_product.py`.
 """
@@ -23,10 +23,20 @@ from octavo.kernels.cuda.sizes import MAX_SPLIT, become_codes, most_few_rows, sc
 from octavo.kernels.cuda.weights import DeviceWeights
 from octavo.kernels.cuda_cpp.dequantise import dequantise
 from octavo.kernels.cuda_cpp.int4_linear import Tiling
-from octavo.kernels.cuda_cpp.quantized_format import LAYOUTS, fits, format_of, part_depth, scales_of
+from octavo.kernels.cuda_cpp.quantized_format import (
+    FEW_INT4_ROWS,
+    LAYOUTS,
+    fits,
+    format_of,
+    most_few_int4_rows,
+    multiplies_wide,
+    part_depth,
+    scales_of,
+)
 from octavo.kernels.cuda_cpp.quantized_linear import quantized_linear
 from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight
-from octavo.kernels.cuda_cpp.wide_int4 import takes_wide, wide_int4
+from octavo.kernels.cuda_cpp.wide_int4 import MOST_ROWS, Exchange, wide_int4
+from octavo.kernels.cuda_cpp.wide_int4 import prepare as prepare_wide_int4
 from octavo.kernels.kv_layout import KVDType
 from octavo.kernels.ops import Activation
 from octavo.kernels.parameters import Linear
@@ -86,11 +96,14 @@ class QuantizedProducts:
         self._codes = torch.empty(shapes["codes"], dtype=torch.uint8, device=device)
         self._scales = torch.empty(shapes["scales"], dtype=torch.float32, device=device)
         self._scales[:4] = 1
+        sums = torch.empty(shapes["sums"], dtype=torch.float32, device=device)
+        self._exchange = Exchange(sums, torch.zeros(shapes["told"], dtype=torch.int32, device=device))
 
     @property
     def num_bytes(self) -> int:
         """Of the scratch."""
-        return self._dense.nbytes + self._codes.nbytes + self._scales.nbytes
+        tensors = self._dense, self._codes, self._scales, self._exchange.sums, self._exchange.told
+        return sum(each.nbytes for each in tensors)
 
     def fuses(self, num_rows: int) -> Callable[[Linear, bool], bool]:
         """Whether a product of so many rows, with a gate or without, takes what surrounds it."""
@@ -103,7 +116,8 @@ class QuantizedProducts:
             if LAYOUTS[form.code] == "int4":
                 group = form.block[1] if kind == "groups" else 0
                 given = group, depth, num_rows, self._gpu
-                return Tiling.of(*given, has_zeros=form.has_zeros, is_gated=gated) is not None
+                fits_few = Tiling.of(*given, has_zeros=form.has_zeros, is_gated=gated) is not None
+                return fits_few and num_rows <= most_few_int4_rows(form, self._dtype, self._gpu)
             most = most_few_rows(scaled_rows(weight, self._dtype, self._gpu))
             return num_rows <= most and fits(kind, num_rows, depth, self._gpu, is_gated=gated)
 
@@ -117,6 +131,16 @@ class QuantizedProducts:
 
         return quantises
 
+    def deals(self, num_rows: int) -> Callable[[Linear], bool]:
+        """Whether a product in a program for so many rows reads such whose inputs are dealt, if they are not fewer."""
+
+        def deals(weight: Linear) -> bool:
+            form = self._formats.get(weight.name)
+            is_wide = form is not None and multiplies_wide(form, self._dtype, self._gpu)
+            return is_wide and num_rows > FEW_INT4_ROWS
+
+        return deals
+
     def product(self, weight: Linear, weights: DeviceWeights) -> Product | None:
         """None: the matrix is dense."""
         form, pieces = self._formats.get(weight.name), self._coded.get(weight.name, ())
@@ -128,13 +152,17 @@ class QuantizedProducts:
         scratch = bias, self._dense, self._codes, self._scales[4:], self._gpu, scaled
         if form is None:
             return CodedProduct(tuple(weights.coded(*piece) for piece in pieces), *scratch)
-        return QuantizedProduct(weights.quantized(weight.parts, form), *scratch, one=self._scales[:1].squeeze(0))
+        exchange = self._exchange if multiplies_wide(form, self._dtype, self._gpu) else None
+        held, one = weights.quantized(weight.parts, form), self._scales[:1].squeeze(0)
+        if exchange is not None:
+            prepare_wide_int4(held, self._gpu)
+        return QuantizedProduct(held, *scratch, one=one, exchange=exchange)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QuantizedProduct:
     """dense: scratch for the whole matrix. codes, scales: for rows in fp8. scaled: multiplies these; None: the matrix
-    is made dense. one: is 1."""
+    is made dense. one: is 1. exchange: room of `wide_int4`; None: it does not take such a matrix."""
 
     weight: QuantizedWeight
     bias: torch.Tensor | None
@@ -144,6 +172,7 @@ class QuantizedProduct:
     gpu: GPU
     scaled: ScaledProduct | None
     one: torch.Tensor
+    exchange: Exchange | None = None
 
     def run(
         self, x: torch.Tensor, *rest: torch.Tensor, norm_weight: torch.Tensor | None = None, eps: float = 1e-6,
@@ -162,12 +191,23 @@ class QuantizedProduct:
         assert all(each is None for each in fused), "fused only where the kernel for few rows takes it"
         if self.scaled is not None:
             self._run_scaled(x, out)
-        elif takes_wide(self.weight, x, self.gpu) and x.numel() <= self.dense.numel():
-            wide_int4(x, self.weight, self.bias, out, self.dense, gpu=self.gpu)
+        elif self.exchange is not None and len(x) <= MOST_ROWS and x.numel() <= self.dense.numel():
+            wide_int4(x, self.weight, self.bias, out, self.dense, self.exchange, gpu=self.gpu)
         else:
             dense = self.dense[: self.weight.columns * self.weight.depth].view(self.weight.columns, -1)
             dequantise(self.weight, dense, gpu=self.gpu)
             library_linear(x, dense, out, self.bias)
+
+    def deals(self, num_rows: int) -> bool:
+        """Whether `run_dealt` reads so many rows with dealt inputs."""
+        return self.exchange is not None and num_rows <= MOST_ROWS and not self.takes(num_rows)
+
+    def run_dealt(self, x: torch.Tensor, out: torch.Tensor) -> None:
+        """out = x W^T + bias. x: its inputs are dealt, if `deals`."""
+        if self.exchange is not None and self.deals(len(x)):
+            wide_int4(x, self.weight, self.bias, out, None, self.exchange, gpu=self.gpu)
+        else:
+            self.run(x, out)
 
     def run_quantising(
         self, x: torch.Tensor, out: torch.Tensor, *, norm_weight: torch.Tensor | None = None, eps: float = 1e-6,
@@ -232,6 +272,8 @@ class QuantizedProduct:
         """Whether the kernel for few rows does."""
         weight = self.weight
         if weight.layout == "int4":
+            if self.exchange is not None and num_rows > FEW_INT4_ROWS:
+                return False
             given, has_zeros = (weight.group, weight.depth, num_rows, self.gpu), weight.zeros is not None
             return Tiling.of(*given, has_zeros=has_zeros, is_gated=gated, num_parts=num_parts) is not None
         most = most_few_rows("whole" if self.scaled is fp8_product else None)

@@ -45,7 +45,9 @@ class Passes:
         seqs, is_fused = limits.max_num_seqs, shared.see is None and not shared.is_fixed
         fusions = Fusions(all_reduce=shared.fuses_sums, adapters=is_fused, mixture_norm=is_fused)
         if is_fused and shared.quantized is not None:
-            fusions = replace(fusions, quantises=shared.quantized.quantises(limits.max_num_tokens))
+            quantises, deals = shared.quantized.quantises, shared.quantized.deals
+            most = limits.max_num_tokens
+            fusions = replace(fusions, quantises=quantises(most), deals=deals(most))
         body = fuse(model.body if model.gives_logits else model.whole, fusions)
         return cls(
             Program(body, shared, limits.max_num_tokens),
@@ -70,7 +72,8 @@ def programs_by_rows(
             if is_fused:
                 leaves, scales = num_rows <= TILED_ROWS[-1], shared.attention.scales_projection
                 fusions = replace(fusions, leaves_scales=leaves, scales_projection=scales)
-                fusions = replace(fusions, quantises=shared.quantized.quantises(num_rows))
+                quantises, deals = shared.quantized.quantises(num_rows), shared.quantized.deals(num_rows)
+                fusions = replace(fusions, quantises=quantises, deals=deals)
         return Program(fuse(recording, fusions), shared, min(num_rows, max_num_seqs), room)
 
     if shared.see is not None or shared.is_fixed:  # op by op, as the model calls them: nothing is fused

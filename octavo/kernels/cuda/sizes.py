@@ -18,7 +18,7 @@ from typing import Literal
 from octavo.kernels.adapters import AdaptedModule
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda_cpp.expert_format import padded
-from octavo.kernels.cuda_cpp.quantized_format import MAX_ROWS
+from octavo.kernels.cuda_cpp.quantized_format import LARGEST_WIDE_TILE, MAX_ROWS, multiplies_wide
 from octavo.kernels.kv_layout import KVDType
 from octavo.kernels.mixture import Mixture
 from octavo.kernels.parameters import Linear, Shape
@@ -131,10 +131,14 @@ def mixture_codes(layers: Sequence[Mixture], max_rows: int, dtype: str, gpu: GPU
 
 def scratch_shapes(quantized: Sequence[Linear], max_rows: int, dtype: KVDType, gpu: GPU) -> dict[str, int]:
     """Elements of the scratch of quantised products of many rows. dense: of the model's type, for the largest matrix
-    that is made dense. codes, scales: bytes and float32, for rows that become fp8."""
-    made_dense, inputs, scales = [0], [0], [0]
+    that is made dense. codes, scales: bytes and float32, for rows that become fp8. sums, told: of 32 bits, for what
+    blocks of one kernel tell each other."""
+    made_dense, inputs, scales, blocks = [0], [0], [0], 0
     for linear in quantized:
         by = scaled_rows(linear, dtype, gpu)
+        form = linear.parts[0].scheme.format
+        if form is not None and multiplies_wide(form, dtype, gpu):
+            blocks = gpu.num_multiprocessors
         if by is None:
             made_dense.append(linear.out_features * linear.in_features)
         else:
@@ -142,7 +146,13 @@ def scratch_shapes(quantized: Sequence[Linear], max_rows: int, dtype: KVDType, g
             scales.append(linear.in_features // _FP8_BLOCK if by == "blocks" else 1)
     count = max(max_rows, 2 * MAX_ROWS)  # few rows may lie there in 16 bits
     ones = 4 if max(inputs) else 0  # the scale of what is not scaled; what lies behind stays aligned
-    return {"dense": max(made_dense), "codes": count * max(inputs), "scales": ones + count * max(scales)}
+    return {
+        "dense": max(made_dense),
+        "codes": count * max(inputs),
+        "scales": ones + count * max(scales),
+        "sums": blocks * LARGEST_WIDE_TILE,
+        "told": blocks + 1,
+    }
 
 
 def scaled_rows(linear: Linear, dtype: str, gpu: GPU) -> Literal["whole", "blocks"] | None:

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 _MAX_DYNAMIC_SHARED_BYTES, _SHARED_CARVEOUT = 8, 9  # CUfunction_attribute
 _CHAINED = 6  # CUlaunchAttributeID: programmatic stream serialization
-_BYTES, _FP16, _BF16 = 0, 6, 9  # CUtensorMapDataType
+_BYTES, _WORDS, _FP16, _BF16 = 0, 2, 6, 9  # CUtensorMapDataType
 _SWIZZLE_128_BYTES = 3
 _PROMOTE_TO_256_BYTES = 3
 _NO_CONTEXT = 201  # CUresult
@@ -49,6 +49,11 @@ class TensorMap(Structure):
         """[num_rows, dim] bytes, read in boxes of [box_rows, box_dim]. Those of 128 bytes are swizzled by as many."""
         swizzle = _SWIZZLE_128_BYTES if box_dim == 128 else 0
         return cls._of(_BYTES, address, (dim, num_rows), (dim,), (box_dim, box_rows), swizzle=swizzle)
+
+    @classmethod
+    def of_words(cls, address: int, num_rows: int, dim: int, *, box_rows: int, box_dim: int) -> TensorMap:
+        """[num_rows, dim] of 32 bits each, read in boxes as they lie."""
+        return cls._of(_WORDS, address, (dim, num_rows), (dim * 4,), (box_dim, box_rows), swizzle=0)
 
     @classmethod
     def of_bytes(cls, address: int, shape: tuple[int, int, int], box_rows: int) -> TensorMap:

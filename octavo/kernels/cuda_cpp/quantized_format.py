@@ -27,9 +27,12 @@ Scales = Literal["outputs", "groups", "blocks"]
 
 LAYOUTS: dict[str, Layout] = {"F8_E4M3": "fp8", "I8": "int8", "U4": "int4"}
 _GROUPS = (64, 128, 256, 512)
+_HOPPER = 9
 _TILE, _PIECE = 16, 128  # outputs and inputs that the kernel takes at a time
 MAX_ROWS, COMPUTERS, ENTRIES, ROW_GAP = 16, 16, 4, 32
 ACTIVATIONS: Mapping[Activation | None, int] = {None: 0, "silu": 1, "gelu_tanh": 2, "gelu": 3, "relu": 4}
+FEW_INT4_ROWS = 8  # of which csrc/cuda/int4_linear.cu multiplies int4 faster than wide_int4.cu
+LARGEST_WIDE_TILE = 256 * 128  # sums, of csrc/cuda/wide_int4.cu
 _LARGEST_STAGE = 2048  # inputs
 _STAGE_BYTES = 16 << 10  # of weights, in an entry of the ring
 #: for each byte of weights, with scales, and rounded up
@@ -51,6 +54,17 @@ def format_of(linear: Linear, dtype: KVDType, gpu: GPU, *, is_fixed: bool) -> Sc
     if dtype == "float32" or is_fixed or gpu.is_interpreted or nvcc.find_nvcc() is None:
         return None
     return None if any(why_not(form, *part.shape) for part in linear.parts) else form
+
+
+def most_few_int4_rows(form: ScaledFormat, dtype: str, gpu: GPU) -> int:
+    """Rows up to which csrc/cuda/int4_linear.cu multiplies such a matrix, if shared memory holds them."""
+    return FEW_INT4_ROWS if multiplies_wide(form, dtype, gpu) else MAX_ROWS
+
+
+def multiplies_wide(form: ScaledFormat, dtype: str, gpu: GPU) -> bool:
+    """Whether csrc/cuda/wide_int4.cu multiplies many rows by such a matrix."""
+    is_of_groups = LAYOUTS.get(form.code) == "int4" and scales_of(form) == "groups"
+    return is_of_groups and dtype == "bfloat16" and gpu.capability[0] == _HOPPER
 
 
 def why_not(form: ScaledFormat, columns: int, depth: int) -> str | None:

@@ -1,11 +1,13 @@
 """Launches csrc/cuda/wide_int4.cu: many rows of bfloat16 times a weight of int4 in groups, on Hopper.
 
-The rows' inputs are dealt first: a thread of the kernel has other inputs of a product than Hopper's instructions have.
+The rows' inputs are dealt first (triton/dealt.py): a thread of the kernel has other inputs of a product than Hopper's
+instructions have.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from ctypes import Structure, c_int, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache
@@ -15,41 +17,41 @@ import torch
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda_cpp.compile import compile_kernel
 from octavo.kernels.cuda_cpp.module import Kernel, TensorMap
+from octavo.kernels.cuda_cpp.quantized_format import LARGEST_WIDE_TILE
 from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight, address
 from octavo.kernels.triton.linear.quantized import deal_inputs
 
-#: rows up to which it is always faster than cuBLAS times a matrix that is made dense first; and up to which it may be
-MOST_ROWS, MOST_ROWS_OF_FULL_TURNS = 256, 1024
-_HOPPER = 9
+#: rows up to which it is faster than cuBLAS times a matrix that is made dense first
+MOST_ROWS = 2048
 _THREADS, _BOX = 384, 64
-#: microseconds for each 4,096 inputs: to make a column dense, to multiply it by a row, to deal a row's inputs
-_DENSE_COLUMN, _DENSE_PRODUCT, _DEALT_ROW = 2.73e-3, 1.25e-5, 7e-3
+_WORDS = 2  # of 32 bits, for an input's codes of 16 outputs
+_QUARTERS = 4  # of a tile's sums, that blocks share
+_MOST_PRODUCT = 1 << 31  # of all stages and blocks
 
 
 class _Launch(Structure):
     _fields_ = (
-        *((name, c_void_p) for name in ("codes", "scales", "zeros", "bias", "out")),
+        *((name, c_void_p) for name in ("scales", "zeros", "bias", "out", "sums", "told", "count")),
         ("out_stride", c_int64),
-        *(
-            (name, c_int)
-            for name in ("num_rows", "columns", "depth", "group_bits", "whole_tiles", "num_tiles", "is_split")
-        ),
+        *((name, c_int) for name in ("num_rows", "columns", "depth", "group_bits", "num_tiles", "whole_turns")),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """What the kernel is compiled for. rows: of a tile."""
+    """What the kernel is compiled for. rows, outputs: of a tile."""
 
     has_zeros: bool
     has_short_scales: bool
     rows: int
+    outputs: int
 
     def compile(self, gpu: GPU) -> bytes:
         macros: dict[str, str | int] = {
             "HAS_ZEROS": int(self.has_zeros),
             "HAS_SHORT_SCALES": int(self.has_short_scales),
             "ROW_TILE": self.rows,
+            "OUTPUT_TILE": self.outputs,
             "IS_CHAINED": int(gpu.chains),
         }
         return compile_kernel("wide_int4", macros, gpu.capability)
@@ -62,91 +64,145 @@ def _kernel(variant: Variant, gpu: GPU) -> tuple[Kernel, int]:
     return kernel, kernel.take_shared()
 
 
-def takes_wide(weight: QuantizedWeight, x: torch.Tensor, gpu: GPU) -> bool:
-    """Whether to call `wide_int4`."""
-    fits = weight.layout == "int4" and weight.kind == "groups" and x.dtype == torch.bfloat16
-    if not fits or gpu.capability[0] != _HOPPER or len(x) > MOST_ROWS_OF_FULL_TURNS:
-        return False
-    cost = Tiles.of(len(x), weight.columns, gpu.num_multiprocessors).cost(gpu.num_multiprocessors)
-    dense = weight.columns * (_DENSE_COLUMN + _DENSE_PRODUCT * len(x))
-    return len(x) <= MOST_ROWS or cost + _DEALT_ROW * len(x) < dense
-
-
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Of a tile. whole, half, quarter: microseconds of a turn for each 4,096 inputs, of an H200 with such tiles, or
-    with those of half or a quarter of the outputs."""
+    """Of a tile. alone, beside: microseconds of 64 inputs on an H200 whose other multiprocessors are idle, and how many
+    more if none is."""
 
     rows: int
     outputs: int
-    whole: float
-    half: float
-    quarter: float | None = None
+    alone: float
+    beside: float
+
+    @property
+    def inputs(self) -> int:
+        """Of a stage."""
+        return 128 if self.rows <= 128 else 64
 
 
-#: as measured in benchmarks/results/2026-11-30-quantised-gpu.md
-SHAPES = (Shape(128, 256, 50, 28, 20), Shape(192, 128, 45.5, 29.5), Shape(256, 128, 48.5, 32))
+#: fitted to what benchmarks/results/2026-11-30-quantised-gpu.md describes
+SHAPES = (
+    Shape(32, 256, 0.343, 0.060),
+    Shape(64, 128, 0.253, 0.027),
+    Shape(64, 256, 0.434, 0.049),
+    Shape(128, 128, 0.338, 0.041),
+    Shape(128, 256, 0.638, 0.083),
+    Shape(160, 128, 0.440, 0.039),
+    Shape(192, 128, 0.461, 0.052),
+    Shape(224, 128, 0.529, 0.072),
+    Shape(256, 128, 0.609, 0.076),
+)
+#: microseconds to exchange sums: if a tile's blocks have equal parts, and if not; and for the largest tile
+_EQUAL, _EQUAL_TILE, _UNEQUAL, _UNEQUAL_TILE = 2.7, 3.7, 4.4, 4.9
 
 
 @dataclass(frozen=True, slots=True)
-class Tiles:
-    """shape: of the first `whole` tiles, after which come those of half as many outputs; count: all. is_split: all are
-    of 64 outputs, and each half of a block has half of the inputs."""
+class Split:
+    """Tiles of a shape, for so many blocks, which have as many stages each."""
 
     shape: Shape
-    whole: int
-    count: int
-    is_split: bool = False
+    tiles: int
+    blocks: int
 
     @classmethod
     @cache
-    def of(cls, num_rows: int, columns: int, num_blocks: int) -> Tiles:
-        """Those that cost least, where each block takes one tile a turn."""
-        every = [tiles for shape in SHAPES for tiles in cls.all_of(shape, num_rows, columns, num_blocks)]
-        return min(every, key=lambda tiles: tiles.cost(num_blocks))
+    def of(cls, num_rows: int, columns: int, depth: int, num_blocks: int) -> Split:
+        """The one that costs least."""
+        every = [split for shape in SHAPES for split in cls.all_of(shape, num_rows, columns, depth, num_blocks)]
+        return min(every, key=lambda split: split.cost(depth, num_blocks))
 
     @classmethod
-    def all_of(cls, shape: Shape, num_rows: int, columns: int, num_blocks: int) -> Iterator[Tiles]:
-        """Whole ones, or in whole turns; those of half as many outputs; all split."""
-        rows = -(-num_rows // shape.rows)
-        count = rows * -(-columns // shape.outputs)
-        yield cls(shape, count, count)
-        halves = rows * -(-columns * 2 // shape.outputs)
-        turns = halves // 2 // num_blocks * num_blocks // rows * rows
-        yield from (cls(shape, whole, halves - whole) for whole in {0, turns})
-        if shape.quarter is not None:
-            yield cls(shape, 0, rows * -(-columns // 64), is_split=True)
+    def all_of(cls, shape: Shape, num_rows: int, columns: int, depth: int, num_blocks: int) -> Iterator[Split]:
+        """A tile for each block, or for some together; or all blocks share all tiles."""
+        tiles = -(-num_rows // shape.rows) * -(-columns // shape.outputs)
+        stages = depth // shape.inputs
+        counts = {min(num_blocks, tiles * stages)}
+        if tiles <= num_blocks:
+            counts |= {tiles, tiles * min(num_blocks // tiles, stages, _QUARTERS)}
+        yield from (cls(shape, tiles, count) for count in sorted(counts))
 
-    def cost(self, num_blocks: int) -> float:
-        """Microseconds for each 4,096 inputs, about."""
-        rest = self.shape.quarter if self.is_split and self.shape.quarter is not None else self.shape.half
-        turns, last = -(-self.whole // num_blocks), -(-(self.count - self.whole) // num_blocks)
-        return turns * self.shape.whole + last * rest
+    @property
+    def whole_turns(self) -> int:
+        """Of tiles that each are one block's. The rest is more than a turn, or few tiles would be of many blocks."""
+        turns = self.tiles // self.blocks
+        return turns if self.tiles % self.blocks == 0 else max(0, turns - 1)
+
+    def cost(self, depth: int, num_blocks: int) -> float:
+        """Microseconds, about."""
+        busy = self.shape.alone + self.shape.beside * self.blocks / num_blocks
+        alone = busy * depth / 64 * self.tiles / self.blocks
+        tile = self.shape.rows * self.shape.outputs / LARGEST_WIDE_TILE
+        if self.tiles % self.blocks == 0:
+            return alone
+        if self.blocks % self.tiles == 0:
+            left = 1 - self.tiles / self.blocks  # of a tile, what a block leaves to others
+            return alone + _EQUAL + _EQUAL_TILE * tile * left * self.blocks / num_blocks
+        return alone + _UNEQUAL + _UNEQUAL_TILE * tile
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Exchange:
+    """Room for what the blocks of one launch tell each other. sums: float32, LARGEST_WIDE_TILE for each block. told:
+    int32, one for each block and one more, zeros at first."""
+
+    sums: torch.Tensor
+    told: torch.Tensor
+
+
+def prepare(weight: QuantizedWeight, gpu: GPU) -> None:
+    """Compile and load what rows of any number need, so that no prompt waits for it."""
+    _prepare(weight.zeros is not None, weight.has_short_scales, gpu)
+
+
+@cache
+def _prepare(has_zeros: bool, has_short_scales: bool, gpu: GPU) -> None:
+    """All at once; threads suffice, since each nvcc is a process."""
+    kinds = [_variant(has_zeros, has_short_scales, shape) for shape in SHAPES]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda kind: kind.compile(gpu), kinds))
+    for kind in kinds:
+        _kernel(kind, gpu)
+
+
+def _variant(has_zeros: bool, has_short_scales: bool, shape: Shape) -> Variant:
+    return Variant(has_zeros, has_short_scales and not has_zeros, shape.rows, shape.outputs)
 
 
 def wide_int4(
-    x: torch.Tensor, weight: QuantizedWeight, bias: torch.Tensor | None, out: torch.Tensor, room: torch.Tensor,
-    *, gpu: GPU,
+    x: torch.Tensor, weight: QuantizedWeight, bias: torch.Tensor | None, out: torch.Tensor, room: torch.Tensor | None,
+    exchange: Exchange, *, gpu: GPU,
 ) -> None:  # fmt: skip
-    """out [T, out] = x [T, in] W^T + bias, all in bfloat16. room: of bfloat16, flat, for the rows.
-
-    If it has more room, the copy engine reads what lies behind the rows, too, to fill a tile: it takes longer for rows
-    that it must make up. Their results are not stored."""
+    """out [T, out] = x [T, in] W^T + bias, all in bfloat16. room: of bfloat16, flat, for the rows with their inputs
+    dealt; None: they are."""
     num_rows, depth = x.shape
-    dealt = room[: num_rows * depth].view(num_rows, depth)
-    deal_inputs(x, dealt, chained=gpu.chains)
-    tiles = Tiles.of(num_rows, weight.columns, gpu.num_multiprocessors)
-    shape = tiles.shape
+    dealt = x
+    if room is not None:
+        dealt = room[: num_rows * depth].view(num_rows, depth)
+        deal_inputs(x, dealt, chained=gpu.chains)
+    assert dealt.is_contiguous(), "dealt rows lie one after another"
+    split = Split.of(num_rows, weight.columns, depth, gpu.num_multiprocessors)
+    shape = split.shape
+    assert split.tiles * depth * split.blocks < _MOST_PRODUCT, f"{num_rows} rows are too many"
     launch = _Launch(
-        weight.data.data_ptr(), weight.scales.data_ptr(), address(weight.zeros), address(bias), out.data_ptr(),
-        out.stride(0), num_rows, weight.columns, depth, weight.group.bit_length() - 1,
-        tiles.whole, tiles.count, tiles.is_split,
+        weight.scales.data_ptr(), address(weight.zeros), address(bias), out.data_ptr(), exchange.sums.data_ptr(),
+        exchange.told[1:].data_ptr(), exchange.told.data_ptr(), out.stride(0), num_rows, weight.columns, depth,
+        weight.group.bit_length() - 1, split.tiles, split.whole_turns,
     )  # fmt: skip
-    there = min(-(-num_rows // shape.rows) * shape.rows, room.numel() // depth)
-    rows = TensorMap.of_rows(room.data_ptr(), there, depth, is_half=False, box_rows=shape.rows, box_dim=_BOX)
-    has_zeros = weight.zeros is not None
-    kernel, shared_bytes = _kernel(Variant(has_zeros, weight.has_short_scales and not has_zeros, shape.rows), gpu)
+    codes = TensorMap.of_words(
+        weight.data.data_ptr(), weight.columns // 16, depth * _WORDS,
+        box_rows=shape.outputs // 16, box_dim=shape.inputs * _WORDS,
+    )  # fmt: skip
+    there = min(-(-num_rows // shape.rows) * shape.rows, _rows_in_memory(dealt))
+    rows = TensorMap.of_rows(dealt.data_ptr(), there, depth, is_half=False, box_rows=shape.rows, box_dim=_BOX)
+    kernel, shared_bytes = _kernel(_variant(weight.zeros is not None, weight.has_short_scales, shape), gpu)
     kernel.launch(
-        min(gpu.num_multiprocessors, tiles.count), _THREADS, (launch, rows), shared_bytes=shared_bytes,
+        split.blocks, _THREADS, (launch, codes, rows), shared_bytes=shared_bytes,
         stream=torch.cuda.current_stream().cuda_stream, chained=gpu.chains,
     )  # fmt: skip
+
+
+def _rows_in_memory(x: torch.Tensor) -> int:
+    """From x on, also those behind it. Tiles read them, and their results are not stored: the copy engine takes longer
+    for rows that it must make up."""
+    num_bytes = x.untyped_storage().nbytes() - x.storage_offset() * x.element_size()
+    return num_bytes // (x.shape[1] * x.element_size())

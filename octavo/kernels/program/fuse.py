@@ -11,6 +11,7 @@
     add_rms_norm, linear               ->  quantising_linear               │ in what gives them; and the product before
     gated_activation, linear           ->  quantising_linear               ┘ it may leave its scales to that, or to
                                                                              attention
+    rms_norm, linear, and so on        ->  the same; the first deals the inputs of rows as the product reads them
     mixture, add_rms_norm              ->  mixture_add_rms_norm              its weighted sums have whole rows
     all_reduce, add_rms_norm           ->  all_reduce_add_rms_norm           between ranks
     add_adapters, gated_activation     ->  add_adapters with gate
@@ -47,6 +48,7 @@ class Fusions:
     parts: bool = False  # a product leaves partial sums, and the next norm adds them up
     fuses: Callable[[Linear, bool], bool] = lambda weight, gated: True  # whether anything but that; a gate
     quantises: Callable[[Linear], bool] = lambda weight: False  # whether a product's rows become fp8 before it
+    deals: Callable[[Linear], bool] = lambda weight: False  # whether a product may read dealt rows
     leaves_scales: bool = False  # such a product is faster without scales, which what makes the next one's rows can do
     scales_projection: Callable[[AttentionLayer], bool] = lambda layer: False  # whether attention can, too
     takes_norm: Callable[[int, int], bool] = lambda columns, depth: False  # whether such a product does
@@ -68,13 +70,14 @@ def fuse(recording: Recording, fusions: Fusions) -> Recording:
     if fusions.leaves_scales:
         recording = _with_scales_left(recording, fusions)
     if fusions.parts:
-        recording = _apply(recording, _parts)
+        recording = _apply(recording, lambda first, second: _parts(first, second, fusions))
     if fusions.mixture_norm:
         recording = _apply(recording, _mixture_norm)
     if fusions.residual:
         recording = _apply(recording, lambda first, second: _residual(first, second, fusions))
     recording = _apply(recording, lambda first, second: _gate(first, second, fusions))
-    return _apply(recording, lambda first, second: _norm(first, second, fusions))
+    recording = _apply(recording, lambda first, second: _norm(first, second, fusions))
+    return _apply(recording, lambda first, second: _dealt(first, second, fusions))
 
 
 def without_adapters(recording: Recording) -> Recording:
@@ -208,10 +211,10 @@ def _adds_residual(product: Instruction, fusions: Fusions) -> bool:
     return fusions.fuses(weight, False) and (not weight.biases or fusions.adds_both(*shape))
 
 
-def _parts(first: Instruction, second: Instruction) -> list[Instruction] | None:
+def _parts(first: Instruction, second: Instruction, fusions: Fusions) -> list[Instruction] | None:
     if (first.op, second.op) != ("linear", "add_rms_norm") or first.arguments["weight"].biases:
         return None
-    if second.inputs[0] is not first.outputs[0]:
+    if second.inputs[0] is not first.outputs[0] or fusions.deals(first.arguments["weight"]):
         return None
     arguments = {"weight": first.arguments["weight"], "norm_weight": second.arguments["weight"]}
     arguments |= {"eps": second.arguments["eps"], "adapters": first.arguments.get("adapters")}
@@ -248,3 +251,15 @@ def _takes_norm(product: Instruction, fusions: Fusions) -> bool:
         return False
     shape = product.outputs[0].width, product.inputs[0].width
     return fusions.takes_norm(*shape) and fusions.fuses(product.arguments["weight"], "gate" in product.arguments)
+
+
+def _dealt(first: Instruction, second: Instruction, fusions: Fusions) -> list[Instruction] | None:
+    if first.op not in ("rms_norm", "add_rms_norm", "gated_activation") or second.op != "linear":
+        return None
+    weight, is_read = second.arguments["weight"], second.inputs[0] is first.outputs[0]
+    if not is_read or second.arguments.keys() != {"weight"} or not fusions.deals(weight):
+        return None
+    return [
+        replace(first, arguments=first.arguments | {"deals_for": weight}),
+        replace(second, arguments=second.arguments | {"is_dealt": True}),
+    ]

@@ -25,6 +25,13 @@ inline Words look_at_two(const uint64_t* from) {
   return {first, look(from + 1)};
 }
 
+inline void written_for_copies() {}
+inline void tell_written(uint32_t* to, uint32_t number) { *to = number, ++progress; }
+
+inline void wait_until_written(const uint32_t* from, uint32_t number) {
+  while (*from != number) wait_a_turn();
+}
+
 constexpr uint32_t kLaunch = 256;
 inline uint32_t number_of_launch(const uint32_t* count) { return *count / kLaunch + 1; }
 inline void count_block(uint32_t* count) { *count += blockIdx.x == 0 ? kLaunch - (gridDim.x - 1) : 1; }
@@ -41,12 +48,14 @@ struct Resident {
   decltype(octavo::barriers) own_barriers;
   decltype(octavo::named) own_named;
   decltype(octavo::products) own_products;
+  decltype(octavo::groups) own_groups;
 
   void change_places() {
     std::swap_ranges(held.begin(), held.end(), memory);
     std::swap(own_threads, threads), std::swap(own_warps, warps), std::swap(own_block, block);
     std::swap(own_copies, octavo::copies), std::swap(own_barriers, octavo::barriers);
     std::swap(own_named, octavo::named), std::swap(own_products, octavo::products);
+    std::swap(own_groups, octavo::groups);
   }
 };
 

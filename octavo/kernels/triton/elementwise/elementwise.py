@@ -10,6 +10,7 @@ import triton.language as tl
 
 from octavo.kernels.ops import Activation
 from octavo.kernels.triton.chain import wait_for_previous
+from octavo.kernels.triton.dealt import dealt
 
 _TILE = 1024
 
@@ -29,12 +30,14 @@ def elementwise(
     )  # fmt: skip
 
 
-def gated_activation(gate_up: torch.Tensor, kind: Activation, out: torch.Tensor, *, chained: bool = False) -> None:
-    """[T, 2F] -> out [T, F]: act(gate) * up; gate is the first half of the columns."""
+def gated_activation(
+    gate_up: torch.Tensor, kind: Activation, out: torch.Tensor, *, deals: bool = False, chained: bool = False
+) -> None:
+    """[T, 2F] -> out [T, F]: act(gate) * up; gate is the first half of the columns. deals: see triton/dealt.py."""
     width = out.shape[1]
     _gated_kernel[(len(out), triton.cdiv(width, _TILE))](
         gate_up, out, width, gate_up.stride(0), out.stride(0),
-        KIND=kind, TILE=_TILE, CHAINED=chained, launch_pdl=chained, num_warps=4,
+        KIND=kind, DEALS=deals, TILE=_TILE, CHAINED=chained, launch_pdl=chained, num_warps=4,
     )  # fmt: skip
 
 
@@ -124,15 +127,19 @@ def _elementwise_kernel(
 
 @triton.jit
 def _gated_kernel(
-    gate_up, out, width, in_stride, out_stride, KIND: tl.constexpr, TILE: tl.constexpr, CHAINED: tl.constexpr
-):
-    wait_for_previous(CHAINED)
+    gate_up, out, width, in_stride, out_stride,
+    KIND: tl.constexpr, DEALS: tl.constexpr, TILE: tl.constexpr, CHAINED: tl.constexpr,
+):  # fmt: skip
+    wait_for_previous(CHAINED, EARLY=DEALS)  # the product that comes next reads only weights before it waits
     row = tl.program_id(0).to(tl.int64)
     col = tl.program_id(1) * TILE + tl.arange(0, TILE)
     mask = col < width
     gate = tl.load(gate_up + row * in_stride + col, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(gate_up + row * in_stride + width + col, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out + row * out_stride + col, (activate(gate, KIND) * up).to(out.dtype.element_ty), mask=mask)
+    y = (activate(gate, KIND) * up).to(out.dtype.element_ty)
+    if DEALS:
+        y = dealt(y, TILE)
+    tl.store(out + row * out_stride + col, y, mask=mask)
 
 
 @triton.jit

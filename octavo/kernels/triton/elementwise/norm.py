@@ -10,11 +10,14 @@ import triton
 import triton.language as tl
 
 from octavo.kernels.triton.chain import wait_for_previous
+from octavo.kernels.triton.dealt import dealt
 
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor, *, chained: bool = False) -> None:
-    """out = x / sqrt(mean(x^2) + eps) * weight, over the last of [T, H]. `out` may be x."""
-    _rms_norm(x, None, weight, eps, out, chained)
+def rms_norm(
+    x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor, *, deals: bool = False, chained: bool = False
+) -> None:
+    """out = x / sqrt(mean(x^2) + eps) * weight, over the last of [T, H]. `out` may be x. deals: see triton/dealt.py."""
+    _rms_norm(x, None, weight, eps, out, chained, deals=deals)
 
 
 def add_rms_norm(
@@ -24,10 +27,11 @@ def add_rms_norm(
     eps: float,
     out: torch.Tensor,
     *,
+    deals: bool = False,
     chained: bool = False,
 ) -> None:
-    """residual += x; out = rms_norm(residual). `out` may be x."""
-    _rms_norm(x, residual, weight, eps, out, chained)
+    """residual += x; out = rms_norm(residual). `out` may be x. deals: out's inputs; see triton/dealt.py."""
+    _rms_norm(x, residual, weight, eps, out, chained, deals=deals)
 
 
 def sum_rms_norm(
@@ -75,6 +79,7 @@ def _rms_norm(
     out: torch.Tensor,
     chained: bool,
     early: bool = False,
+    deals: bool = False,
 ) -> None:
     width = x.shape[-1]
     width_pad = triton.next_power_of_2(width)
@@ -82,8 +87,8 @@ def _rms_norm(
     _rms_norm_kernel[(len(out),)](
         x, out if residual is None else residual, weight, out, eps,
         x.stride(-2), out.stride(0) if residual is None else residual.stride(0), out.stride(0), x.stride(0),
-        PARTS=num_parts, WIDTH=width, PAD=width_pad, HAS_RESIDUAL=residual is not None,
-        CHAINED=chained, EARLY=early, launch_pdl=chained, num_warps=num_warps(width_pad),
+        PARTS=num_parts, WIDTH=width, PAD=width_pad, HAS_RESIDUAL=residual is not None, DEALS=deals,
+        CHAINED=chained, EARLY=early or deals, launch_pdl=chained, num_warps=num_warps(width_pad),
     )  # fmt: skip
 
 
@@ -96,7 +101,7 @@ def num_warps(width_pad: int) -> int:
 def _rms_norm_kernel(
     x_ptr, residual_ptr, weight_ptr, out_ptr, eps, x_stride, residual_stride, out_stride, part_stride,
     PARTS: tl.constexpr, WIDTH: tl.constexpr, PAD: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
-    CHAINED: tl.constexpr, EARLY: tl.constexpr,
+    DEALS: tl.constexpr, CHAINED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     col = tl.arange(0, PAD)
@@ -112,7 +117,10 @@ def _rms_norm_kernel(
         tl.store(at, total, mask=mask)
         x = total.to(tl.float32)
     rstd = tl.rsqrt(tl.sum(x * x, 0) / WIDTH + eps)
-    tl.store(out_ptr + row * out_stride + col, (x * rstd * weight).to(out_ptr.dtype.element_ty), mask=mask)
+    y = (x * rstd * weight).to(out_ptr.dtype.element_ty)
+    if DEALS:
+        y = dealt(y, PAD)
+    tl.store(out_ptr + row * out_stride + col, y, mask=mask)
 
 
 @triton.jit
