@@ -11,14 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from octavo.bench.workloads import random_workload
-from octavo.cli.flags import (
-    add_engine_flags,
-    add_flags,
-    check_counts,
-    check_not_read,
-    engine_options,
-    vocab_size,
-)
+from octavo.cli.flags import add_engine_flags, add_flags, check_counts, check_not_read, engine_options, vocab_size
 from octavo.cli.parser import CommandParser
 from octavo.cli.written_files import write_json
 from octavo.sampling_params import SamplingParams

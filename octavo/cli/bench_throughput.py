@@ -13,14 +13,7 @@ import time
 from typing import TYPE_CHECKING, get_args
 
 from octavo.bench.workloads import NAMED, DatasetName, Work, ragged16, random_workload
-from octavo.cli.flags import (
-    add_engine_flags,
-    add_flags,
-    check_counts,
-    check_not_read,
-    engine_options,
-    vocab_size,
-)
+from octavo.cli.flags import add_engine_flags, add_flags, check_counts, check_not_read, engine_options, vocab_size
 from octavo.cli.parser import CommandParser
 from octavo.cli.written_files import write_json
 from octavo.errors import ConfigError

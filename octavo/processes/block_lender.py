@@ -22,15 +22,7 @@ from octavo.cache.blocks import ContentHash, Root, chain_hash
 from octavo.errors import OctavoError
 from octavo.observe.logging import LOGGER
 from octavo.processes.block_door import admit, listen
-from octavo.processes.block_messages import (
-    MAX_TEXT,
-    TO_LENDER,
-    BadMessageError,
-    BlockCard,
-    Failed,
-    Fetch,
-    unpack_ids,
-)
+from octavo.processes.block_messages import MAX_TEXT, TO_LENDER, BadMessageError, BlockCard, Failed, Fetch, unpack_ids
 from octavo.processes.block_wire import Wire
 from octavo.processes.household import UNIX
 from octavo.processes.lender_link import LenderLink

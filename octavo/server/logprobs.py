@@ -12,13 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from octavo.logprobs import Logprob, TokenLogprobs
-from octavo.server.answer_bodies import (
-    ChatTokenLogprob,
-    CompletionLogprobs,
-    PromptLogprob,
-    PromptLogprobs,
-    TopLogprob,
-)
+from octavo.server.answer_bodies import ChatTokenLogprob, CompletionLogprobs, PromptLogprob, PromptLogprobs, TopLogprob
 from octavo.server.json_pieces import LazyList
 from octavo.text.detokenizer import TextStream
 

@@ -9,38 +9,26 @@ Every stage keeps the same rows. The last one draws, and the others append what 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 
-from octavo.config import LogprobsMode
 from octavo.distributed.stage_link import StageLink
 from octavo.distributed.world import World
-from octavo.kernels.device import CompiledModel, StepBatch
+from octavo.kernels.device import StepBatch
 from octavo.messages import PendingStep, StepPlan, StepResult
-from octavo.worker.rows import LiveRows
 from octavo.worker.runner import Draws, HostRunner
-from octavo.worker.step_faults import Explain
 from octavo.worker.undrawn import UndrawnSteps
 
 
 class StageRunner(HostRunner):
-    """width: columns of the hidden states."""
+    """given: as for a HostRunner. width: columns of the hidden states."""
 
-    def __init__(
-        self,
-        model: CompiledModel,
-        rows: LiveRows,
-        max_num_seqs: int,
-        logprobs_mode: LogprobsMode,
-        explain: Explain | None,
-        world: World,
-        link: StageLink,
-        width: int,
-    ) -> None:
-        super().__init__(model, rows, max_num_seqs, logprobs_mode, explain)
+    def __init__(self, *given: Any, world: World, link: StageLink, width: int) -> None:
+        super().__init__(*given)
         self._world, self._link, self._width = world, link, width
-        self._undrawn = UndrawnSteps(rows.states, max_num_seqs)
+        self._undrawn = UndrawnSteps(self._rows.states, len(self._rows.states.num_tokens))
 
     def submit(self, plan: StepPlan) -> PendingStep:
         if not self._world.is_last_stage:

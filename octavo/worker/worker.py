@@ -267,7 +267,7 @@ def _runner(
             return HostRunner(*given, explain, overlaps=task.overlaps)
         from octavo.worker.stage_runner import StageRunner  # one rank runs without its code
 
-        return StageRunner(*given, explain, task.world, link, shape.architecture.hidden_size)
+        return StageRunner(*given, explain, world=task.world, link=link, width=shape.architecture.hidden_size)
     captures_graphs = not (task.backend.enforce_eager or task.backend.trace_ops)
     captures_graphs = captures_graphs and (ranks is None or ranks.can_capture)
     options: dict[str, Any] = {"captures_graphs": captures_graphs, "explain": explain}

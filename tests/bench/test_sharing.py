@@ -7,14 +7,7 @@ import re
 
 import pytest
 
-from octavo.bench.sharing import (
-    DATASETS,
-    PAPER,
-    PAPER_COUNTS,
-    PAPER_OF_BEAMS,
-    count_saving,
-    table,
-)
+from octavo.bench.sharing import DATASETS, PAPER, PAPER_COUNTS, PAPER_OF_BEAMS, count_saving, table
 from octavo.bench.sharing_plot import NOTE, draw
 from octavo.bench.sharing_time import step_seconds
 from octavo.bench.workloads import Work

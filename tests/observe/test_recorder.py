@@ -17,16 +17,7 @@ from octavo.cli import main as cli
 from octavo.errors import ConfigError, EngineDeadError
 from octavo.observe import recorder
 from octavo.observe.event_log import EventLog
-from octavo.observe.events import (
-    Arrived,
-    BlockEvicted,
-    EngineStarted,
-    Event,
-    EventsLost,
-    Finished,
-    Sampled,
-    StepDone,
-)
+from octavo.observe.events import Arrived, BlockEvicted, EngineStarted, Event, EventsLost, Finished, Sampled, StepDone
 from octavo.observe.flight_log import read_log, read_open_log
 from octavo.observe.logging import LOGGER
 from octavo.observe.recorder import FlightRecorder

@@ -13,16 +13,7 @@ import pytest
 from octavo.kernels.cpu import library
 from octavo.kernels.cpu.library import struct_columns
 from octavo.kernels.reference.sampling import processed_logits
-from octavo.sampling.columns import (
-    COLUMNS,
-    ENTRY_WIDTH,
-    FILTERS,
-    NUMBERS,
-    PARAMETERS,
-    RAGGED,
-    WORDS,
-    batch_entries,
-)
+from octavo.sampling.columns import COLUMNS, ENTRY_WIDTH, FILTERS, NUMBERS, PARAMETERS, RAGGED, WORDS, batch_entries
 from octavo.sampling_params import SamplingParams, parameters_that
 from tests.kernels.test_sampling import make_batch
 

@@ -9,15 +9,7 @@ from octavo.errors import InvalidRequestError
 from octavo.observe.event_log import EventLog
 from octavo.observe.events import Finished, Forked, Scheduled, Started
 from octavo.processes.household import MAX_TRIES, Restarts
-from octavo.processes.probation import (
-    ALL_S,
-    ALONE_S,
-    MAX_DEATHS,
-    MEMORY_S,
-    Held,
-    Probation,
-    Suspects,
-)
+from octavo.processes.probation import ALL_S, ALONE_S, MAX_DEATHS, MEMORY_S, Held, Probation, Suspects
 from octavo.processes.step_record import StepRecord, who_was_computed
 from octavo.processes.transport import AddRequest, pack_request
 from octavo.request import Request, Sequence, SequenceId

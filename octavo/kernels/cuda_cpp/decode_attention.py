@@ -16,12 +16,7 @@ from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda_cpp.attention_plan import PlanArrays, SharedPlan
 from octavo.kernels.cuda_cpp.compile import compile_kernel
 from octavo.kernels.cuda_cpp.module import Kernel, TensorMap
-from octavo.kernels.cuda_cpp.shape import (
-    BOX_TOKENS,
-    Occupancy,
-    Shape,
-    partial_shapes,
-)
+from octavo.kernels.cuda_cpp.shape import BOX_TOKENS, Occupancy, Shape, partial_shapes
 from octavo.kernels.kv_layout import LARGEST_CODE, KVDType, KVLayout
 from octavo.kernels.triton.attention.memory import LayerPool
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform
