@@ -114,6 +114,8 @@ OURS: dict[str, frozenset[str]] = {
                 "/events",
                 "/memory_map",
                 "/api/chat",
+                "/api/embed",
+                "/api/embeddings",
                 "/api/generate",
                 "/api/tags",
                 "/api/show",

@@ -56,13 +56,13 @@ async def create_embedding(request: Request, serving: Serving) -> Response:
     """The embeddings of one text or many."""
     asked = await serving.read(request, EmbeddingRequest)
     write = _writer(asked.encoding_format)
-    params = _params(serving, asked, task="embed", dimensions=asked.dimensions)
+    params = checked_params(serving, asked, task="embed", dimensions=asked.dimensions)
 
     def make(numbers: list[FloatArray], heading: dict[str, Any]) -> EmbeddingResponse:
         data = [Embedding(index=index, embedding=write(one)) for index, one in enumerate(numbers)]
         return EmbeddingResponse(data=data, **heading)
 
-    return await _answer(request, serving, asked, "embd", params, make)
+    return await answer_texts(request, serving, asked, "embd", params, make)
 
 
 async def pool(request: Request, serving: Serving) -> Response:
@@ -70,20 +70,20 @@ async def pool(request: Request, serving: Serving) -> Response:
     asked = await serving.read(request, NumbersRequest)
     write = _writer(asked.encoding_format)
     task = asked.task or pooled_form(serving).usual_task
-    params = _params(serving, asked, task=task, dimensions=asked.dimensions)
+    params = checked_params(serving, asked, task=task, dimensions=asked.dimensions)
 
     def make(numbers: list[FloatArray], heading: dict[str, Any]) -> PoolingResponse:
         data = [Numbers(index=index, data=write(one)) for index, one in enumerate(numbers)]
         return PoolingResponse(data=data, **heading)
 
-    return await _answer(request, serving, asked, "pool", params, make)
+    return await answer_texts(request, serving, asked, "pool", params, make)
 
 
 async def classify(request: Request, serving: Serving) -> Response:
     """The classes of one text or many, with their probabilities."""
     asked = await serving.read(request, ClassifyRequest)
     labels = pooled_form(serving).labels
-    params = _params(serving, asked, task="classify")
+    params = checked_params(serving, asked, task="classify")
 
     def make(numbers: list[FloatArray], heading: dict[str, Any]) -> ClassifyResponse:
         data = [
@@ -92,7 +92,7 @@ async def classify(request: Request, serving: Serving) -> Response:
         ]
         return ClassifyResponse(data=data, **heading)
 
-    return await _answer(request, serving, asked, "classify", params, make)
+    return await answer_texts(request, serving, asked, "classify", params, make)
 
 
 def pooled_form(serving: Serving) -> PooledForm:
@@ -165,7 +165,7 @@ def checked_keep(asked: PoolingRequest, serving: Serving) -> int | None:
     return most if keep == -1 else keep
 
 
-async def _answer(
+async def answer_texts(
     request: Request, serving: Serving, asked: TextsRequest, kind: str, params: PoolingParams, make: Answers
 ) -> Response:
     ids = await _token_ids(request, serving, asked)
@@ -198,7 +198,7 @@ async def _token_ids(request: Request, serving: Serving, asked: TextsRequest) ->
     return [ids if keep is None else ids[:keep]]
 
 
-def _params(serving: Serving, asked: TextsRequest, **more: Any) -> PoolingParams:
+def checked_params(serving: Serving, asked: TextsRequest, **more: Any) -> PoolingParams:
     form = pooled_form(serving)
     try:
         return PoolingParams(use_activation=asked.use_activation, **more).checked_for(form)

@@ -64,17 +64,17 @@ async def generate(request: Request, serving: Serving) -> Response:
 
 async def _read(request: Request, serving: Serving, kind: type[T]) -> T:
     asked = await serving.read_body(request, kind)
-    await _model(asked, serving)
+    await model_of(asked.model, serving)
     check_supported(asked)
     return asked
 
 
-async def _model(asked: OllamaRequest, serving: Serving) -> str:
+async def model_of(asked: str | None, serving: Serving) -> str:
     """The served name, or the adapter, that a client means. Raises ApiError."""
-    name = (asked.model or "").removesuffix(":latest")
-    is_served = any(asked.model in (one, f"{one}:latest") for one in serving.settings.served_model_name)
+    name = (asked or "").removesuffix(":latest")
+    is_served = any(asked in (one, f"{one}:latest") for one in serving.settings.served_model_name)
     if is_served or await serving.adapters.find(name) is None:
-        return served_name(asked.model, serving)
+        return served_name(asked, serving)
     return name
 
 
@@ -131,7 +131,7 @@ async def _answer(
         request_id=f"ollama-{known_as}",
         prompts=[prompt],
         params=serving.answers.params(_params(asked, len(prompt), serving, field), reading),
-        lora_request=serving.adapter(await _model(asked, serving)),
+        lora_request=serving.adapter(await model_of(asked.model, serving)),
         **from_headers(request),
     )
     lines = OllamaLines(asked.model or "", is_chat=field == "messages", reading=reading)

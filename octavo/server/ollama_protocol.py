@@ -83,6 +83,24 @@ class OllamaGenerateRequest(OllamaRequest, kw_only=True, forbid_unknown_fields=T
     steps: int | None = None
 
 
+class OllamaEmbedRequest(ModelRequest, kw_only=True, forbid_unknown_fields=True):
+    """POST /api/embed. truncate: true if left out. options and keep_alive: no effect."""
+
+    input: str | list[str] | None = None
+    truncate: bool | None = None
+    dimensions: int | None = None
+    options: dict[str, Any] | None = None
+    keep_alive: str | Number | None = None
+
+
+class OllamaEmbeddingsRequest(ModelRequest, kw_only=True, forbid_unknown_fields=True):
+    """POST /api/embeddings, the former route for one text. options and keep_alive: no effect."""
+
+    prompt: str | None = None
+    options: dict[str, Any] | None = None
+    keep_alive: str | Number | None = None
+
+
 class OllamaShowRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """POST /api/show. name: the former name of `model`. verbose: no effect."""
 

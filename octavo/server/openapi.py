@@ -46,6 +46,8 @@ _BODIES: dict[str, tuple[type[msgspec.Struct] | None, type[msgspec.Struct] | Non
     **anthropic_protocol.BODIES,
     "/api/chat": (ollama_protocol.OllamaChatRequest, None, True),
     "/api/generate": (ollama_protocol.OllamaGenerateRequest, None, True),
+    "/api/embed": (ollama_protocol.OllamaEmbedRequest, None, False),
+    "/api/embeddings": (ollama_protocol.OllamaEmbeddingsRequest, None, False),
     "/api/show": (ollama_protocol.OllamaShowRequest, None, False),
     "/v1/load_lora_adapter": (protocol.LoadLoRARequest, None, False),
     "/v1/unload_lora_adapter": (protocol.UnloadLoRARequest, None, False),

@@ -154,14 +154,18 @@ async def ollama_show(request: Request, serving: Serving) -> Response:
                 "octavo.context_length": info.max_model_len,
                 "octavo.vocab_size": info.vocab_size,
             },
-            "capabilities": [
-                "completion",
-                *(["tools"] if serving.answers.can_call else []),
-                *(["thinking"] if serving.answers.can_think else []),
-            ],
+            "capabilities": _abilities(serving),
             "modified_at": timestamp(serving.created),
         }
     )
+
+
+def _abilities(serving: Serving) -> list[str]:
+    """In Ollama's words."""
+    if serving.client.model_info.pooled is not None:
+        return ["embedding"]
+    able = {"tools": serving.answers.can_call, "thinking": serving.answers.can_think}
+    return ["completion", *(name for name, is_able in able.items() if is_able)]
 
 
 def _ollama_model(name: str, serving: Serving) -> dict[str, Any]:

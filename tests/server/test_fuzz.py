@@ -20,6 +20,8 @@ from octavo.server.anthropic_protocol import AnthropicMessage, MessagesRequest
 from octavo.server.bodies import NEUTRAL
 from octavo.server.ollama_protocol import (
     OllamaChatRequest,
+    OllamaEmbeddingsRequest,
+    OllamaEmbedRequest,
     OllamaGenerateRequest,
     OllamaOptions,
     OllamaRequest,
@@ -97,6 +99,8 @@ PLACES: tuple[tuple[str, dict[str, Any], tuple[str | int, ...], type, type | Non
     ("/v1/sessions/none/prune", {"branch": 0}, (), SessionPruneRequest, None),
     ("/v1/sessions/none/generate", {}, (), SessionGenerateRequest, GenerationRequest),
     ("/api/show", {"model": "tiny"}, (), OllamaShowRequest, None),
+    ("/api/embed", {"model": "tiny", "input": "Hi"}, (), OllamaEmbedRequest, None),
+    ("/api/embeddings", {"model": "tiny", "prompt": "Hi"}, (), OllamaEmbeddingsRequest, OllamaEmbedRequest),
 )
 #: as JSON text, since json.dumps would not write all of them
 VALUES = (

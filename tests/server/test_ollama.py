@@ -13,6 +13,7 @@ import pytest
 
 from octavo.errors import EngineBusyError, EngineDeadError
 from tests.server.live_server import serve
+from tests.server.scripted_embedder import ScriptedEmbedder
 from tests.server.scripted_engine import Answer, ScriptedEngine, app_of, get, post, without_template
 from tests.server.speaking_engine import TOOL_TEMPLATE, SpeakingEngine
 
@@ -28,6 +29,28 @@ SAID = " one two three caf\u00e9"
 def client() -> Iterator[ollama.Client]:
     with serve(app_of()) as address:
         yield ollama.Client(host=address)
+
+
+def test_its_own_client_embeds() -> None:
+    texts, long = ["one two", "three"], "two " * 500
+    with serve(app_of(ScriptedEmbedder())) as address:
+        client = ollama.Client(host=address)
+        found = client.embed("tiny:latest", texts, dimensions=2, options={"num_ctx": 9})
+        plain = post(app_of(ScriptedEmbedder()), "/v1/embeddings", {"input": texts, "dimensions": 2}).json()
+        assert [list(one) for one in found.embeddings] == [one["embedding"] for one in plain["data"]]
+        assert (found.model, found.prompt_eval_count) == ("tiny:latest", plain["usage"]["prompt_tokens"])
+        (one,) = client.embed("tiny", "one two").embeddings
+        assert list(client.embeddings("tiny", "one two").embedding) == list(one)
+        assert client.embed("tiny", long).prompt_eval_count == 128
+        assert client.show("tiny").capabilities == ["embedding"]
+        for wrong, message in (
+            (lambda: client.embed("tiny", long, truncate=False), "tokens, allowed are 128"),
+            (lambda: client.embed("tiny", []), "input is missing or empty"),
+            (lambda: client.embeddings("tiny", ""), "prompt is missing or empty"),
+            (lambda: client.embed("other", "a"), "model 'other' not found"),
+        ):
+            with pytest.raises(ollama.ResponseError, match=message):
+                wrong()
 
 
 def lines(answer: Answer) -> list[Any]:
