@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.warm_python import WarmPython
+
 ROOT = Path(__file__).parent.parent.parent
 REQUEST = ("-m", "octavo", "run", "smollm2", "Hi", "--max-tokens", "1", "--temperature", "0")
+COMMAND_LINE = "import sys; from octavo.cli.main import main; sys.exit(main())"
 LINE = re.compile(r"^(\w+) +(\S.*?)? +(?:\[[\d, ]+\] )*-> (?:\[[\d, ]+\] *)+norm [\d.e+ -]+$", re.MULTILINE)
 
 
@@ -32,20 +35,28 @@ def test_the_breakpoint_is_where_the_gate_is_multiplied() -> None:
     assert "ops.gated_activation" in (ROOT / place[1]).read_text(encoding="utf-8").splitlines()[int(place[2]) - 1]
 
 
+#: pdb by its name, and pdb in a Python that has torch already: with a breakpoint set, an import takes twice the time
+PDB = ("-m", "pdb")
+PDB_BESIDE_TORCH = ("-c", "import torch, pdb; pdb.main()")
+
+
 @pytest.mark.parametrize(
-    "flags", [("--backend", "reference"), ("--backend", "cpu", "--trace-ops")], ids=["reference", "cpu"]
+    ("pdb", "flags"),
+    [(PDB_BESIDE_TORCH, ("--backend", "reference")), (PDB, ("--backend", "cpu", "--trace-ops"))],
+    ids=["reference", "cpu"],
 )
-def test_a_breakpoint_in_a_layer_stops_for_a_request(flags: tuple[str, ...]) -> None:
+def test_a_breakpoint_in_a_layer_stops_for_a_request(pdb: tuple[str, ...], flags: tuple[str, ...]) -> None:
     seen = ("p tuple(x.shape)", "p self.gate_up.parts[0].name", "where", "quit")
     commands = [word for one in (pages_breakpoint(), "continue", *seen) for word in ("-c", one)]
-    shown = run("-m", "pdb", *commands, *REQUEST, *flags).stdout
+    shown = run(*pdb, *commands, *REQUEST, *flags).stdout
     assert "(31, 576)" in shown
     assert "'model.layers.0.mlp.gate_proj.weight'" in shown
     assert re.search(r"engine/core\.py.*worker/.*layers/blocks\.py", shown, re.DOTALL)
 
 
-def test_a_traced_step_has_a_line_for_every_op() -> None:
-    plain, traced = run(*REQUEST, "--backend", "cpu"), run(*REQUEST, "--backend", "cpu", "--trace-ops")
+def test_a_traced_step_has_a_line_for_every_op(python: WarmPython) -> None:
+    command = (*REQUEST[2:], "--backend", "cpu")
+    plain, traced = (python.run(COMMAND_LINE, *command, *flags) for flags in ([], ["--trace-ops"]))
     assert traced.stdout == plain.stdout
     ops = [name for name, _ in LINE.findall(traced.stderr)]
     assert ops[:3] == ["embedding", "rms_norm", "linear"]

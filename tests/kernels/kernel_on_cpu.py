@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
-import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from ctypes import c_char, c_int64, c_void_p
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -19,15 +15,14 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-from octavo.errors import BackendUnavailableError  # noqa: E402
 from octavo.kernels.build.build import find_sources  # noqa: E402
-from octavo.kernels.build.toolchain import find_toolchain  # noqa: E402
 from octavo.kernels.cuda.driver import GPU  # noqa: E402
 from octavo.kernels.cuda.plain_codes import PlainCodes  # noqa: E402
 from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight  # noqa: E402
 from octavo.kernels.reference.scaled import dequantize_scaled  # noqa: E402
 from octavo.kernels.scaled import ScaledFormat  # noqa: E402
 from tests.gpu.quantized_matrix import random_matrix  # noqa: E402
+from tests.kernels.kept_library import alone, compiler, kept_library, with_includes  # noqa: E402
 
 HERE = Path(__file__).parent / "block_on_cpu"
 FEW_BLOCKS = GPU("a CPU", (9, 0), 1 << 34, 3)
@@ -66,14 +61,11 @@ class Boxes(ctypes.Structure):
 
 
 def run_on_cpu(
-    kernel: ModuleType, folder: Path, patch: pytest.MonkeyPatch, *, compiler: ModuleType | None = None
+    kernel: ModuleType, folder: Path, patch: pytest.MonkeyPatch, *, compiled_by: ModuleType | None = None
 ) -> None:
-    """Have the launcher in `kernel` launch on the CPU. folder: the test's own. compiler: the module that compiles the
-    kernel, if that is another."""
-    try:
-        command = find_toolchain("generic", None).command
-    except BackendUnavailableError as error:
-        pytest.skip(str(error))
+    """Have the launcher in `kernel` launch on the CPU. folder: the test's own. compiled_by: the module that compiles
+    the kernel, if that is another."""
+    command = compiler().command
 
     def compile_here(name: str, macros: dict[str, str | int], capability: tuple[int, int]) -> bytes:
         defined = [f"-D{macro}={value}" for macro, value in macros.items()]
@@ -100,32 +92,25 @@ def run_on_cpu(
             assert shared_bytes <= 227 << 10
             assert self._run(grid, block, *map(ctypes.byref, arguments)), "its threads wait for each other for ever"
 
-    patch.setattr(compiler or kernel, "compile_kernel", compile_here)
+    patch.setattr(compiled_by or kernel, "compile_kernel", compile_here)
     patch.setattr(kernel, "Kernel", OnCpu)
     patch.setattr(kernel, "TensorMap", Boxes, raising=False)
     patch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0))
 
 
 def _compiled(source: str, command: list[str], own: Path) -> Path:
-    """The library of a source, compiled once for all tests, and for all workers of pytest-xdist."""
+    """The library of a source, compiled once for all tests, for all workers of pytest-xdist, and until it changes."""
     session = own.parents[1 if "PYTEST_XDIST_WORKER" in os.environ else 0]
     folder = session / "block_on_cpu"
-    library = folder / f"{hashlib.sha256(repr((source, command)).encode()).hexdigest()}.so"
-    with _alone(session / "block_on_cpu.lock"):
-        if not folder.exists():
-            _gather(folder, command)
-    with _alone(library.with_suffix(".lock")):
-        if not library.exists():
-            included = ["-include", str(folder / INCLUDED_BY_ALL)]
-            subprocess.run([*command, *included, str(folder / source), "-o", str(library)], check=True)
-    return library
 
+    def compile_to(library: Path) -> None:
+        with alone(session / "block_on_cpu.lock"):
+            if not folder.exists():
+                _gather(folder, command)
+        included = ["-include", str(folder / INCLUDED_BY_ALL)]
+        subprocess.run([*command, *included, str(folder / source), "-o", str(library)], check=True)
 
-@contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    return kept_library(command, with_includes([source, INCLUDED_BY_ALL], [HERE, find_sources() / "cuda"]), compile_to)
 
 
 def _gather(folder: Path, command: list[str]) -> None:

@@ -7,32 +7,21 @@ stands for what it includes.
 from __future__ import annotations
 
 import ctypes
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from octavo.errors import BackendUnavailableError
 from octavo.kernels.build.build import find_sources
-from octavo.kernels.build.toolchain import find_toolchain
+from tests.kernels.kept_library import compiled_beside
 
 HERE = Path(__file__).parent / "join_on_cpu"
 
 
 @pytest.mark.parametrize(("dim", "group", "queries"), [(128, 4, 1), (64, 2, 3), (96, 1, 1), (256, 8, 2)])
-def test_random_partial_results(dim: int, group: int, queries: int, tmp_path: Path) -> None:
-    try:
-        command = find_toolchain("generic", None).command
-    except BackendUnavailableError as error:
-        pytest.skip(str(error))
-    sources = find_sources() / "cuda"
-    for path in [*HERE.iterdir(), sources / "attention_join.cuh", sources / "attention_plan.h"]:
-        shutil.copy(path, tmp_path)
+def test_random_partial_results(dim: int, group: int, queries: int) -> None:
     macros = (f"-DHEAD_DIM={dim}", f"-DGROUP={group}", f"-DTILE_QUERIES={queries}")
     flags = ("-std=c++20", "-O1", "-fPIC", "-shared", "-Wno-unknown-pragmas", *macros)
-    library = tmp_path / "join.so"
-    subprocess.run([*command, *flags, str(tmp_path / "check_join.cpp"), "-o", str(library)], check=True)
+    library = compiled_beside("check_join.cpp", [HERE, find_sources() / "cuda"], flags)
     check = ctypes.CDLL(str(library)).octavo_check_joins
     check.restype = ctypes.c_char_p
     assert check(100, dim) == b""

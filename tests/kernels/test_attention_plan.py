@@ -7,8 +7,6 @@ Here one thread makes the plans, with the memory and the structs of a GPU's laun
 from __future__ import annotations
 
 import ctypes
-import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,37 +17,28 @@ import pytest
 
 torch = pytest.importorskip("torch")
 import tests.gpu.device  # noqa: E402, F401  # first: whether Triton interprets is decided when it is imported
-from octavo.errors import BackendUnavailableError  # noqa: E402
 from octavo.kernels.build.build import find_sources  # noqa: E402
-from octavo.kernels.build.toolchain import find_toolchain  # noqa: E402
 from octavo.kernels.cuda.driver import GPU  # noqa: E402
 from octavo.kernels.cuda_cpp import attention_plan  # noqa: E402
 from octavo.kernels.cuda_cpp.attention_plan import SharedPlan  # noqa: E402
 from octavo.kernels.cuda_cpp.shape import Shape  # noqa: E402
+from tests.kernels.kept_library import compiled_beside  # noqa: E402
 
 HERE = Path(__file__).parent / "plan_on_cpu"
 HOPPER = GPU("a GPU", (9, 0), 1 << 34, 132)
 
 
-def compile_plans(folder: Path, costs: dict[str, int]) -> ctypes.CDLL:
-    try:
-        command = find_toolchain("generic", None).command
-    except BackendUnavailableError as error:
-        pytest.skip(str(error))
-    for path in [*HERE.iterdir(), *(find_sources() / "cuda").glob("attention_plan.*")]:
-        shutil.copy(path, folder)
+def compile_plans(costs: dict[str, int]) -> ctypes.CDLL:
     macros = [f"-D{name}={value}" for name, value in {"THREADS": 1, **costs}.items()]
     flags = ["-std=c++20", "-O2", "-fPIC", "-shared", "-Wno-unknown-pragmas", *macros]
-    library = folder / "plan.so"
-    subprocess.run([*command, *flags, str(folder / "check_plan.cpp"), "-o", str(library)], check=True)
-    loaded = ctypes.CDLL(str(library))
+    loaded = ctypes.CDLL(str(compiled_beside("check_plan.cpp", [HERE, find_sources() / "cuda"], flags)))
     loaded.octavo_check_plan.restype = ctypes.c_char_p
     return loaded
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    return compile_plans(tmp_path_factory.mktemp("plan"), attention_plan.HOPPER_COSTS)
+def library() -> ctypes.CDLL:
+    return compile_plans(attention_plan.HOPPER_COSTS)
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ def _runs_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         monkeypatch.setattr(module, "INNER", INNER)
     monkeypatch.setattr(one_row_format, "shared_bytes", lambda code, hidden: 48 << 10)  # rings go round
     monkeypatch.setattr(one_row_format, "FLIGHT_BYTES", 20 << 10)  # four stages, of more in the ring
-    run_on_cpu(one_row_experts, tmp_path, monkeypatch, compiler=one_row_format)
+    run_on_cpu(one_row_experts, tmp_path, monkeypatch, compiled_by=one_row_format)
     one_row_experts.one_row_kernel.cache_clear()
     one_row_experts._map.cache_clear()
     yield

@@ -6,33 +6,22 @@
 from __future__ import annotations
 
 import ctypes
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from octavo.errors import BackendUnavailableError
 from octavo.kernels.build.build import find_sources
-from octavo.kernels.build.toolchain import find_toolchain
+from tests.kernels.kept_library import compiled_beside
 
 HERE = Path(__file__).parent / "all_reduce_on_cpu"
 
 
 @pytest.mark.parametrize(("ranks", "element"), [(2, "Bf16"), (3, "float"), (8, "Bf16")])
-def test_many_calls_of_ranks_that_do_not_wait_for_each_other(ranks: int, element: str, tmp_path: Path) -> None:
+def test_many_calls_of_ranks_that_do_not_wait_for_each_other(ranks: int, element: str) -> None:
     """Messages of all sizes, whole and split, with NaNs whose bits mean an empty slot."""
-    try:
-        command = find_toolchain("generic", None).command
-    except BackendUnavailableError as error:
-        pytest.skip(str(error))
-    sources = find_sources() / "cuda"
-    for path in [*HERE.iterdir(), sources / "all_reduce.cuh", sources / "all_reduce.h"]:
-        shutil.copy(path, tmp_path)
     flags = ("-std=c++20", "-O1", "-fPIC", "-shared", "-pthread", "-Wno-unknown-pragmas")
-    library = tmp_path / "check.so"
     macros = (f"-DRANKS={ranks}", f"-DELEMENT={element}")
-    subprocess.run([*command, *flags, *macros, str(tmp_path / "check_all_reduce.cpp"), "-o", str(library)], check=True)
+    library = compiled_beside("check_all_reduce.cpp", [HERE, find_sources() / "cuda"], [*flags, *macros])
     check = ctypes.CDLL(str(library)).octavo_check_all_reduce
     check.restype = ctypes.c_char_p
     assert check(400 if ranks < 8 else 60, ranks) == b""

@@ -25,9 +25,10 @@ from octavo.kernels.reference import sampling as reference
 from octavo.kernels.reference.random import uniform
 from octavo.sampling.columns import COLUMNS, NUMBERS, RAGGED, SamplingBatch
 from octavo.sampling_params import SamplingParams
+from tests.kernels.kept_library import kept_library, with_includes
 
 CSRC = Path(__file__).parents[2] / "csrc"
-SOURCES = [CSRC / "cpu" / "sampling.cpp", CSRC / "cpu" / "thread_pool.cpp", CSRC / "bindings" / "sampling.cpp"]
+SOURCES = ["cpu/sampling.cpp", "cpu/thread_pool.cpp", "bindings/sampling.cpp"]
 START_THREADS = """
 #include "octavo/thread_pool.h"
 extern "C" octavo::ThreadPool* start_threads(int num_threads) { return new octavo::ThreadPool(num_threads); }
@@ -40,7 +41,7 @@ Sample = Callable[[FloatArray, SamplingBatch], IntArray]
 
 
 @pytest.fixture(scope="module")
-def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Sample]:
+def build() -> Callable[[str], Sample]:
     """The kernel as engines here have it, or compiled for an instruction set, once."""
 
     @cache
@@ -48,19 +49,26 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Sample]:
         if isa == "installed":
             installed = cpu.load()
             return partial(cpu.sample, installed, c_void_p(installed.octavo_pool_new(2)))
-        folder = tmp_path_factory.mktemp(isa)
-        (folder / "start_threads.cpp").write_text(START_THREADS)
-        sources = [*map(str, SOURCES), str(folder / "start_threads.cpp")]
-        sanitizers = SANITIZER_FLAGS if env.sanitizes_kernels() else ()
-        flags = [*FLAGS, *sanitizers, "-shared", "-Wall", "-Wextra", "-Werror", f"-march={isa}"]
-        includes = [f"-I{CSRC}", f"-I{CSRC / 'include'}"]
-        subprocess.run(["g++", *flags, *includes, *sources, "-o", str(folder / "sampling.so")], check=True)
-        library = ctypes.CDLL(str(folder / "sampling.so"))
+        library = ctypes.CDLL(str(compiled_for(isa)))
         library.start_threads.restype = c_void_p
         cpu.declare(library, cpu.SAMPLING_SIGNATURES)
         return partial(cpu.sample, library, c_void_p(library.start_threads(2)))
 
     return build_for
+
+
+def compiled_for(isa: str) -> Path:
+    sanitizers = SANITIZER_FLAGS if env.sanitizes_kernels() else ()
+    command = ["g++", *FLAGS, *sanitizers, "-shared", "-Wall", "-Wextra", "-Werror", f"-march={isa}"]
+
+    def compile_to(library: Path) -> None:
+        more = library.with_name("start_threads.cpp")
+        more.write_text(START_THREADS)
+        places = [f"-I{CSRC}", f"-I{CSRC / 'include'}", *(str(CSRC / source) for source in SOURCES), str(more)]
+        subprocess.run([*command, *places, "-o", str(library)], check=True)
+
+    made_of = with_includes(SOURCES, [CSRC, CSRC / "include", CSRC / "cpu"])
+    return kept_library([*command, START_THREADS], made_of, compile_to)
 
 
 @pytest.fixture(scope="module", params=["spec", *BUILDS])
