@@ -104,15 +104,16 @@ def test_a_second_abort_harms_nobody(engine: AsyncLLM) -> None:
 
 def test_a_refused_request_raises_and_harms_no_other(engine: AsyncLLM) -> None:
     async def mixed():
-        good = asyncio.create_task(final(engine, PROMPTS[1], GREEDY, request_id="same"))
+        good = asyncio.create_task(final(engine, PROMPTS[1], ENDLESS, request_id="same"))
         await asyncio.sleep(0.02)
         with pytest.raises(InvalidRequestError, match="'same' is in use"):
             await final(engine, PROMPTS[0], GREEDY, request_id="same")
         with pytest.raises(InvalidRequestError, match="token id"):
             await final(engine, [10**9], GREEDY)
+        await engine.abort("same")
         return await good
 
-    assert asyncio.run(mixed()).outputs[0].finish_reason == "length"
+    assert asyncio.run(mixed()).outputs[0].finish_reason == "abort", "it ran on"
 
 
 def test_several_are_aborted_at_once(engine: AsyncLLM) -> None:
