@@ -21,7 +21,9 @@ from octavo.shown import shown, suggestion
 #: requests that one id may find
 MAX_STORIES = 50
 
-_CALL_PREFIXES = ("cmpl-", "chatcmpl-")
+_ANSWERS = ("cmpl-", "chatcmpl-")
+#: what a server's routes put before a call's id
+_CALLS = (*_ANSWERS, "msg_", "resp-", "ollama-", "embd-", "pool-", "classify-", "score-", "rerank-")
 _MOST_NAMES = 1000
 
 
@@ -38,12 +40,12 @@ def stories(log: Iterable[Event], asked: str) -> list[Story]:
 
 
 def is_asked(name: str, asked: str) -> bool:
-    """Whether an engine's request belongs to what a user names. Calls are numbered: CALL-PLACE-SERIAL."""
-    for prefix in ("", *_CALL_PREFIXES):
-        bare = asked.removeprefix(prefix) if asked.startswith(prefix) else ""
-        if bare and (name == bare or name.startswith(f"{bare}-")):
-            return True
-    return False
+    """Whether an engine's request belongs to what a user names: that request, a call by its answer's id, or by the id that
+    its client gave. Calls are numbered: CALL-PLACE-SERIAL."""
+    pairs = [(name, asked)]
+    pairs += [(name, asked.removeprefix(prefix)) for prefix in _ANSWERS if asked.startswith(prefix)]
+    pairs += [(name.removeprefix(prefix), asked) for prefix in _CALLS if name.startswith(prefix)]
+    return any(call and (one == call or one.startswith(f"{call}-")) for one, call in pairs)
 
 
 class _Teller:

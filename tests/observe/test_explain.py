@@ -100,6 +100,10 @@ def test_a_calls_id_finds_all_its_requests() -> None:
     assert is_asked("5f-0-aa", "chatcmpl-5f")
     assert is_asked("cmpl-5f-0-aa", "cmpl-5f")
     assert is_asked("cmpl-5f-0-aa", "cmpl-5f-0-aa")
+    assert is_asked("cmpl-mine-0-aa", "mine"), "which the client gave"
+    assert is_asked("msg_cmpl-mine-0-aa", "cmpl-mine")
+    assert not is_asked("chatcmpl-5f-0-aa", "cmpl-5f")
+    assert not is_asked("cmpl-mine2-0-aa", "mine")
     assert not is_asked("5f6-0-aa", "cmpl-5f")
     assert not is_asked("5f-0-aa", "cmpl-")
     assert not is_asked("5f", "")

@@ -137,7 +137,7 @@ class AdaptableEngine(ScriptedEngine):
 
 ENGINES = {
     **dict.fromkeys(("/v1/load_lora_adapter", "/v1/unload_lora_adapter"), AdaptableEngine),
-    **dict.fromkeys(("/v1/embeddings", "/pooling", "/v1/rerank"), ScriptedEmbedder),
+    **dict.fromkeys(("/v1/embeddings", "/pooling", "/v1/rerank", "/api/embed", "/api/embeddings"), ScriptedEmbedder),
     "/classify": partial(ScriptedEmbedder, form=PooledForm(size=3, tasks=("classify",), labels=("a", "b", "c"))),
     "/v1/score": partial(ScriptedEmbedder, form=PooledForm(size=1, tasks=("classify",), labels=("a",))),
 }
