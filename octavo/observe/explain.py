@@ -40,8 +40,8 @@ def stories(log: Iterable[Event], asked: str) -> list[Story]:
 
 
 def is_asked(name: str, asked: str) -> bool:
-    """Whether an engine's request belongs to what a user names: that request, a call by its answer's id, or by the id that
-    its client gave. Calls are numbered: CALL-PLACE-SERIAL."""
+    """Whether an engine's request belongs to what a user names: that request, or a call, by its answer's id or by the
+    one that its client gave. Calls are numbered: CALL-PLACE-SERIAL."""
     pairs = [(name, asked)]
     pairs += [(name, asked.removeprefix(prefix)) for prefix in _ANSWERS if asked.startswith(prefix)]
     pairs += [(name.removeprefix(prefix), asked) for prefix in _CALLS if name.startswith(prefix)]
