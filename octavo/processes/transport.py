@@ -55,14 +55,14 @@ class AddRequest(msgspec.Struct, array_like=True, tag=1):
     max_output_tokens: int
     priority: int
     cache_salt: str | None
-    eos_token_ids: list[int]
-    stop_token_ids: list[int]
-    bad_word_ids: list[list[int]]
+    eos_token_ids: frozenset[int]
+    stop_token_ids: frozenset[int]
+    bad_word_ids: tuple[tuple[int, ...], ...]
     trace_headers: dict[str, str] | None
     fingerprint: str
     work: int = 0
     pieces: list[Piece] = []
-    begun_token_ids: list[int] = []
+    begun_token_ids: tuple[int, ...] = ()
     grammar: str | None = None
     thoughts: Thoughts | None = None
     pooling_params: PoolingParams | None = None
@@ -196,33 +196,26 @@ decode_up = msgspec.msgpack.Decoder(Up).decode
 decode_down = msgspec.msgpack.Decoder(Down).decode
 
 
+#: what a message has of a Request as it is
+_SAME = tuple(
+    name
+    for name in AddRequest.__struct_fields__
+    if name in Request.__dataclass_fields__ and name not in ("sampling_params", "trace_headers", "begun_token_ids")
+)
+
+
 def pack_request(
     key: int, request: Request, trace_headers: dict[str, str] | None = None, work: int = 0, pieces: Sequence[Piece] = ()
 ) -> AddRequest:
-    params = pack_params(request.sampling_params)
     return AddRequest(
         key=key,
-        request_id=request.request_id,
-        prompt_token_ids=request.prompt_token_ids,
-        sampling_params=params,
-        seed=request.seed,
-        arrival_time=request.arrival_time,
-        max_output_tokens=request.max_output_tokens,
-        priority=request.priority,
-        cache_salt=request.cache_salt,
-        eos_token_ids=list(request.eos_token_ids),
-        stop_token_ids=list(request.stop_token_ids),
-        bad_word_ids=[list(word) for word in request.bad_word_ids],
+        sampling_params=pack_params(request.sampling_params),
         trace_headers=trace_headers,
         fingerprint=fingerprint_of(request),
         work=work,
         pieces=list(pieces),
-        begun_token_ids=list(request.begun_token_ids),
-        grammar=request.grammar,
-        thoughts=request.thoughts,
-        pooling_params=request.pooling_params,
-        lora_request=request.lora_request,
-        second_text=request.second_text,
+        begun_token_ids=tuple(request.begun_token_ids),
+        **{name: getattr(request, name) for name in _SAME},
     )
 
 
@@ -236,25 +229,9 @@ def fingerprint_of(request: Request) -> str:
 
 
 def unpack_request(message: AddRequest) -> Request:
-    return Request(
-        request_id=message.request_id,
-        prompt_token_ids=message.prompt_token_ids,
-        sampling_params=SamplingParams(**message.sampling_params),
-        seed=message.seed,
-        arrival_time=message.arrival_time,
-        max_output_tokens=message.max_output_tokens,
-        priority=message.priority,
-        cache_salt=message.cache_salt,
-        eos_token_ids=frozenset(message.eos_token_ids),
-        stop_token_ids=frozenset(message.stop_token_ids),
-        bad_word_ids=tuple(tuple(word) for word in message.bad_word_ids),
-        begun_token_ids=tuple(message.begun_token_ids),
-        grammar=message.grammar,
-        thoughts=message.thoughts,
-        pooling_params=message.pooling_params,
-        lora_request=message.lora_request,
-        second_text=message.second_text,
-    )
+    same = {name: getattr(message, name) for name in _SAME}
+    params = SamplingParams(**message.sampling_params)
+    return Request(sampling_params=params, begun_token_ids=message.begun_token_ids, **same)
 
 
 #: parameters that only the front end, which makes the text, reads; grammars and Thoughts are made there, too
