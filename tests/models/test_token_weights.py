@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from octavo.cli.main import main  # noqa: E402
 from octavo.kernels.arrays import IntArray  # noqa: E402
 from octavo.kernels.reference.calibrating import LayerRuns  # noqa: E402
 from octavo.kernels.reference.scaled import dequantize_scaled  # noqa: E402
-from octavo.kernels.reference.token_weights import Backward, TokenWeights  # noqa: E402
+from octavo.kernels.reference.token_weights import Backward, TokenWeights, _GradientOps  # noqa: E402
 from octavo.models.calibration import Calibration, logits, through, token_weights  # noqa: E402
 from octavo.models.quantized_copy import QuantizedCopy  # noqa: E402
 from octavo.models.registry import build_model  # noqa: E402
@@ -64,6 +65,21 @@ def test_weights_are_the_squared_gradients_of_transformers(tmp_path: Path, famil
     assert found.keys() == expected.keys()
     for name, weights in found.items():
         np.testing.assert_allclose(weights, expected[name], rtol=2e-3, atol=1e-4 * float(expected[name].max()))
+
+
+def test_no_layer_stays_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither its float32 weights nor what it computed: its ops hold both."""
+    alive: weakref.WeakSet[_GradientOps] = weakref.WeakSet()
+
+    class Watched(_GradientOps):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            assert len(alive) <= 1, "the layer before is gone"
+            alive.add(self)
+
+    monkeypatch.setattr("octavo.kernels.reference.token_weights._GradientOps", Watched)
+    weights_of(make_tiny_model("llama", tmp_path), drawn(2, 8))
+    assert not alive
 
 
 def test_a_token_counts_for_its_weight(tmp_path: Path) -> None:

@@ -105,12 +105,13 @@ class _GradientOps(ProductOps):
         return c_TR
 
     def _see_gradient(self, y: torch.Tensor, *parts: Parameter) -> None:
-        tokens = self.tokens
         sizes = [part.shape[0] for part in parts] if len(parts) > 1 else [y.shape[1]]
+        # What autograd calls must not hold these ops: they hold its tensors, and Python finds no such circle.
+        found, tokens, num_tokens = self._found, self.tokens, self._num_tokens
 
         def see(gradient: torch.Tensor) -> None:
             for part, piece in zip(parts, torch.split(gradient, sizes, dim=1), strict=True):
-                sums = self._found.setdefault(place_of(part), torch.zeros(self._num_tokens))
+                sums = found.setdefault(place_of(part), torch.zeros(num_tokens))
                 sums.index_add_(0, tokens, piece.square().sum(1))
 
         y.register_hook(see)  # type: ignore[no-untyped-call]
