@@ -12,16 +12,14 @@ import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
+from typing import Any, get_type_hints
 
 import msgspec
 
-from octavo.messages import BlockWrite, NewRow, StepPlan, StepResult
+from octavo.messages import NewRow, StepPlan, StepResult
 from octavo.sampling_params import SamplingParams
-from octavo.structured_outputs import Thoughts
 
 _PICKLE = 0x80  # how a pickle begins, and no MessagePack of these structures
-_PLAN = 0x9D  # how an array of 13 begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,44 +30,29 @@ class NextStep:
     asked: int = 0
 
 
-class _Row(msgspec.Struct, array_like=True):
-    """A NewRow. params: which of the plan's."""
-
-    params: int
-    row: int
-    token_ids: list[int]
-    num_prompt_tokens: int
-    seed: int
-    sample_index: int
-    stop_token_ids: frozenset[int]
-    bad_word_ids: tuple[tuple[int, ...], ...]
-    grammar: str | None
-    thoughts: Thoughts | None
-    pools_tokens: bool
-    second_text: int
-    adapter: int
+#: what is sent of a new row, and of a plan, as it is
+_ROW = tuple(name for name in NewRow.__dataclass_fields__ if name != "sampling_params")
+_SAME = (
+    *("step_id", "freed_rows", "block_writes", "copies", "rows", "num_computed_tokens", "num_scheduled_tokens"),
+    *("num_logits", "num_draws"),
+)
 
 
-class _Plan(msgspec.Struct, array_like=True):
-    """A NextStep. params: a pickle of the new rows' sampling parameters, once for neighbours that have the same. rest:
-    a pickle of what else the plan has, by name."""
-
-    asked: int
-    step_id: int
-    freed_rows: list[int]
-    block_writes: list[BlockWrite]
-    copies: list[tuple[int, int]]
-    rows: list[int]
-    num_computed_tokens: list[int]
-    num_scheduled_tokens: list[int]
-    num_logits: list[int]
-    num_draws: list[int]
-    new_rows: list[_Row]
-    params: bytes
-    rest: bytes
+def _typed(kind: type, names: Sequence[str]) -> list[tuple[str, Any]]:
+    hints = get_type_hints(kind)
+    return [(name, hints[name]) for name in names]
 
 
-_ROW, _SAME = _Row.__struct_fields__[1:], _Plan.__struct_fields__[1:-3]
+#: A NewRow. params: which of the plan's.
+_Row: Any = msgspec.defstruct("_Row", [("params", int), *_typed(NewRow, _ROW)], array_like=True)
+#: A NextStep. params: a pickle of the new rows' sampling parameters, once for neighbours that have the same. rest: a
+#: pickle of what else the plan has, by name.
+_Plan: Any = msgspec.defstruct(
+    "_Plan",
+    [("asked", int), *_typed(StepPlan, _SAME), ("new_rows", list[_Row]), ("params", bytes), ("rest", bytes)],
+    array_like=True,
+)
+_PLAN = 0x90 + len(_Plan.__struct_fields__)  # how an array of so many, up to 15, begins
 _of_row, _of_plan = attrgetter(*_ROW), attrgetter(*_SAME)
 _REST = tuple(name for name in StepPlan.__dataclass_fields__ if name not in (*_SAME, "new_rows"))
 
