@@ -25,7 +25,7 @@ _RANKS = frozenset(
         *("enable_expert_parallel", "enable_eplb", "eplb_config"),
     )
 )
-_NOT_FLAGS = _RANKS | {"model", "trace_ops"}
+_NOT_FLAGS = _RANKS | {"trace_ops"}
 _FLAGS = {"num-iters": ("N", 4, "the fewest steps that are timed for a point, after two that warm up")}
 
 

@@ -24,7 +24,6 @@ COMMON = (
     *("--output-json", "--load-format", "--backend"),
 )
 PERCENTAGES = (10, 25, 50, 75, 90, 99)
-_NOT_FLAGS = frozenset({"model"})
 _FLAGS = {
     "input-len": ("N", 32, "prompt tokens"),
     "output-len": ("N", 128, "new tokens per sequence"),
@@ -39,7 +38,7 @@ _FLAGS = {
 def add_arguments(parser: CommandParser) -> None:
     parser.takes_model(default="smollm2")
     add_flags(parser, _FLAGS)
-    add_engine_flags(parser, _NOT_FLAGS)
+    add_engine_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -51,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     check_counts(args, "input_len", "output_len", "batch_size", "n", "num_iters")
     check_counts(args, "num_iters_warmup", least=0)
     num_tokens = vocab_size(args)
-    with LLM(args.model, **engine_options(args, _NOT_FLAGS)) as llm:
+    with LLM(args.model, **engine_options(args)) as llm:
         latencies = list(_latencies(llm, args, num_tokens))
     average = float(np.mean(latencies))
     percentiles = {str(p): float(np.percentile(latencies, p)) for p in PERCENTAGES}

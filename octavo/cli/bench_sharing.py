@@ -38,7 +38,7 @@ COMMON = (
 )
 MOST_SAMPLES = 256
 # Here --seed is the workload's. Samples share what they forked from, with or without a prefix cache.
-_NOT_FLAGS = frozenset({"model", "seed", "enable_prefix_caching", "event_log_size"})
+_NOT_FLAGS = frozenset({"seed", "enable_prefix_caching", "event_log_size"})
 _FLAGS = {
     "n": ("N[,N...]", "1,2,4,6,16,32", "samples of each prompt, one run each"),
     "beam-width": ("N[,N...]", "2,4,6", "beams of each prompt, one run each; their candidates are made up"),

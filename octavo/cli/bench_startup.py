@@ -26,7 +26,6 @@ from octavo.cli.written_files import write_json
 from octavo.errors import OctavoError
 
 COMMON = ("--model", "--num-iters-cold", "--num-iters-warm", "--output-json", "--load-format", "--backend")
-_NOT_FLAGS = frozenset({"model"})
 _FLAGS = {
     "num-iters-cold": ("N", 1, "runs with an empty kernel cache"),
     "num-iters-warm": ("N", 5, "runs with kernels already built"),
@@ -50,13 +49,13 @@ print(json.dumps({"import": imported - begin, "ready": ready - begin, "first_tok
 def add_arguments(parser: CommandParser) -> None:
     parser.takes_model(default="smollm2")
     add_flags(parser, _FLAGS)
-    add_engine_flags(parser, _NOT_FLAGS)
+    add_engine_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     check_not_read("--output-json", args.output_json, {"--model": args.model})
     check_counts(args, "num_iters_cold", "num_iters_warm", least=0)
-    options = {"model": args.model, **engine_options(args, _NOT_FLAGS)}
+    options = {"model": args.model, **engine_options(args)}
     runs = {
         "cold": [start_once(options, is_cold=True) for _ in range(args.num_iters_cold)],
         "warm": [start_once(options, is_cold=False) for _ in range(args.num_iters_warm)],

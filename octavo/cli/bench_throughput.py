@@ -29,7 +29,7 @@ COMMON = (
     *("--model", "--dataset-name", "--num-prompts", "--input-len", "--output-len", "--n", "--temperature", "--backend"),
     *("--output-json", "--load-format", "--max-num-seqs", "--max-num-batched-tokens"),
 )
-_NOT_FLAGS = frozenset({"model", "backend", "seed"})
+_NOT_FLAGS = frozenset({"backend", "seed"})
 
 _DATASETS = (
     "shape of the requests; single, mixed, chat, prefill, fanout and longctx are fully fixed: --num-prompts, "

@@ -217,13 +217,12 @@ SECTIONS: dict[str, Callable[[], Iterator[Finding]]] = {
 
 
 COMMON = ("--json", "--max-model-len", "--max-num-seqs", "--max-num-batched-tokens", "--backend")
-_NOT_FLAGS = frozenset({"model"})
 
 
 def add_arguments(parser: CommandParser) -> None:
     parser.takes_model(is_needed=False)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    add_engine_flags(parser, _NOT_FLAGS)
+    add_engine_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -248,7 +247,7 @@ def _show_memory(args: argparse.Namespace) -> int:
     from octavo.cli.memory_table import measured_table
     from octavo.engine.options import engine_config
 
-    config = engine_config(model=args.model, **engine_options(args, _NOT_FLAGS))
+    config = engine_config(model=args.model, **engine_options(args))
     compared = compare(config)
     if args.json:
         print(json.dumps({"model": args.model, **compared.facts()}, indent=2))

@@ -13,7 +13,7 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import MISSING, Field, fields
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -74,18 +74,19 @@ def section_options(args: argparse.Namespace, section: type[Any]) -> dict[str, A
     return {field.name: given[field.name] for field in fields(section) if field.name in given}
 
 
-def add_engine_flags(parser: argparse.ArgumentParser, exclude: frozenset[str]) -> None:
-    """A flag for every engine option, except names that mean something else in this command."""
+def add_engine_flags(parser: argparse.ArgumentParser, exclude: Collection[str] = ()) -> None:
+    """A flag for every engine option but the model, which a command takes by itself (`CommandParser.takes_model`), and
+    names that mean something else in this command."""
     for section in get_type_hints(EngineConfig).values():
         about = f"{section.__doc__} Sizes may be written 32k (thousands) or 4G (of 1024)."
         group = parser.add_argument_group(section.__name__, about)
-        add_section_flags(group, section, lambda name: name not in exclude)
+        add_section_flags(group, section, lambda name: name != "model" and name not in exclude)
 
 
-def engine_options(args: argparse.Namespace, exclude: frozenset[str]) -> dict[str, Any]:
-    """The engine options given on the command line, as keyword arguments of LLM."""
-    given = vars(args)
-    return {name: given[name] for name in config_fields() if name in given and name not in exclude}
+def engine_options(args: argparse.Namespace, exclude: Collection[str] = ()) -> dict[str, Any]:
+    """The engine options given on the command line, as keyword arguments of LLM, but for the model and these."""
+    given = {name: value for name, value in vars(args).items() if name != "model" and name not in exclude}
+    return {name: given[name] for name in config_fields() if name in given}
 
 
 def _add_flag(group: argparse._ArgumentGroup, name: str, hint: Any, text: str) -> None:

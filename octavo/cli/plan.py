@@ -36,7 +36,7 @@ COMMON = (
     *("--json", "-v"),
     *("--max-model-len", "--max-num-seqs", "--max-num-batched-tokens", "--gpu-memory-utilization", "--backend"),
 )
-_NOT_FLAGS = frozenset({"model", "tensor_parallel_size", "pipeline_parallel_size"})
+_NOT_FLAGS = frozenset({"tensor_parallel_size", "pipeline_parallel_size"})
 _SIZES = (1, 2, 4, 8)
 _MOST_RANKS = 1024
 

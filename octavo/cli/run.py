@@ -40,7 +40,7 @@ COMMON = (
     *("--max-model-len", "--backend", "--report", "-v"),
 )
 # --model is the first word; --seed seeds the requests, including their n samples.
-_NOT_FLAGS = frozenset({"model", "seed", "skip_tokenizer_init"})
+_NOT_FLAGS = frozenset({"seed", "skip_tokenizer_init"})
 
 
 def add_arguments(parser: CommandParser) -> None:

@@ -29,8 +29,6 @@ from octavo.server.batch_files import STANDARD_STREAM, BatchInput, BatchOutput, 
 from octavo.server.named_things import check_named_things
 from octavo.server.settings import LIMITS, ServerSettings
 
-_NOT_FLAGS = frozenset({"model"})  # required here
-
 #: server settings that apply to batch calls
 _SETTINGS = (
     *("trust_request_chat_template", "return_tokens_as_token_ids", "tool_call_parser", "enable_auto_tool_choice"),
@@ -55,7 +53,7 @@ def add_arguments(parser: CommandParser) -> None:
     add_flags(parser, {"max-inflight": ("N", None, inflight)})
     group = parser.add_argument_group("limits of a call, as in octavo serve")
     add_section_flags(group, ServerSettings, _SETTINGS.__contains__)
-    add_engine_flags(parser, _NOT_FLAGS)
+    add_engine_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -93,7 +91,7 @@ def _answer(args: argparse.Namespace, settings: ServerSettings, asked: BatchInpu
     from octavo.server.batch import run_batch
 
     num_before, num_tokens, begin = len(results.done & asked.places.keys()), 0, time.perf_counter()
-    llm = AsyncLLM(args.model, **engine_options(args, _NOT_FLAGS))
+    llm = AsyncLLM(args.model, **engine_options(args))
     if not hasattr(args, "backend"):
         warn_if_slow(dict(llm.model_info.card)["backend"])
     try:

@@ -28,7 +28,6 @@ COMMON = (
     *("--host", "--port", "--api-key-file", "--served-model-name", "--config", "--max-model-len", "--max-num-seqs"),
     *("--kv-cache-memory-bytes", "--gpu-memory-utilization", "--dtype", "--backend", "--api-server-count"),
 )
-_NOT_FLAGS = frozenset({"model"})  # the first word
 
 
 def add_arguments(parser: CommandParser) -> None:
@@ -37,7 +36,7 @@ def add_arguments(parser: CommandParser) -> None:
     server = parser.add_argument_group("server options")
     for section in (ServerConfig, AdmissionConfig, TransferConfig, ServerSettings):
         add_section_flags(server, section, lambda name: True)
-    add_engine_flags(parser, _NOT_FLAGS)
+    add_engine_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     settings = ServerSettings(**section_options(args, ServerSettings)).with_keys(env.server_api_key())
     if not settings.served_model_name:
         settings = replace(settings, served_model_name=(args.model,))
-    engine = engine_config(model=args.model, **engine_options(args, _NOT_FLAGS))
+    engine = engine_config(model=args.model, **engine_options(args))
     _check_adapters(engine.lora, settings)
     check_named_things(settings)
     options = ServeOptions(
