@@ -56,7 +56,7 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument("--calibration", metavar="FILE", help=text)
     parser.add_argument("--no-calibration", action="store_true", help="round every number on its own; needs no torch")
     samples = f"samples of the text (default: {_SAMPLES})"
-    parser.add_argument("--num-calibration-samples", type=whole_number, default=_SAMPLES, metavar="N", help=samples)
+    parser.add_argument("--num-calibration-samples", type=whole_number, metavar="N", help=samples)
     longest = f"tokens of a sample (default: {_SAMPLE_TOKENS}, or the model's context)"
     parser.add_argument("--max-seq-length", type=whole_number, metavar="N", help=longest)
     counts = "how tokens count: gradient (default) or equal"
@@ -69,7 +69,7 @@ def add_arguments(parser: CommandParser) -> None:
 def run(args: argparse.Namespace) -> int:
     target = new_target(args.target)
     check_counts(args, "num_calibration_samples", "max_seq_length", least=1)
-    for flag, given in {"--calibration": args.calibration, "--token-weights": args.token_weights}.items():
+    for flag, given in _calibration_flags(args).items():
         if args.no_calibration and given is not None:
             raise ConfigError(f"--no-calibration is set, and {flag} is {given!r}: leave one of them out")
     check_not_read("--report", args.report, {"IN": args.source, "--calibration": args.calibration})
@@ -83,6 +83,16 @@ def run(args: argparse.Namespace) -> int:
         facts = {"source": args.source, "scheme": args.scheme, **report.facts()}
         _write_report(args.report, json.dumps(facts, indent=2))
     return 0
+
+
+def _calibration_flags(args: argparse.Namespace) -> dict[str, str | int | None]:
+    """Each flag that says how to calibrate, with what is given."""
+    return {
+        "--calibration": args.calibration,
+        "--token-weights": args.token_weights,
+        "--num-calibration-samples": args.num_calibration_samples,
+        "--max-seq-length": args.max_seq_length,
+    }
 
 
 def _write_folder(args: argparse.Namespace, target: Path) -> Report:
@@ -142,7 +152,7 @@ def _codes(args: argparse.Namespace, copied: QuantizedCopy) -> tuple[Codes, str]
             f"calibration needs the model's tokenizer ({str(error).partition(';')[0]}): add it, or set --no-calibration"
         ) from None
     assert tokenizer is not None, "skip_tokenizer_init is no option here"
-    samples = windows(tokenizer, text, asked or min(longest, _SAMPLE_TOKENS), args.num_calibration_samples)
+    samples = windows(tokenizer, text, asked or min(longest, _SAMPLE_TOKENS), args.num_calibration_samples or _SAMPLES)
     how = f", calibrated with {len(samples)} samples of {samples.shape[1]} tokens"
     if args.token_weights == "equal":
         return Calibration(copied, samples), how
@@ -155,9 +165,8 @@ def _write_gguf(args: argparse.Namespace, target: Path) -> Report:
         "--group-size": args.group_size is not None,
         "--asymmetric": args.asymmetric,
         "--dtype": args.dtype != "auto",
-        "--calibration": args.calibration is not None,
-        "--token-weights": args.token_weights is not None,
         "--ignore": bool(args.ignore),
+        **{flag: given is not None for flag, given in _calibration_flags(args).items()},
     }.items():
         if is_given:
             raise ConfigError(f"{flag} is given, but {args.scheme} is of GGUF, which has none: leave it out")

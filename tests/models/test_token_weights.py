@@ -129,6 +129,8 @@ def test_weights_are_given_in_words_that_are_known(tmp_path: Path, capsys: pytes
     refusals = {
         "int8 --token-weights fisher": "invalid choice: 'fisher' (choose from 'gradient', 'equal')",
         "int8 --no-calibration --token-weights equal": "leave one of them out",
+        "int8 --no-calibration --max-seq-length 40": "--max-seq-length is 40: leave one of them out",
+        "q8_0 --num-calibration-samples 4": "--num-calibration-samples is given, but q8_0 is of GGUF",
         "q8_0 --token-weights equal": "--token-weights is given, but q8_0 is of GGUF",
     }
     for words, refusal in refusals.items():
