@@ -116,7 +116,7 @@ def explain(body: bytes, kind: type[T]) -> T:
     kept = {}
     for name, value in raw.items():
         if name in known:
-            kept[name] = _whole(value)
+            kept[name] = _whole(name, value)
         elif name not in NO_EFFECT and value is not None:
             _check_neutral(name, value, known)
         elif name not in NO_EFFECT and name not in NEUTRAL:
@@ -127,8 +127,10 @@ def explain(body: bytes, kind: type[T]) -> T:
         raise _mistyped(str(error), kept) from None
 
 
-def _whole(value: Any) -> Any:
-    """3.0 is 3: some languages know numbers of one kind only."""
+def _whole(name: str, value: Any) -> Any:
+    """3.0 is 3: some languages know numbers of one kind only. name: of the field; Ollama's options are fields, too."""
+    if name == "options" and isinstance(value, dict):
+        return {key: _whole(key, one) for key, one in value.items()}
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
 
 

@@ -107,7 +107,7 @@ def test_lines_are_as_ollama_writes_them() -> None:
 
 def test_options_reach_the_engine_over_ollamas_defaults() -> None:
     engine = ScriptedEngine()
-    options = {"num_predict": 7, "top_k": 9, "min_p": 0.1, "seed": 4, "stop": ["END"], "repeat_penalty": 1.2}
+    options = {"num_predict": 7.0, "top_k": 9, "min_p": 0.1, "seed": 4.0, "stop": ["END"], "repeat_penalty": 1.2}
     idle = {"num_ctx": 4096, "num_thread": 8, "repeat_last_n": 64, "mirostat": 0, "typical_p": 1.0}
     assert post(app_of(engine), "/api/chat", CHAT | {"options": {**options, **idle}, "keep_alive": "5m"}).status == 200
     params = engine.requests[0].sampling_params
