@@ -298,6 +298,10 @@ METHODS: dict[str, str] = {
     **_each("weights are read once, from files", "update_weights", "init_weight_transfer_engine"),
     **_each("weights are read once, from files", "start_weight_update", "finish_weight_update", "get_weight_version"),
     **_each("abort what runs, and send it again later", "pause_generation", "resume_generation"),
+    **_each("is_alive says whether it serves, and check_health why not", "is_running", "is_stopped", "errored"),
+    "dead_error": "check_health raises it",
+    **_each("model_info, card and stats have the sizes", "get_model_config", "get_vllm_config", "vllm_config"),
+    "from_vllm_config": "use from_engine_args",
     "is_tracing_enabled": "see otlp_traces_endpoint",
     "do_log_stats": "stats has the current numbers",
 }
