@@ -19,7 +19,7 @@ from octavo.request import ModelInfo
 from octavo.sampling_params import SamplingParams, defaults_for, known_to
 from octavo.server.api_errors import JSON, ApiError, bad_field
 from octavo.server.chat import encode_chat, reading_of
-from octavo.server.generation import Generation, checked_params, complete, from_headers, stream
+from octavo.server.generation import Generation, checked_params, complete, from_headers, recommended_length, stream
 from octavo.server.ollama_conversation import conversation_of, in_its_words
 from octavo.server.ollama_lines import OllamaLines, message_of, timestamp
 from octavo.server.ollama_protocol import (
@@ -151,13 +151,13 @@ def _params(asked: OllamaRequest, num_prompt: int, serving: Serving, field: str)
     most = options.num_predict
     if (most is not None and most < -2) or most == 0:
         raise bad_field("options.num_predict", f"is {most}, allowed is 1 or more, and -1 for what the context leaves")
-    wanted = most if most is not None and most > 0 else None
+    wanted = recommended_length(info) if most is None else most
     room = room_for_output(num_prompt, None, info, (field, "num_predict"))
     given = {ours: getattr(options, theirs) for theirs, ours in known_to("ollama").items()}
     if options.repeat_last_n == 0:
         given["repetition_penalty"] = 1.0
     try:
-        limit = room if wanted is None else min(wanted, room)
+        limit = room if wanted < 0 else min(wanted, room)
         return checked_params(
             _with_ollamas_defaults(info), serving.settings, max_tokens=limit, structured_outputs=form, **given
         )

@@ -55,3 +55,7 @@ def test_a_recommended_length_limits_answers_whose_request_names_none() -> None:
         for fields, most in (({}, 9), ({"max_tokens": 12}, 12)):
             assert post(app_of(engine), url, body | fields).status == 200
             assert engine.requests[-1].sampling_params.max_tokens == most
+    for options, most in (({}, 9), ({"num_predict": 12}, 12)):
+        body = {"model": "tiny", "messages": [USER], "options": options, "stream": False}
+        assert post(app_of(engine), "/api/chat", body).status == 200
+        assert engine.requests[-1].sampling_params.max_tokens == most
