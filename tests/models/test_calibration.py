@@ -162,7 +162,10 @@ def test_what_cannot_be_calibrated_is_refused(
     assert "leave one of them out" in refusal(source, "--no-calibration", "--calibration", text)
     assert "--num-calibration-samples is 0, allowed is 1" in refusal(source, "--num-calibration-samples", 0)
     assert "allowed are up to 256 tokens, the model's context" in refusal(source, "--max-seq-length", 257)
-    assert "allowed are a file of up to 256 MiB" in refusal(source, "--calibration", tmp_path)
+    assert f"--calibration is {str(tmp_path)[:80]!r}, allowed are a file of up" in refusal(
+        source, "--calibration", tmp_path
+    )
+    assert "cannot be read: No such file or directory; allowed are" in refusal(source, "--calibration", "none")
     assert "calibration needs the model's tokenizer" in refusal(bare, "--calibration", text)
     assert "'nothing', which names no matrix" in refusal(source, "--ignore", "nothing")
     assert "leaves no matrix to be quantised" in refusal(source, "--ignore", "model")
