@@ -3,12 +3,12 @@
 // Neither a matrix of bfloat16 nor a trip through memory lies between: codes become numbers in the registers of those who
 // multiply them, as the first operand, whose rows are outputs. Sums are outputs by rows of x.
 //
-//   1 thread loads        64 or 128 inputs a stage: codes as pack_int4 deals them, and rows, by the copy engine ──> a ring
+//   1 thread loads        64 or 128 inputs a stage, by the copy engine: rows, codes as pack_int4 deals them, scales ──> a ring
 //   2 warpgroups multiply 64 or twice 64 outputs each, by 32 to 256 rows; numbers of a step are made while the products of the
 //                         step before run
 //
 // A thread of four has 8 neighbouring inputs of 32, of which a product of 16 takes four. So the rows' inputs have been
-// dealt (wide_int4.py):   place 8 c + 2 t + b of 32   <──   input 8 t + 2 c + b
+// dealt (triton/dealt.py):   place 8 c + 2 t + b of 32   <──   input 8 t + 2 c + b
 //
 // One block a multiprocessor, each with as many stages as the others (Osama et al., Stream-K, 2023). So a tile may be
 // of several blocks, whose sums come together through global memory: at the first of them, which ends with this tile while the
@@ -45,73 +45,81 @@ struct Multiplier {
   __device__ __forceinline__ void multiply(const Tile& tile, const Piece& piece) {
 #pragma unroll
     for (int i = 0; i < kProducts * kRows / 2; ++i) sums[i / (kRows / 2)][i / 4 % (kRows / 8)][i % 4] = 0;
-    Read next[kProducts][kPanels];
-    read(tile, piece.begin, next);
-    for (int stage = piece.begin; stage < piece.end; ++stage, ++count) {
-      Int4Scale scales[kProducts][kPanels][2];
+    Numbers of[kProducts];
+    shared.ring.wait_until_full(count);
 #pragma unroll
-      for (int i = 0; i < kProducts * kPanels * 2; ++i) {
-        const int product = i / (kPanels * 2), panel = i / 2 % kPanels;
-        scales[product][panel][i % 2] = scale(next[product][panel], i % 2);
-      }
-      read(tile, min(stage + 1, piece.end - 1), next);
-      const int entry = shared.ring.entry(count);
-      shared.ring.wait_until_full(count);
-      multiply_stage(shared_address(shared.codes[entry]), shared_address(shared.rows[entry][0]), scales, stage > piece.begin);
+    for (int i = 0; i < kProducts; ++i) of[i] = Numbers(codes(shared.ring.entry(count), i, 0));
+    for (int stage = piece.begin; stage < piece.end; ++stage, ++count) {
+      multiply_stage(of, stage > piece.begin, stage + 1 < piece.end);
     }
     products_end(sums[0]);
     if constexpr (kProducts == 2) products_end(sums[1]);
     release(count - 1);
   }
 
-  // Scales and zero points of 64 inputs: of outputs lane / 4 and lane / 4 + 8
-  struct Read {
+  // A product's codes of 64 inputs, of outputs lane / 4 of sixteen and lane / 4 + 8, as they lie in shared memory
+  struct Codes {
+    uint4 words;
     float2 scales;
     uint32_t zeros;
   };
 
-  static __device__ __forceinline__ Int4Scale scale(const Read& read, int half) {
-    const float factor = half == 0 ? read.scales.x : read.scales.y;
-    return Int4Scale::of(factor, HAS_ZEROS ? int(half == 0 ? low_half<Bf16>(read.zeros) : high_half<Bf16>(read.zeros)) : 8);
+  __device__ __forceinline__ Codes codes(int entry, int product, int panel) const {
+    const int line = (sixteen(product) * kPanels + panel) * 4 + lane / 8, groups = launch.groups_at_once();
+    const int at = (sixteen(product) * groups + (groups == 1 ? 0 : panel)) * 8 + lane / 4;
+    Codes codes;
+    codes.words = load_words_now(shared_address(shared.codes[entry]) + line * 128 + (lane % 8 ^ line % 8) * 16);
+    codes.scales = reinterpret_cast<const float2*>(shared.scales[entry])[at];
+#if HAS_ZEROS
+    codes.zeros = reinterpret_cast<const uint32_t*>(shared.zeros[entry])[at];
+#endif
+    return codes;
   }
 
-  __device__ __forceinline__ void read(const Tile& tile, int stage, Read (&to)[kProducts][kPanels]) {
-    const int groups = launch.depth >> launch.group_bits, last = launch.columns / 16 - 1;
-#pragma unroll
-    for (int i = 0; i < kProducts * kPanels; ++i) {
-      const int64_t of = min(tile.output / 16 + sixteen(i / kPanels), last);
-      const int64_t at = (of * groups + ((stage * kPanels + i % kPanels) * 64 >> launch.group_bits)) * 8 + lane / 4;
-      Read& one = to[i / kPanels][i % kPanels];
-      one.scales = reinterpret_cast<const float2*>(launch.scales)[at];
-      if (HAS_ZEROS) one.zeros = reinterpret_cast<const uint32_t*>(launch.zeros)[at];
+  // What numbers are made of
+  struct Numbers {
+    uint4 words;
+    Int4Scale scales[2];
+
+    Numbers() = default;
+    __device__ __forceinline__ explicit Numbers(const Codes& codes)
+        : words(codes.words),
+          scales{Int4Scale::of(codes.scales.x, HAS_ZEROS ? low_half<Bf16>(codes.zeros) : 8),
+                 Int4Scale::of(codes.scales.y, HAS_ZEROS ? high_half<Bf16>(codes.zeros) : 8)} {}
+
+    // Inputs of a step of 16, as a product's first operand has them
+    __device__ __forceinline__ uint32_t operator()(int step, int i) const {
+      const bool is_high = i % 2;  // output lane / 4 + 8
+      const uint32_t word = step % 4 < 2 ? (is_high ? words.y : words.x) : is_high ? words.w : words.z;
+      return scales[i % 2].pair(word, step % 2 * 2 + i / 2);
     }
-  }
+  };
 
-  __device__ __forceinline__ void multiply_stage(uint32_t codes, uint32_t x, const Int4Scale (&scales)[kProducts][kPanels][2],
-                                                 bool has_before) {
-    uint4 words[kProducts];
+  // of: the stage's first 64 inputs, in the end the next stage's: they come while products run
+  __device__ __forceinline__ void multiply_stage(Numbers (&of)[kProducts], bool has_before, bool has_next) {
+    const uint32_t x = shared_address(shared.rows[shared.ring.entry(count)][0]);
     uint32_t numbers[2][kProducts][4];
 #pragma unroll
     for (int step = 0; step < kInputs / 16; ++step) {
-      const int panel = step / 4;
 #pragma unroll
-      for (int i = 0; step % 4 == 0 && i < kProducts; ++i) {
-        words[i] = load_words_now(codes + sixteen(i) * kStageBytes + panel * 512 + lane * 16);
-      }
+      for (int i = 0; i < kProducts * 4; ++i) numbers[step % 2][i / 4][i % 4] = of[i / 4](step, i % 4);
+      const bool is_last = step == kInputs / 16 - 1, comes = step % 4 == 3 && (!is_last || has_next);
+      Codes next[kProducts];
+      if (comes) {
+        if (is_last) shared.ring.wait_until_full(count + 1);
+        const int from = shared.ring.entry(count + is_last);
 #pragma unroll
-      for (int i = 0; i < kProducts * 4; ++i) {
-        const uint4& four = words[i / 4];
-        const bool is_high = i % 2;  // output lane / 4 + 8
-        const uint32_t word = step % 4 < 2 ? (is_high ? four.y : four.x) : is_high ? four.w : four.z;
-        numbers[step % 2][i / 4][i % 4] = scales[i / 4][panel][i % 2].pair(word, step % 2 * 2 + i / 2 % 2);
+        for (int i = 0; i < kProducts; ++i) next[i] = codes(from, i, is_last ? 0 : step / 4 + 1);
       }
-      const uint64_t inputs = matrix(x + panel * kPanelBytes + step % 4 * 32);
+      const uint64_t inputs = matrix(x + step / 4 * kPanelBytes + step % 4 * 32);
       products_begin();
 #pragma unroll
-      for (int i = 0; i < kProducts; ++i) {
-        multiply_add_bf16<kRows, kRows>(sums[i], numbers[step % 2][i], inputs, true);
-      }
+      for (int i = 0; i < kProducts; ++i) multiply_add_bf16<kRows, kRows>(sums[i], numbers[step % 2][i], inputs, true);
       products_end_group();
+      if (comes) {
+#pragma unroll
+        for (int i = 0; i < kProducts; ++i) of[i] = Numbers(next[i]);
+      }
       products_wait<1>();
       if (step == 0 && has_before) release(count - 1);
     }
@@ -129,11 +137,11 @@ struct Multiplier {
 #pragma unroll
       for (int i = 0; i < kSlices; ++i) {
         const float(&four)[4] = slice(quarter, i);
-        launch.left(blockIdx.x, quarter)[i * (kThreads - kLoaders) + thread] = make_float4(four[0], four[1], four[2], four[3]);
+        launch.left(blockIdx.x, quarter)[i * kMultipliers + thread] = make_float4(four[0], four[1], four[2], four[3]);
       }
     }
     written_for_copies();
-    named_barrier(1, kThreads - kLoaders);
+    named_barrier(1, kMultipliers);
     if (thread == 0) tell_written(launch.told + blockIdx.x, launch.number());
     for (int other = 0; other < shares.count; ++other) {
       if (other == shares.own) continue;
@@ -143,7 +151,7 @@ struct Multiplier {
         shared.ring.wait_until_full(count);
         const uint32_t theirs = shared_address(shared.rows[shared.ring.entry(count)][0]);
 #pragma unroll
-        for (int i = 0; i < kSlices; ++i) add(slice(quarter, i), theirs + (i * (kThreads - kLoaders) + thread) * 16);
+        for (int i = 0; i < kSlices; ++i) add(slice(quarter, i), theirs + (i * kMultipliers + thread) * 16);
         release(count++);
       }
     }
@@ -192,21 +200,21 @@ struct Multiplier {
 extern "C" __device__ const int octavo_shared_bytes = sizeof(octavo::Shared) + 1024;
 
 extern "C" __global__ void __launch_bounds__(octavo::kThreads, 1)
-    octavo_wide_int4(const __grid_constant__ octavo::Launch launch, const __grid_constant__ octavo::TensorMap codes,
-                     const __grid_constant__ octavo::TensorMap rows) {
+    octavo_wide_int4(const __grid_constant__ octavo::Launch launch, const __grid_constant__ octavo::TensorMap rows,
+                     const __grid_constant__ octavo::TensorMap codes, const __grid_constant__ octavo::TensorMap scales,
+                     const __grid_constant__ octavo::TensorMap zeros) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
   using namespace octavo;
   extern __shared__ __align__(1024) uint8_t memory[];
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   if (threadIdx.x == 0) {
     shared.ring.init(0, 1, 1, 8);
-    prefetch_map(&codes);
-    prefetch_map(&rows);
+    for (const TensorMap* map : {&rows, &codes, &scales}) prefetch_map(map);
   }
   __syncthreads();
   if (threadIdx.x < kLoaders) {
     keep_registers<kLoaderRegisters>();
-    if (threadIdx.x == 0) Loader{launch, codes, rows, shared}.run();
+    if (threadIdx.x == 0) Loader{launch, rows, codes, scales, zeros, shared}.run();
   } else {
     want_registers<kMultiplierRegisters>();
     Multiplier{launch, shared}.run();

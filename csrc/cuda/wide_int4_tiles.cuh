@@ -24,24 +24,26 @@ constexpr int kRows = ROW_TILE, kOutputs = OUTPUT_TILE;  // of a tile
 constexpr int kInputs = kRows <= 128 ? 128 : 64, kPanels = kInputs / 64;  // of a stage
 constexpr int kProducts = kOutputs / 128;  // of 64 outputs, that a warpgroup has at once
 constexpr int kStageBytes = 16 * kInputs / 2;  // of 16 outputs' codes
-constexpr int kPanelBytes = kRows * 128, kEntryBytes = kPanels * kPanelBytes + kOutputs / 16 * kStageBytes;
+constexpr int kPanelBytes = kRows * 128;
+constexpr int kScaleBytes = kOutputs / 16 * kPanels * 64, kZeroBytes = HAS_ZEROS ? kScaleBytes / 2 : 0;  // at most
+constexpr int kEntryBytes = kPanels * kPanelBytes + kOutputs / 16 * kStageBytes + kScaleBytes + kZeroBytes;
 constexpr int kSharedBytes = 232448 - 2048, kEntries = kSharedBytes / kEntryBytes;
 constexpr int kQuarters = 4, kSlices = kProducts * kRows / 8 / kQuarters;  // of a tile's sums; of 8 rows' of 64 outputs
-constexpr int kLoaders = 128, kThreads = 384;
+constexpr int kLoaders = 128, kMultipliers = 256, kThreads = kLoaders + kMultipliers;
+constexpr int kQuarterBytes = kRows * kOutputs * 4 / kQuarters;
 constexpr int kLoaderRegisters = 40, kMultiplierRegisters = 232;
 
 struct Launch {
-  const float* scales;  // [outputs / 16][groups][8][2]
-  const Bf16* zeros;    // in the same places, or null: they are 8
-  const Bf16* bias;     // or null
+  const Bf16* bias;  // or null
   Bf16* out;
-  float4* sums;          // what blocks leave for others: [blocks][kQuarters][kSlices][threads that multiply]
+  float4* sums;            // what blocks leave for others: [blocks][kQuarters][kSlices][threads that multiply]
   uint32_t *told, *count;  // the launch in which each block did so; of blocks, see exchange.cuh
   int64_t out_stride;
   int num_rows, columns, depth, group_bits, num_tiles;
   int whole_turns;  // of tiles that each are of one block; the others are shared
 
   __device__ __forceinline__ int stages() const { return depth / kInputs; }  // of a tile
+  __device__ __forceinline__ int groups_at_once() const { return max(1, kInputs >> group_bits); }  // of a stage
 
   // As soon as the kernel before has ended
   __device__ __forceinline__ uint32_t number() const {
@@ -52,7 +54,7 @@ struct Launch {
   }
 
   __device__ __forceinline__ float4* left(int block, int quarter) const {
-    return sums + (int64_t(block) * kQuarters + quarter) * kSlices * (kThreads - kLoaders);
+    return sums + (int64_t(block) * kQuarters + quarter) * kSlices * kMultipliers;
   }
 
   __device__ __forceinline__ int shared_tiles() const { return num_tiles - whole_turns * int(gridDim.x); }
@@ -70,7 +72,11 @@ struct Launch {
 
 struct Shared {
   uint8_t rows[kEntries][kPanels][kPanelBytes];  // panels of 64 inputs, swizzled by 128 bytes
-  uint8_t codes[kEntries][kOutputs / 16 * kStageBytes];
+  uint8_t codes[kEntries][kOutputs / 16 * kStageBytes];  // swizzled, too
+  uint8_t scales[kEntries][kScaleBytes];  // [kOutputs / 16][groups of the stage][8][2] of float
+#if HAS_ZEROS
+  uint8_t zeros[kEntries][kZeroBytes];  // of Bf16; without them they are 8
+#endif
   RingBarriers<kEntries> ring;
 };
 
@@ -136,7 +142,7 @@ struct Shares {
 
 struct Loader {
   const Launch& launch;
-  const TensorMap &codes, &rows;  // [outputs / 16, words of 16 outputs' codes]; [rows, depth]
+  const TensorMap &rows, &codes, &scales, &zeros;  // [rows, depth]; of 16 outputs each
   Shared& shared;
 
   // By one thread
@@ -146,12 +152,18 @@ struct Loader {
     for (Work work(launch); work.next();) {
       const Tile tile(launch, work.piece.tile);
       for (int stage = work.piece.begin; stage < work.piece.end; ++stage, ++count) {
-        const int entry = shared.ring.entry(count);
+        const int entry = shared.ring.entry(count), groups = launch.groups_at_once();
+        const int output = tile.output / 16, group = stage * kInputs >> launch.group_bits;
         const uint32_t full = shared.ring.filled(count), to = shared_address(shared.rows[entry][0]);
+        const uint32_t scale_bytes = kOutputs / 16 * groups * (HAS_ZEROS ? 96 : 64);
         shared.ring.wait_until_free(count);
-        barrier_arrive_expecting(full, sizeof shared.codes[0] + sizeof shared.rows[0]);
-        copy_box(shared_address(shared.codes[entry]), &codes, stage * (kStageBytes / 4), tile.output / 16, full);
-        if (count == 0) {  // codes do not depend on the kernel before
+        barrier_arrive_expecting(full, sizeof shared.codes[0] + sizeof shared.rows[0] + scale_bytes);
+        copy_box(shared_address(shared.codes[entry]), &codes, 0, stage * (kStageBytes / 128), output, full);
+        copy_box(shared_address(shared.scales[entry]), &scales, group * 16, output, full);
+#if HAS_ZEROS
+        copy_box(shared_address(shared.zeros[entry]), &zeros, group * 8, output, full);
+#endif
+        if (count == 0) {  // what is of the weight does not depend on the kernel before
           number = launch.number();
 #if IS_CHAINED
           allow_next();
@@ -172,7 +184,7 @@ struct Loader {
       wait_until_written(launch.told + block, number);
       for (int quarter = shares.begin; quarter < shares.end; ++quarter) {
         if (!shares.has_rows(quarter)) continue;
-        const uint32_t full = shared.ring.filled(count), bytes = sizeof shared.rows[0];
+        const uint32_t full = shared.ring.filled(count), bytes = kQuarterBytes;
         shared.ring.wait_until_free(count);
         barrier_arrive_expecting(full, bytes);
         copy_bytes(shared_address(shared.rows[shared.ring.entry(count)][0]), launch.left(block, quarter), bytes, full);

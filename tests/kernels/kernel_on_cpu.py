@@ -36,7 +36,8 @@ class Boxes(ctypes.Structure):
     _fields_ = (
         ("data", c_void_p),
         *((name, c_int64 * 4) for name in ("dims", "strides", "box")),
-        ("rest", c_char * 24),
+        ("is_plain", c_int64),
+        ("rest", c_char * 16),
     )
 
     @classmethod
@@ -53,7 +54,11 @@ class Boxes(ctypes.Structure):
 
     @classmethod
     def of_words(cls, address: int, num_rows: int, dim: int, *, box_rows: int, box_dim: int) -> Boxes:
-        return cls(address, (dim * 4, num_rows, 1, 1), (4, dim * 4, 0, 0), (box_dim * 4, box_rows, 1, 1))
+        return cls(address, (dim * 4, num_rows, 1, 1), (4, dim * 4, 0, 0), (box_dim * 4, box_rows, 1, 1), 1)
+
+    @classmethod
+    def of_lines(cls, address: int, num_rows: int, dim: int, *, box_rows: int, box_lines: int) -> Boxes:
+        return cls(address, (128, dim // 128, num_rows, 1), (1, 128, dim, 0), (128, box_lines, box_rows, 1))
 
     @classmethod
     def of_units(cls, address: int, num_rows: int, dim: int, *, box_rows: int, box_dim: int) -> Boxes:

@@ -4,7 +4,7 @@ rows        fp8 in bf16 models                                  all others
 up to 16    csrc/cuda/quantized_linear.cu, for int4 int4_linear.cu, for fp8 on Hopper fp8_linear.cu, if shared memory
             holds the rows; with what is fused. Of fp8 with scales of outputs up to 4, of int4 in groups on Hopper 8
 more        rows become fp8, too; cuBLAS (`sizes.scaled_rows`)  made dense in the scratch; cuBLAS. On Hopper bfloat16
-                                                                times int4 in groups, up to 2,048: wide_int4.cu
+                                                                times int4 in groups, up to 3,072: wide_int4.cu
 
 What that kernel does not take, or without nvcc: `coded_product.py`.
 """

@@ -56,6 +56,12 @@ class TensorMap(Structure):
         return cls._of(_WORDS, address, (dim, num_rows), (dim * 4,), (box_dim, box_rows), swizzle=0)
 
     @classmethod
+    def of_lines(cls, address: int, num_rows: int, dim: int, *, box_rows: int, box_lines: int) -> TensorMap:
+        """[num_rows, dim] bytes as [num_rows, lines, 128], read in boxes of [box_rows, box_lines, 128] that are
+        swizzled by 128 bytes."""
+        return cls._of(_BYTES, address, (128, dim // 128, num_rows), (128, dim), (128, box_lines, box_rows))
+
+    @classmethod
     def of_bytes(cls, address: int, shape: tuple[int, int, int], box_rows: int) -> TensorMap:
         """[halves, rows, bytes], read in boxes of [halves, box_rows, 128] that are swizzled by 128 bytes."""
         halves, num_rows, dim = shape

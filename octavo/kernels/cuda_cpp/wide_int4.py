@@ -22,16 +22,16 @@ from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight, address
 from octavo.kernels.triton.linear.quantized import deal_inputs
 
 #: rows up to which it is faster than cuBLAS times a matrix that is made dense first
-MOST_ROWS = 2048
+MOST_ROWS = 3072
 _THREADS, _BOX = 384, 64
-_WORDS = 2  # of 32 bits, for an input's codes of 16 outputs
+_BYTES = 8  # of an input's codes of 16 outputs
 _QUARTERS = 4  # of a tile's sums, that blocks share
 _MOST_PRODUCT = 1 << 31  # of all stages and blocks
 
 
 class _Launch(Structure):
     _fields_ = (
-        *((name, c_void_p) for name in ("scales", "zeros", "bias", "out", "sums", "told", "count")),
+        *((name, c_void_p) for name in ("bias", "out", "sums", "told", "count")),
         ("out_stride", c_int64),
         *((name, c_int) for name in ("num_rows", "columns", "depth", "group_bits", "num_tiles", "whole_turns")),
     )
@@ -67,7 +67,7 @@ def _kernel(variant: Variant, gpu: GPU) -> tuple[Kernel, int]:
 @dataclass(frozen=True, slots=True)
 class Shape:
     """Of a tile. alone, beside: microseconds of 64 inputs on an H200 whose other multiprocessors are idle, and how many
-    more if none is."""
+    more if none is for long."""
 
     rows: int
     outputs: int
@@ -82,18 +82,20 @@ class Shape:
 
 #: fitted to what benchmarks/results/2026-11-30-quantised-gpu.md describes
 SHAPES = (
-    Shape(32, 256, 0.343, 0.060),
-    Shape(64, 128, 0.253, 0.027),
-    Shape(64, 256, 0.434, 0.049),
-    Shape(128, 128, 0.338, 0.041),
-    Shape(128, 256, 0.638, 0.083),
-    Shape(160, 128, 0.440, 0.039),
-    Shape(192, 128, 0.461, 0.052),
-    Shape(224, 128, 0.529, 0.072),
-    Shape(256, 128, 0.609, 0.076),
+    Shape(32, 128, 0.202, 0.020),
+    Shape(32, 256, 0.358, 0.003),
+    Shape(64, 128, 0.217, 0.051),
+    Shape(64, 256, 0.394, 0.062),
+    Shape(128, 128, 0.301, 0.084),
+    Shape(128, 256, 0.586, 0.121),
+    Shape(160, 128, 0.384, 0.081),
+    Shape(192, 128, 0.444, 0.095),
+    Shape(224, 128, 0.506, 0.120),
+    Shape(256, 128, 0.575, 0.154),
 )
+_LONG = 160 * 64  # inputs of a block, after which the clocks have fallen
 #: microseconds to exchange sums: if a tile's blocks have equal parts, and if not; and for the largest tile
-_EQUAL, _EQUAL_TILE, _UNEQUAL, _UNEQUAL_TILE = 2.7, 3.7, 4.4, 4.9
+_EQUAL, _EQUAL_TILE, _UNEQUAL, _UNEQUAL_TILE = 1.5, 5.5, 2.8, 6.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +131,9 @@ class Split:
 
     def cost(self, depth: int, num_blocks: int) -> float:
         """Microseconds, about."""
-        busy = self.shape.alone + self.shape.beside * self.blocks / num_blocks
-        alone = busy * depth / 64 * self.tiles / self.blocks
+        inputs = depth * self.tiles / self.blocks
+        busy = self.blocks / num_blocks * min(1.0, inputs / _LONG)
+        alone = inputs / 64 * (self.shape.alone + self.shape.beside * busy)
         tile = self.shape.rows * self.shape.outputs / LARGEST_WIDE_TILE
         if self.tiles % self.blocks == 0:
             return alone
@@ -184,21 +187,33 @@ def wide_int4(
     shape = split.shape
     assert split.tiles * depth * split.blocks < _MOST_PRODUCT, f"{num_rows} rows are too many"
     launch = _Launch(
-        weight.scales.data_ptr(), address(weight.zeros), address(bias), out.data_ptr(), exchange.sums.data_ptr(),
-        exchange.told[1:].data_ptr(), exchange.told.data_ptr(), out.stride(0), num_rows, weight.columns, depth,
-        weight.group.bit_length() - 1, split.tiles, split.whole_turns,
-    )  # fmt: skip
-    codes = TensorMap.of_words(
-        weight.data.data_ptr(), weight.columns // 16, depth * _WORDS,
-        box_rows=shape.outputs // 16, box_dim=shape.inputs * _WORDS,
+        address(bias), out.data_ptr(), exchange.sums.data_ptr(), exchange.told[1:].data_ptr(),
+        exchange.told.data_ptr(), out.stride(0), num_rows, weight.columns, depth, weight.group.bit_length() - 1,
+        split.tiles, split.whole_turns,
     )  # fmt: skip
     there = min(-(-num_rows // shape.rows) * shape.rows, _rows_in_memory(dealt))
     rows = TensorMap.of_rows(dealt.data_ptr(), there, depth, is_half=False, box_rows=shape.rows, box_dim=_BOX)
     kernel, shared_bytes = _kernel(_variant(weight.zeros is not None, weight.has_short_scales, shape), gpu)
     kernel.launch(
-        split.blocks, _THREADS, (launch, codes, rows), shared_bytes=shared_bytes,
+        split.blocks, _THREADS, (launch, rows, *_maps(weight, shape)), shared_bytes=shared_bytes,
         stream=torch.cuda.current_stream().cuda_stream, chained=gpu.chains,
     )  # fmt: skip
+
+
+def _maps(weight: QuantizedWeight, shape: Shape) -> tuple[TensorMap, TensorMap, TensorMap]:
+    """Of codes, scales and zero points, or again scales; a box is what a stage of a tile has."""
+    groups, at_once = weight.depth // weight.group, max(1, shape.inputs // weight.group)
+
+    rows, box_rows = weight.columns // 16, shape.outputs // 16
+
+    def of(tensor: torch.Tensor, num_words: int, box: int) -> TensorMap:
+        return TensorMap.of_words(tensor.data_ptr(), rows, num_words, box_rows=box_rows, box_dim=box)
+
+    codes = TensorMap.of_lines(
+        weight.data.data_ptr(), rows, weight.depth * _BYTES, box_rows=box_rows, box_lines=shape.inputs * _BYTES // 128
+    )
+    scales = of(weight.scales, groups * 16, at_once * 16)
+    return codes, scales, scales if weight.zeros is None else of(weight.zeros, groups * 8, at_once * 8)
 
 
 def _rows_in_memory(x: torch.Tensor) -> int:

@@ -66,7 +66,7 @@ inline uint32_t swizzled(uint32_t at) { return at ^ (at >> 7 & 7) << 4; }
 // What the test gives in place of the driver's description
 struct Boxes {
   const uint8_t* from;
-  int64_t dims[4], strides[4], box[4];
+  int64_t dims[4], strides[4], box[4], is_plain;  // not swizzled, though a box has lines of 128 bytes
 };
 
 inline void copy_box_once(uint32_t to, const void* map, int x, int y, int z, int w, uint32_t barrier) {

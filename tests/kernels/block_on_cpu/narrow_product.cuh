@@ -15,12 +15,16 @@ inline void copy_box(uint32_t to, const void* map, int x, int y, uint32_t barrie
     for (int row = 0; row < boxes.box[1]; ++row) {
       for (int at = 0; at < boxes.box[0]; ++at, ++count) {
         const bool is_inside = x + at < boxes.dims[0] && y + row < boxes.dims[1];
-        const uint32_t place = boxes.box[0] == 128 ? swizzled(to + count) : to + count;
+        const uint32_t place = boxes.box[0] == 128 && !boxes.is_plain ? swizzled(to + count) : to + count;
         memory[place] = is_inside ? boxes.from[(y + row) * boxes.strides[1] + x + at] : 0;
       }
     }
     return count;
   });
+}
+
+inline void copy_box(uint32_t to, const void* map, int x, int y, int z, uint32_t barrier) {
+  copy_box_once(to, map, x, y, z, 0, barrier);
 }
 
 inline uint4 load_words_now(uint32_t from) {

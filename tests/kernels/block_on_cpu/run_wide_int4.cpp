@@ -5,11 +5,11 @@
 
 #include "wide_int4.cu"
 
-extern "C" bool octavo_wide_int4_on_cpu(int num_blocks, int num_threads, const void* launch, const void* codes,
-                                        const void* rows) {
+extern "C" bool octavo_wide_int4_on_cpu(int num_blocks, int num_threads, const void* launch, const void* rows,
+                                        const void* codes, const void* scales, const void* zeros) {
   const auto given = *static_cast<const octavo::Launch*>(launch);
-  octavo::TensorMap maps[2];
-  memcpy(&maps[0], codes, sizeof maps[0]);
-  memcpy(&maps[1], rows, sizeof maps[1]);
-  return run_blocks_at_once(num_blocks, num_threads, [&] { octavo_wide_int4(given, maps[0], maps[1]); });
+  octavo::TensorMap maps[4];
+  const void* from[] = {rows, codes, scales, zeros};
+  for (int i = 0; i < 4; ++i) memcpy(&maps[i], from[i], sizeof maps[i]);
+  return run_blocks_at_once(num_blocks, num_threads, [&] { octavo_wide_int4(given, maps[0], maps[1], maps[2], maps[3]); });
 }
