@@ -11,6 +11,7 @@ This needs no process-tracking feature of the operating system: end of file work
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import pickle
 import shutil
@@ -30,6 +31,8 @@ from octavo.errors import OctavoError
 
 #: signals that terminals and supervisors send to a whole group; only the parent handles them
 _PARENTS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+#: between collections of garbage while a process loads; torch makes a million
+_NEW_OBJECTS = 100_000
 
 
 @contextlib.contextmanager
@@ -44,6 +47,20 @@ def telling_failures(channel: Channel) -> Iterator[None]:
         traceback.print_exc()
         channel.send(Note("failed", text=f"{type(error).__name__}: {error}", error="OctavoError"))
         sys.exit(1)
+
+
+@contextlib.contextmanager
+def loading() -> Iterator[None]:
+    """While a process imports and loads what stays. The garbage collector runs rarely, and does not visit it later:
+    each collection would take tenths of a second where torch is loaded, and so would several when the process ends."""
+    before = gc.get_threshold()
+    gc.set_threshold(_NEW_OBJECTS, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+    gc.collect()
+    gc.freeze()
 
 
 class Child:

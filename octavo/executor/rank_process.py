@@ -13,7 +13,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 
-from octavo.child import begin
+from octavo.child import begin, loading
 from octavo.errors import OctavoError
 from octavo.executor.executor import Executor, executor_here
 from octavo.executor.packing import NextStep, packed, unpacked
@@ -49,7 +49,8 @@ def run_rank(task: WorkerTask, connection: Connection) -> bool:
     LOGGER.propagate = False
     LOGGER.setLevel(logging.INFO)  # the parent chooses what it shows
     try:
-        executor = executor_here(task, on_thread=task.world.pipeline_parallel_size > 1)
+        with loading():
+            executor = executor_here(task, on_thread=task.world.pipeline_parallel_size > 1)
     except Exception as error:
         connection.send(portable(error))
         return False

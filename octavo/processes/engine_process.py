@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 from dataclasses import replace
 
 from octavo.channel import Note
-from octavo.child import begin, telling_failures
+from octavo.child import begin, loading, telling_failures
 from octavo.engine.assemble import build_engine
 from octavo.observe.logging import LOGGER, log_to_stderr
 from octavo.processes.engine_loop import EngineLoop
@@ -16,13 +15,11 @@ def main() -> None:
     """Run the process. It sends `ready`, or `failed` and why."""
     task, channel = begin()
     log_to_stderr(task.name)
-    with telling_failures(channel):
+    with telling_failures(channel), loading():
         # Front ends make text; an engine without a tokenizer starts sooner.
         config = replace(task.config, model=replace(task.config.model, skip_tokenizer_init=True))
         engine = build_engine(config, serves=task.serves, moves_blocks=task.traffic is not None)
         loop = EngineLoop(task, engine, channel)
-    gc.collect()
-    gc.freeze()  # the garbage collector need not scan what was loaded
     channel.send(Note("ready", card=engine.card, seconds=loop.heartbeat.patience_s))
     try:
         loop.run()

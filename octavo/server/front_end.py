@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import resource
@@ -23,7 +22,7 @@ import uvicorn
 import uvloop
 
 from octavo.channel import Channel, Note
-from octavo.child import begin, telling_failures
+from octavo.child import begin, loading, telling_failures
 from octavo.models.located import tokenizer_source
 from octavo.observe.logging import LOGGER, log_to_stderr
 from octavo.processes.heartbeat import beat
@@ -50,15 +49,12 @@ def main() -> None:
     logging.getLogger("uvicorn").handlers = LOGGER.handlers
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     with telling_failures(channel):
-        gc.disable()
-        module, function = task.app.split(":")
-        make_app = getattr(import_module(module), function)
-        tokenizer = open_tokenizer(task.model, partial(tokenizer_source, task.model))
-        if tokenizer is not None and tokenizer.chat_templates:
-            template_processes().warm()
-        gc.collect()
-        gc.freeze()  # imported objects stay; the collector need not visit them
-        gc.enable()
+        with loading():
+            module, function = task.app.split(":")
+            make_app = getattr(import_module(module), function)
+            tokenizer = open_tokenizer(task.model, partial(tokenizer_source, task.model))
+            if tokenizer is not None and tokenizer.chat_templates:
+                template_processes().warm()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(FrontEnd(task, channel, tokenizer, make_app).run())
 
