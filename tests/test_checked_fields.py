@@ -32,11 +32,12 @@ SECTIONS = [
     EngineConfig,
 ]
 EVERY_FIELD = [(section, field.name) for section in SECTIONS for field in fields(section)]
+OBJECTS = ("override_generation_config",)  # whose keys tests/engine/test_sampling_defaults.py tries
 
 
 @pytest.mark.parametrize(("section", "name"), EVERY_FIELD, ids=lambda value: getattr(value, "__name__", value))
 def test_no_field_takes_an_object_of_no_meaning(section: Any, name: str) -> None:
-    for wrong in (object(), {"a": 1}, [3], b"bytes", float("nan"), 1j):
+    for wrong in (object(), *([] if name in OBJECTS else [{"a": 1}]), [3], b"bytes", float("nan"), 1j):
         with pytest.raises(ConfigError, match=rf"^{name} is .*, allowed (is|are) "):
             section(**{name: wrong})
 
