@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import anthropic
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,6 +25,8 @@ def ask(engine: SpeakingEngine, **fields: Any) -> Answer:
 
 @pytest.mark.parametrize("is_streamed", [False, True])
 def test_the_client_gets_blocks(is_streamed: bool) -> None:
+    import anthropic  # it takes seconds, which each worker of pytest-xdist would spend to collect the tests
+
     with (
         serve(app_of(SpeakingEngine(SAYS, HERMES))) as address,
         anthropic.Anthropic(base_url=address, api_key="x", max_retries=0) as client,
