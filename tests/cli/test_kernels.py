@@ -169,10 +169,10 @@ def test_only_what_changed_is_compiled(sources: Path, capsys: pytest.CaptureFixt
     everything = ["csrc/bindings/two.cpp", "csrc/cpu/one.cpp", "csrc/cuda/first.cu", "csrc/cuda/second.cu", library]
     assert compiled(shown(capsys, *call)) == everything
     assert shown(capsys, *call) == "C++ for the CPU: up to date\nCUDA C++ for capability 9.0: up to date\n"
-    (sources / "cuda" / "first.cu").write_text("// changed\n")
+    (sources / "cuda" / "first.cu").write_text('#include "both.cuh"\n')
     assert compiled(shown(capsys, *call)) == ["csrc/cuda/first.cu"]
     (sources / "cuda" / "both.cuh").write_text("// changed\n")
-    assert compiled(shown(capsys, *call)) == ["csrc/cuda/first.cu", "csrc/cuda/second.cu"]
+    assert compiled(shown(capsys, *call)) == ["csrc/cuda/first.cu"], "the other one does not include it"
     (sources / "cpu" / "one.cpp").write_text('extern "C" int octavo_one() { return 3; }\n')
     assert compiled(shown(capsys, *call)) == ["csrc/cpu/one.cpp", library]
     assert compiled(shown(capsys, "build", "--capability", "8.0")) == ["csrc/cuda/first.cu", "csrc/cuda/second.cu"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import re
 import shutil
 import subprocess
 import tempfile
@@ -21,7 +20,7 @@ import pytest
 
 from octavo import env
 from octavo.errors import BackendUnavailableError
-from octavo.kernels.build import kept_files
+from octavo.kernels.build import includes, kept_files
 from octavo.kernels.build.toolchain import Toolchain, find_toolchain
 
 #: after so long without use a library is removed
@@ -36,16 +35,11 @@ def compiler() -> Toolchain:
 
 
 def with_includes(names: Iterable[str], folders: Sequence[Path]) -> dict[str, Path]:
-    """Sources, and all that they include in quotes, by the name that stands there -> where it lies. Of files of one
-    name the first folder's is taken."""
-    found: dict[str, Path] = {}
-    queue = list(names)
-    while queue:
-        if (name := queue.pop()) in found:
-            continue
-        found[name] = next((folder / name for folder in folders if (folder / name).exists()), Path())
-        assert found[name].name, f"{name} is in none of {folders}"
-        queue += re.findall(r'^\s*#\s*include\s*"([^"]+)"', found[name].read_text(encoding="utf-8"), re.MULTILINE)
+    """Sources, and all that they include in quotes, all of which are there."""
+    found = {}
+    for name, path in includes.with_includes(names, folders).items():
+        assert path is not None, f"{name} is in none of {folders}"
+        found[name] = path
     return found
 
 

@@ -45,6 +45,26 @@ def test_a_kernel_is_compiled_once(cache: Path, tmp_path: Path, monkeypatch: pyt
     assert calls.read_text().split() == ["called"] * 3
 
 
+def test_it_is_compiled_again_if_what_it_includes_has_changed(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not if another header has."""
+    calls, cuda = install(WORKS, tmp_path, monkeypatch), tmp_path / "cuda"
+    cuda.mkdir()
+    (cuda / "one.cu").write_text('#include "a.h"\n')
+    (cuda / "a.h").write_text('  # include "b.cuh"\n#include <stdint.h>\n#include "missing.h"\n')
+    monkeypatch.setattr(nvcc, "find_sources", lambda: tmp_path)
+    for name, content, num_calls in (
+        ("b.cuh", "// one", 1),
+        ("other.cuh", "// one", 1),
+        ("b.cuh", "// two", 2),
+        ("b.cuh", "// one", 2),
+    ):
+        (cuda / name).write_text(content)
+        compile_kernel("one", {}, (9, 0))
+        assert len(calls.read_text().split()) == num_calls, name
+
+
 def test_a_broken_file_is_compiled_again(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(WORKS, tmp_path, monkeypatch)
     compile_kernel("attention_plan", {}, (9, 0))

@@ -1,6 +1,6 @@
 """Compiles CUDA C++ kernels with nvcc, once for each source, GPU type and set of compile-time parameters.
 
-    source + headers + macros + GPU + nvcc  --sha256-->  ~/.cache/octavo/cuda/<source>-<key>.cubin
+    source + what it includes + macros + GPU + nvcc  --sha256-->  ~/.cache/octavo/cuda/<source>-<key>.cubin
 
 A cubin is machine code for one type of GPU. It needs no runtime library and loads in a millisecond.
 """
@@ -24,6 +24,7 @@ from octavo import env
 from octavo.errors import KernelBuildError
 from octavo.kernels.build import kept_files
 from octavo.kernels.build.build import find_sources
+from octavo.kernels.build.includes import with_includes
 
 _FLAGS = ("-std=c++17", "-cubin", "-lineinfo")
 
@@ -102,10 +103,12 @@ class Variant:
         return [*_FLAGS, f"-gencode=arch=compute_{target},code=sm_{target}", *macros]
 
     def _sources(self) -> list[Path]:
-        """The source, then the files that it may include."""
+        """The source, then all that it is made of. A header that is missing is for the compiler to tell."""
         folder = find_sources() / "cuda"
-        including = [Path(self.including)] if self.including else []
-        return [*including, folder / f"{self.name}.cu", *sorted(folder.glob("*.h")), *sorted(folder.glob("*.cuh"))]
+        plain = folder / f"{self.name}.cu"
+        source = Path(self.including) if self.including else plain
+        found = with_includes([source.name, plain.name], [source.parent, folder])
+        return [source, *sorted({path for path in found.values() if path is not None} - {source})]
 
     def _kept(self, nvcc: Path) -> Path:
         status = nvcc.stat()
