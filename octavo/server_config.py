@@ -18,6 +18,9 @@ class AdmissionConfig:
     """Limits of a server's waiting queue."""
 
     max_num_queued_reqs: int | None = knob(None, "most waiting requests; more get 503; default: no limit", at_least=0)
+    max_num_queued_tokens: int | None = knob(
+        None, "most prompt tokens that wait to be computed; then requests get 503; default: no limit", at_least=0
+    )
     queue_timeout: float | None = knob(
         None, "most seconds a request waits before its first step; after them it gets 503; default: no limit"
     )

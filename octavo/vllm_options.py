@@ -168,7 +168,6 @@ ENGINE_OPTIONS: dict[str, NotHere] = {
     **_idle("every step's tokens are returned", "multi_step_stream_outputs"),
     "preemption_mode": NotHere("a preempted sequence is computed again", ("recompute",)),
     **_idle("async_scheduling sets whether steps overlap", "disable_async_output_proc"),
-    "max_num_queued_tokens": NotHere("set max_num_queued_reqs"),
     # features
     **_each(NotHere(_PLAIN_LORA), "long_lora_scaling_factors", "default_mm_loras", "enable_lora_bias"),
     "lora_extra_vocab_size": NotHere("an adapter cannot change the vocabulary", (0,)),
@@ -206,6 +205,7 @@ SERVER_ONLY: dict[str, NotHere] = {
     "enable_log_requests": NotHere("only a server writes such lines: octavo serve --enable-log-requests"),
     **_idle("only a server has a name for its model", "served_model_name"),
     "stream_interval": NotHere("only a server joins tokens in a stream: octavo serve --stream-interval", (1,)),
+    **_each(NotHere("only a server's queue has a limit"), "max_num_queued_reqs", "max_num_queued_tokens"),
 }
 
 #: flags of `vllm serve` alone

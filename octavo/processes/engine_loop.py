@@ -199,6 +199,7 @@ class EngineLoop:
             if tracer is not None and message.trace_headers is not None:
                 tracer.link(message.request_id, message.trace_headers)
             self._core.add_request(request)
+            self._admission.admitted(request)
         except EngineBusyError as refusal:
             self._record_refusal(message.request_id, "queue_full")
             self._send(front_end, transport.Refusal(message.key, "busy", str(refusal), refusal.retry_after_s))
@@ -287,5 +288,6 @@ class EngineLoop:
         self._of_front_end[live.front_end].pop(live.key, None)
         self._record.drop(live.request.request_id)
         self._probation.ended(live.request)
+        self._admission.left(live.request)
         self._load.ended(live.front_end, live.work)
         self._traffic.request_ended(live.request)

@@ -1,7 +1,7 @@
-"""Limits how many requests may wait in a server's engine, and for how long.
+"""Limits how many requests and prompt tokens may wait in a server's engine, and for how long.
 
-An unbounded queue serves nobody: clients at its end have left before their turn. So a server may bound the number and
-the time of waiting requests, and tells refused clients when to try again.
+An unbounded queue serves nobody: clients at its end have left before their turn. So a server may bound the number, the
+prompt tokens and the time of waiting requests, and tells refused clients when to try again.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ class AdmissionControl:
         self._clock = clock
         self._is_queue_standing = False
         self._unscheduled: deque[Request] = deque()
+        self._in_prefill: dict[str, Request] = {}
         self._ends: deque[float] = deque(maxlen=_RATE_WINDOW)
 
     def check(self, request: Request) -> None:
-        """Raises EngineBusyError if too many requests wait already."""
+        """Raises EngineBusyError if too many requests, or too many of their prompts' tokens, wait already."""
         limit = self._config.max_num_queued_reqs
         if limit is not None and (num_queued := self._num_queued()) >= limit and not self._can_start_now():
             raise EngineBusyError(
@@ -42,8 +43,25 @@ class AdmissionControl:
                 "send the request again later",
                 self._retry_after_s(num_queued),
             )
+        if (most := self._config.max_num_queued_tokens) is not None and (num := self._num_tokens_left()) >= max(
+            most, 1
+        ):
+            raise EngineBusyError(
+                f"{num} prompt tokens wait to be computed already, allowed are max_num_queued_tokens = {most}; "
+                "send the request again later",
+                self._retry_after_s(len(self._in_prefill)),
+            )
+
+    def admitted(self, request: Request) -> None:
+        """A request that passed is in the engine."""
         if self._config.queue_timeout is not None:
             self._unscheduled.append(request)
+        if self._config.max_num_queued_tokens is not None:
+            self._in_prefill[request.request_id] = request
+
+    def left(self, request: Request) -> None:
+        """A request ended, or was aborted."""
+        self._in_prefill.pop(request.request_id, None)
 
     def step_done(self) -> None:
         """Requests that still wait had a chance to start, and found no room."""
@@ -69,6 +87,12 @@ class AdmissionControl:
                 expired.append((request, error))
         return expired
 
+    def _num_tokens_left(self) -> int:
+        """Prompt tokens that the engine has yet to compute. Forgets requests that have begun to generate."""
+        left = [(one, num) for one in self._in_prefill.values() if (num := _prompt_tokens_left(one))]
+        self._in_prefill = {one.request_id: one for one, _ in left}
+        return sum(num for _, num in left)
+
     def _num_queued(self) -> int:
         """Requests that arrived since the last step do not count if the next one has seats for them."""
         num_waiting = self._core.num_waiting
@@ -86,3 +110,10 @@ class AdmissionControl:
             return MIN_RETRY_S
         rate = (len(self._ends) - 1) / max(self._ends[-1] - self._ends[0], 1e-3)
         return min(max(num_queued / rate, MIN_RETRY_S), MAX_RETRY_S)
+
+
+def _prompt_tokens_left(request: Request) -> int:
+    """All of a prompt until it starts. Samples of it begin where the first one has computed it."""
+    if not request.sequences:
+        return request.first_len
+    return max(0, request.first_len - request.sequences[0].num_computed_tokens)

@@ -290,6 +290,30 @@ def test_a_full_queue_turns_away_and_a_long_wait_ends(tmp_path: Path, offline: L
         served.stop()
 
 
+def test_prompts_that_wait_turn_others_away(tmp_path: Path, offline: LLM) -> None:
+    admission = AdmissionConfig(max_num_queued_tokens=1)
+    served = smollm2_engine(tmp_path, offline, admission=admission, max_num_seqs=1)
+
+    async def crowd(client: ProcessClient) -> None:
+        running = asyncio.create_task(collect(client, ENDLESS.replace(max_tokens=240)))
+        await until_running(client)
+        waiting = asyncio.create_task(collect(client, GREEDY, request_id="waits"))
+        await asyncio.sleep(0)  # it is sent before the next one
+        with pytest.raises(EngineBusyError, match=r"prompt tokens wait .* allowed are max_num_queued_tokens = 1"):
+            await collect(client, GREEDY)
+        await client.abort("waits")
+        assert (await waiting)[-1].outputs[0].finish_reason == "abort"
+        waiting = asyncio.create_task(collect(client, GREEDY))
+        running.cancel()
+        assert (await waiting)[-1].finished
+        assert (await collect(client, GREEDY))[-1].finished
+
+    try:
+        served.with_client(crowd)
+    finally:
+        served.stop()
+
+
 def test_a_crowd_that_comes_and_goes_leaves_nothing(tmp_path: Path, offline: LLM) -> None:
     served = smollm2_engine(tmp_path, offline, async_scheduling=True, num_gpu_blocks_override=40)
 
