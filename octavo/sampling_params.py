@@ -130,6 +130,9 @@ class SamplingParams:
     skip_special_tokens: bool = parameter(True, "Leave special tokens out of the text.")
     include_stop_str_in_output: bool = parameter(False, "Show the text or the token that ended the answer.")
     output_kind: RequestOutputKind = parameter(RequestOutputKind.CUMULATIVE, "What each RequestOutput holds.")
+    stream_interval: int | None = parameter(
+        None, "Tokens per output of a stream; the first and the last come at once; left out: 1.", low=1
+    )
     logit_bias: Mapping[int, float] | None = parameter(
         None, 'What is added to tokens\' scores, -100 to 100, by token id: {"42": -1.5}.'
     )

@@ -204,7 +204,9 @@ SERVER_ONLY: dict[str, NotHere] = {
     **_idle("requests are logged only with enable_log_requests", "disable_log_requests"),
     "enable_log_requests": NotHere("only a server writes such lines: octavo serve --enable-log-requests"),
     **_idle("only a server has a name for its model", "served_model_name"),
-    "stream_interval": NotHere("only a server joins tokens in a stream: octavo serve --stream-interval", (1,)),
+    "stream_interval": NotHere(
+        "set SamplingParams' stream_interval; a server has octavo serve --stream-interval", (1,)
+    ),
     **_each(NotHere("only a server's queue has a limit"), "max_num_queued_reqs", "max_num_queued_tokens"),
 }
 
@@ -236,7 +238,6 @@ SAMPLING_FIELDS: dict[str, NotHere] = {
     "guided_decoding": NotHere(_FORMER_GRAMMAR),
     "extra_args": NotHere("there are no plugins to read them"),
     "spaces_between_special_tokens": NotHere("special tokens are written as the tokenizer writes them", (True,)),
-    "stream_interval": NotHere("every token is returned as it is generated", (1,)),
     "watermarking": NotHere("output is not marked"),
     "prompt_logprob_token_ids": NotHere("prompt_logprobs gives the most likely tokens"),
     "prompt_logprob_start": NotHere("prompt_logprobs cover the whole prompt", (0,)),

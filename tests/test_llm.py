@@ -453,6 +453,38 @@ def test_flat_logprobs_say_the_same(llm: LLM) -> None:
     assert [row for output in deltas for row in output.outputs[0].logprobs] == plain.outputs[0].logprobs
 
 
+@pytest.mark.parametrize("kind", [RequestOutputKind.CUMULATIVE, RequestOutputKind.DELTA])
+def test_stream_interval_joins_tokens_after_the_first(llm: LLM, kind: RequestOutputKind) -> None:
+    params = GREEDY.replace(max_tokens=10, output_kind=kind)
+    whole = list(llm.stream(PROMPTS[0], params))[-1].outputs[0]
+    outputs = [one.outputs[0] for one in llm.stream(PROMPTS[0], params.replace(stream_interval=4))]
+    if kind is RequestOutputKind.DELTA:
+        assert [len(one.token_ids) for one in outputs] == [1, 4, 4, 1]
+        assert "".join(one.text for one in outputs) == llm.generate(PROMPTS[0], params)[0].outputs[0].text
+    else:
+        assert [len(one.token_ids) for one in outputs] == [1, 5, 9, 10]
+        assert outputs[-1] == whole
+    with pytest.raises(InvalidRequestError, match="stream_interval is 0, allowed is 1 or more"):
+        SamplingParams(stream_interval=0)
+
+
+def test_stream_interval_tells_a_sample_s_end_at_once(llm: LLM) -> None:
+    """Though its siblings go on, and each has its first token when it begins."""
+    params = SamplingParams(n=3, max_tokens=24, seed=5, ignore_eos=True, output_kind=RequestOutputKind.DELTA)
+    (whole,) = llm.generate(PROMPTS[0], params)
+    stop = whole.outputs[1].token_ids[6]
+    asked = params.replace(stop_token_ids=[stop], stream_interval=100)
+    outputs = list(llm.stream(PROMPTS[0], asked))
+    (ends,) = llm.generate(PROMPTS[0], asked)
+    num_ends = len({len(one.token_ids) for one in ends.outputs})
+    assert num_ends > 1, "the stop token ends them at different steps"
+    assert len(outputs) <= 3 + num_ends
+    for end in ends.outputs:
+        mine = [one for output in outputs for one in output.outputs if one.index == end.index]
+        assert [token for one in mine for token in one.token_ids] == end.token_ids
+        assert [one.finish_reason for one in mine] == [None] * (len(mine) - 1) + [end.finish_reason]
+
+
 def test_the_whole_vocabulary_only_where_it_is_allowed(llm: LLM) -> None:
     with pytest.raises(InvalidRequestError, match="logprobs is -1, allowed is 0 to max_logprobs = 20"):
         llm.generate(PROMPTS[0], SamplingParams(logprobs=-1))

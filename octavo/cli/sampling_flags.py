@@ -37,6 +37,7 @@ _KINDS: dict[str, dict[str, Any]] = {
 NOT_FLAGS = frozenset(
     {
         "output_kind",
+        "stream_interval",
         "detokenize",
         "logprobs",
         "prompt_logprobs",

@@ -8,7 +8,7 @@ from octavo.engine.lazy_logprobs import LogprobRows, PackedLogprobs, Rows, add_r
 from octavo.engine.sequence_text import SequenceText
 from octavo.errors import InvalidRequestError
 from octavo.observe.logging import LOGGER
-from octavo.outputs import CompletionOutput, RequestMetrics, RequestOutput
+from octavo.outputs import CompletionOutput, FinishReason, RequestMetrics, RequestOutput
 from octavo.request import Request
 from octavo.sampling_params import RequestOutputKind
 from octavo.scheduler.step import SequenceUpdate
@@ -30,6 +30,7 @@ class RequestText:
         self.engine: int | None = None  # of several, the one whose cache has a snapshot's blocks
         self._request = request
         self._kind = params.output_kind
+        self._interval = params.stream_interval or 1
         self._is_lazy = is_lazy
         self._tokenizer = tokenizer = tokenizer if params.detokenize else None
         stream: TextStream | None = None
@@ -43,6 +44,7 @@ class RequestText:
         if params.prompt_logprobs is not None:
             self._prompt_logprobs = no_rows(is_lazy, params.flat_logprobs, tokenizer)
             self._prompt_logprobs.append(None)
+        self._told: list[tuple[int, FinishReason | None]] = [(0, None)] * params.n  # tokens and ends in outputs so far
         self._first_token_time: float | None = None
         self._pooled: bytes | None = None
 
@@ -72,6 +74,7 @@ class RequestText:
         made = copy.copy(self)
         made._sequences = [one.copy() for one in self._sequences]
         made._prompt_logprobs = None if self._prompt_logprobs is None else self._prompt_logprobs.copy()
+        made._told = [(0, None)] * params.n
         made._first_token_time = None
         return made
 
@@ -128,6 +131,8 @@ class RequestText:
         """The output to hand out now. None: nothing is new, or it is not time yet."""
         if self._kind is RequestOutputKind.FINAL_ONLY and not self.finished:
             return None
+        if self._interval > 1 and not self._is_due():
+            return None
         try:
             return self._output(now)
         except Exception as fault:
@@ -144,6 +149,15 @@ class RequestText:
             finished=True,
             lora_request=request.lora_request,
         )
+
+    def _is_due(self) -> bool:
+        """Whether a sequence has its first tokens, stream_interval new ones, or an end, since the last output."""
+        for sequence, (num_told, end) in zip(self._sequences, self._told, strict=True):
+            num_new = len(sequence.token_ids) - num_told
+            if sequence.finish_reason != end or (num_new and (not num_told or num_new >= self._interval)):
+                self._told = [(len(one.token_ids), one.finish_reason) for one in self._sequences]
+                return True
+        return False
 
     def _output(self, now: float) -> RequestOutput | None:
         finished = self.finished

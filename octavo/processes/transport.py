@@ -237,7 +237,7 @@ def unpack_request(message: AddRequest) -> Request:
 #: parameters that only the front end, which makes the text, reads; grammars and Thoughts are made there, too
 _TEXT_ONLY = frozenset(
     {"stop", "detokenize", "skip_special_tokens", "include_stop_str_in_output", "output_kind", "flat_logprobs"}
-    | {"structured_outputs", "thinking_token_budget"}
+    | {"structured_outputs", "thinking_token_budget", "stream_interval"}
     | {"logits_processors"}  # refused, where they would have to cross
 )
 _DEFAULTS = {

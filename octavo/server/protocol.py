@@ -48,7 +48,9 @@ _IN_JSON: Mapping[str, Any] = {
     "Iterable[int] | None": list[int],
     "RepetitionDetectionParams | None": dict[str, Any],
 }
-_IN_ITS_OWN_WAY = ("max_tokens", "logprobs", "prompt_logprobs", "logprob_token_ids", "truncate_prompt_tokens")
+_IN_ITS_OWN_WAY = (
+    *("max_tokens", "logprobs", "prompt_logprobs", "logprob_token_ids", "truncate_prompt_tokens", "stream_interval"),
+)
 _OF_PYTHON = ("detokenize", "flat_logprobs")
 #: fields that mean the same in requests and in SamplingParams
 SAME = {

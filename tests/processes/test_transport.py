@@ -61,6 +61,7 @@ TEXT_ONLY = {
     "skip_special_tokens",
     "include_stop_str_in_output",
     "output_kind",
+    "stream_interval",
     "flat_logprobs",
     "structured_outputs",
     "thinking_token_budget",
