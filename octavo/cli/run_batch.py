@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
     settings = ServerSettings(
         served_model_name=tuple(args.served_model_name or (args.model,)),
         enable_request_id_headers=True,
+        max_stored_responses=0,  # nobody could ask for them
         **{name: getattr(args, name) for name in _SETTINGS if hasattr(args, name)},
     )
     check_named_things(settings)

@@ -23,7 +23,7 @@ from octavo.server.serving import REQUEST_ID_HEADER
 from octavo.shown import shown
 
 URLS = (
-    *("/v1/chat/completions", "/v1/completions"),
+    *("/v1/chat/completions", "/v1/completions", "/v1/responses"),
     *("/v1/embeddings", "/v1/score", "/score", "/v1/rerank", "/v2/rerank", "/rerank", "/classify", "/pooling"),
 )
 
@@ -42,9 +42,10 @@ class _Streamed(msgspec.Struct):
 
 
 class _Usage(msgspec.Struct):
-    """completion_tokens: None where nothing is generated, and texts are read alone."""
+    """completion_tokens, output_tokens of a response: None where nothing is generated, and texts are read alone."""
 
     completion_tokens: int | None = None
+    output_tokens: int | None = None
     prompt_tokens: int = 0
 
 
@@ -140,7 +141,8 @@ def num_tokens(result: LineResult) -> int:
     usage = msgspec.json.decode(result.response.body, type=_Counted).usage
     if usage is None:
         return 0
-    return usage.prompt_tokens if usage.completion_tokens is None else usage.completion_tokens
+    counts = (usage.completion_tokens, usage.output_tokens, usage.prompt_tokens)
+    return next(count for count in counts if count is not None)
 
 
 @dataclass(frozen=True, slots=True)

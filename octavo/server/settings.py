@@ -90,7 +90,9 @@ class ServerSettings:
     responses_store: str | None = knob(
         None, "a file for the responses that /v1/responses keeps; default: in memory, which needs one front end"
     )
-    max_stored_responses: int = knob(4096, "most responses that are kept; the one unused the longest makes room")
+    max_stored_responses: int = knob(
+        4096, "most responses that are kept; the one unused the longest makes room; 0: none is kept"
+    )
     max_stored_response_bytes: int = knob(2**28, "most bytes of all of them together")
     stored_response_timeout: float = knob(86400.0, "seconds without a use after which a response is dropped")
     max_background_responses: int = knob(256, "most responses that are made in the background at a time")
@@ -115,8 +117,13 @@ class ServerSettings:
             if not 0 < (seconds := getattr(self, name)) < math.inf:
                 raise ConfigError(f"{name} is {seconds}, allowed is a number of seconds above 0")
         for name in (*LIMITS, *SESSION_LIMITS, *RESPONSE_LIMITS):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}, allowed is 1 or more")
+            if getattr(self, name) < (least := int(name != "max_stored_responses")):
+                raise ConfigError(f"{name} is {getattr(self, name)}, allowed is {least} or more")
+        if self.responses_store is not None and not self.max_stored_responses:
+            raise ConfigError(
+                f"responses_store is {self.responses_store!r} and max_stored_responses is 0, which keeps nothing: "
+                "leave one of them out"
+            )
 
     def with_keys(self, otherwise: str | None = None) -> ServerSettings:
         """The settings with the keys of api_key_file, read now. otherwise: the key if there are none."""

@@ -101,11 +101,31 @@ def test_a_model_that_embeds_answers_batches_too(files: tuple[Path, Path]) -> No
     assert found == [answer["usage"]["total_tokens"] for answer in answers]
 
 
+def test_responses_are_answered_and_not_kept(files: tuple[Path, Path]) -> None:
+    asked = {"input": "Hi", "instructions": "Be brief.", "max_output_tokens": 3}
+    bodies = [asked, {**asked, "store": True}, {**asked, "previous_response_id": "resp_1"}]
+    files[0].write_text("\n".join(line(str(place), body, "/v1/responses") for place, body in enumerate(bodies)))
+    found: list[int] = []
+    app = app_of(max_stored_responses=0)
+    with BatchInput(str(files[0])) as calls, BatchOutput(str(files[1]), calls) as results:
+        asyncio.run(run_batch(app, calls, results, 1, found.append))
+    made, *refused = [one["response"] for one in read(files[1])]
+    assert made["status_code"] == 200
+    assert made["body"]["output"][0]["content"][0]["text"]
+    assert not made["body"]["store"]
+    assert found == [made["body"]["usage"]["output_tokens"], 0, 0] == [3, 0, 0]
+    assert [(one["status_code"], one["body"]["error"]["param"]) for one in refused] == [
+        (400, "store"), (400, "previous_response_id"),
+    ]  # fmt: skip
+
+
 BAD_LINES = {
     "not json": "not valid JSON",
     '"text"': "Expected `object`",
     '{"custom_id": "x1", "method": "POST", "url": "/v1/completions"}': "missing required field `body`",
-    line("x2", url="/v1/messages"): "url is '/v1/messages', allowed are /v1/chat/completions, /v1/completions, /v1/emb",
+    line(
+        "x2", url="/v1/messages"
+    ): "url is '/v1/messages', allowed are /v1/chat/completions, /v1/completions, /v1/resp",
     line("x3", method="GET"): "method is 'GET', allowed is 'POST'",
     line("x4", {**COMPLETION, "stream": True}): "stream is True, allowed in a batch is false",
     line("x5", 5): "Expected `object`, got `int`",

@@ -41,8 +41,8 @@ async def create_response(request: Request, serving: Serving) -> Response:
     is_kept, owner = _is_kept(asked, serving), owner_of(request)
     earlier: list[Item] = []
     if asked.previous_response_id is not None:
-        if not _can_keep(serving):
-            raise bad_field("previous_response_id", f"is {asked.previous_response_id!r}, but {_NEEDS_FILE}")
+        if (why := _why_none_is_kept(serving)) is not None:
+            raise bad_field("previous_response_id", f"is {asked.previous_response_id!r}, but {why}")
         earlier = await serving.responses.items(owner, asked.previous_response_id)
     try:
         call, reading = await _call(request, serving, asked, earlier)
@@ -144,18 +144,23 @@ _NEEDS_FILE = (
 )
 
 
-def _can_keep(serving: Serving) -> bool:
-    return serving.client.num_front_ends == 1 or serving.responses.is_shared
+def _why_none_is_kept(serving: Serving) -> str | None:
+    if serving.settings.max_stored_responses == 0:
+        return "no response is kept here, as max_stored_responses is 0: leave it out, and send the whole conversation"
+    return None if serving.client.num_front_ends == 1 or serving.responses.is_shared else _NEEDS_FILE
 
 
 def _is_kept(asked: ResponsesRequest, serving: Serving) -> bool:
     """Raises ApiError if it asks for what this server cannot keep."""
-    if asked.store and not _can_keep(serving):
-        raise bad_field("store", f"is true, but {_NEEDS_FILE}")
+    why = _why_none_is_kept(serving)
+    if asked.store and why is not None:
+        raise bad_field("store", f"is true, but {why}")
     if asked.background and serving.client.num_front_ends > 1:
         problem = "is true, but this server has several front ends, and only one would know of it: leave it out"
         raise bad_field("background", problem)
-    return asked.store is not False and _can_keep(serving)
+    if asked.background and why is not None:
+        raise bad_field("background", f"is true, but {why}")
+    return asked.store is not False and why is None
 
 
 def _response(call: Call, asked: ResponsesRequest, is_kept: bool) -> ResponseObject:

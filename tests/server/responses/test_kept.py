@@ -248,5 +248,19 @@ def test_options_are_checked(tmp_path: Path) -> None:
         app_of(ScriptedEngine(), responses_store=str(tmp_path / "notes"))
     with pytest.raises(ConfigError, match="stored_response_timeout is 0"):
         app_of(ScriptedEngine(), stored_response_timeout=0.0)
-    with pytest.raises(ConfigError, match="max_stored_responses is 0"):
-        app_of(ScriptedEngine(), max_stored_responses=0)
+    with pytest.raises(ConfigError, match="max_stored_responses is -1, allowed is 0 or more"):
+        app_of(ScriptedEngine(), max_stored_responses=-1)
+    with pytest.raises(ConfigError, match="responses_store is 'kept' and max_stored_responses is 0"):
+        app_of(ScriptedEngine(), max_stored_responses=0, responses_store="kept")
+
+
+def test_a_server_may_keep_none() -> None:
+    app = app_of(SpeakingEngine("Yes.", HERMES), max_stored_responses=0)
+    answer = ask(app)
+    assert answer["store"] is False
+    assert get(app, f"/v1/responses/{answer['id']}").status == 404
+    for name, value in {"store": True, "background": True, "previous_response_id": answer["id"]}.items():
+        refused = post(app, "/v1/responses", {"input": "Hi", name: value})
+        assert refused.status == 400
+        assert refused.error["param"] == name
+        assert "no response is kept here, as max_stored_responses is 0" in refused.error["message"]
