@@ -215,8 +215,8 @@ struct Multiplier {
       }
       const uint64_t inputs = matrix(x + step / 4 * kPanelBytes + step % 4 * 32);
       products_begin();
-      multiply_add_bf16<kWidth, kPairs>(sums[0], numbers[step % 2][0], inputs, step > 0 || has_before);
-      multiply_add_bf16<kWidth, kPairs>(sums[1], numbers[step % 2][1], inputs, step > 0 || has_before);
+      multiply_add_narrow<Bf16, kWidth, kPairs>(sums[0], numbers[step % 2][0], inputs, step > 0 || has_before);
+      multiply_add_narrow<Bf16, kWidth, kPairs>(sums[1], numbers[step % 2][1], inputs, step > 0 || has_before);
       products_end_group();
       products_wait<1>();
       if (step == 0 && has_before) release(count - 1);

@@ -24,17 +24,19 @@ namespace octavo {
   OCTAVO_C224 ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 
 // c = a b^T, or c += a b^T; a is in registers, the columns of b are the product's depth. kColumns: of c that are computed
-template <int kColumns, int kMost>
-__device__ __forceinline__ void multiply_add_bf16(float (&c)[kMost / 8][4], const uint32_t (&a)[4], uint64_t b,
-                                                  bool adds) {
+template <typename Element, int kColumns, int kMost>
+__device__ __forceinline__ void multiply_add_narrow(float (&c)[kMost / 8][4], const uint32_t (&a)[4], uint64_t b,
+                                                    bool adds) {
   static_assert(kColumns <= kMost);
 #if __CUDA_ARCH_FEAT_SM90_ALL
-#define OCTAVO_PRODUCT(columns, sums, a0, a1, a2, a3, b0, p0, ...)                                                 \
-  if constexpr (kColumns == columns)                                                                               \
-    asm volatile("{ .reg .pred p; setp.ne.b32 p, " p0 ", 0; wgmma.mma_async.sync.aligned.m64n" #columns            \
-                 "k16.f32.bf16.bf16 {" sums "}, {" a0 ", " a1 ", " a2 ", " a3 "}, " b0 ", p, 1, 1, 0; }"           \
-                 : __VA_ARGS__                                                                                     \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(adds)));
+#define OCTAVO_TYPED(kind, columns, sums, a0, a1, a2, a3, b0, p0, ...)                                             \
+  asm volatile("{ .reg .pred p; setp.ne.b32 p, " p0 ", 0; wgmma.mma_async.sync.aligned.m64n" #columns              \
+               "k16.f32." kind " {" sums "}, {" a0 ", " a1 ", " a2 ", " a3 "}, " b0 ", p, 1, 1, 0; }"              \
+               : __VA_ARGS__                                                                                       \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(adds)));
+#define OCTAVO_PRODUCT(columns, ...)                                                                               \
+  if constexpr (kColumns == columns && is_half<Element>) OCTAVO_TYPED("f16.f16", columns, __VA_ARGS__)             \
+  if constexpr (kColumns == columns && !is_half<Element>) OCTAVO_TYPED("bf16.bf16", columns, __VA_ARGS__)
   OCTAVO_PRODUCT(32, OCTAVO_C32, "%16", "%17", "%18", "%19", "%20", "%21", OCTAVO_FOUR(0))
   OCTAVO_PRODUCT(64, OCTAVO_C64, "%32", "%33", "%34", "%35", "%36", "%37", OCTAVO_FOUR(0), OCTAVO_FOUR(4))
   OCTAVO_PRODUCT(96, OCTAVO_C96, "%48", "%49", "%50", "%51", "%52", "%53", OCTAVO_FOUR(0), OCTAVO_FOUR(4), OCTAVO_FOUR(8))
@@ -49,6 +51,7 @@ __device__ __forceinline__ void multiply_add_bf16(float (&c)[kMost / 8][4], cons
   OCTAVO_PRODUCT(256, OCTAVO_C256, "%128", "%129", "%130", "%131", "%132", "%133", OCTAVO_FOUR(0), OCTAVO_FOUR(4),
                  OCTAVO_FOUR(8), OCTAVO_FOUR(12), OCTAVO_FOUR(16), OCTAVO_FOUR(20), OCTAVO_FOUR(24), OCTAVO_FOUR(28))
 #undef OCTAVO_PRODUCT
+#undef OCTAVO_TYPED
 #endif
 }
 

@@ -114,7 +114,9 @@ struct Multiplier {
       const uint64_t inputs = matrix(x + step / 4 * kPanelBytes + step % 4 * 32);
       products_begin();
 #pragma unroll
-      for (int i = 0; i < kProducts; ++i) multiply_add_bf16<kRows, kRows>(sums[i], numbers[step % 2][i], inputs, true);
+      for (int i = 0; i < kProducts; ++i) {
+        multiply_add_narrow<Bf16, kRows, kRows>(sums[i], numbers[step % 2][i], inputs, true);
+      }
       products_end_group();
       if (comes) {
 #pragma unroll

@@ -38,25 +38,26 @@ inline uint4 load_words_now(uint32_t from) {
 struct Rows {
   float x[2][16];
 };
-inline Rows rows_of(const uint32_t (&a)[4]) {
+template <typename Element>
+Rows rows_of(const uint32_t (&a)[4]) {
   const Meeting& meeting = meet(~0u, a);
   Rows rows;
   for (int i = 0; i < 32; ++i) {
     const int half = i / 16, k = i % 16, from = threadIdx.x % 32 / 4 * 4 + k % 8 / 2;
-    rows.x[half][k] = half_of<Bf16>(meeting.all[from][half + k / 8 * 2], k % 2);
+    rows.x[half][k] = half_of<Element>(meeting.all[from][half + k / 8 * 2], k % 2);
   }
   __syncwarp();
   return rows;
 }
 
-template <int kColumns, int kMost>
-void multiply_add_bf16(float (&c)[kMost / 8][4], const uint32_t (&a)[4], uint64_t b, bool adds) {
-  const Rows rows = rows_of(a);
+template <typename Element, int kColumns, int kMost>
+void multiply_add_narrow(float (&c)[kMost / 8][4], const uint32_t (&a)[4], uint64_t b, bool adds) {
+  const Rows rows = rows_of<Element>(a);
   products[threadIdx.x].push_back([=, &c] {
     for (int i = 0; i < kColumns / 2; ++i) {
       const int column = i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2;
       if (!adds) c[i / 4][i % 4] = 0;
-      for (int k = 0; k < 16; ++k) c[i / 4][i % 4] += rows.x[i % 4 / 2][k] * element_at<Bf16>(b, column, k);
+      for (int k = 0; k < 16; ++k) c[i / 4][i % 4] += rows.x[i % 4 / 2][k] * element_at<Element>(b, column, k);
     }
   });
 }
