@@ -37,7 +37,7 @@ from octavo.observe.exposition import Metric, Metrics
 from octavo.observe.metrics import EngineMetrics
 from octavo.observe.recorder import open_new
 from octavo.outputs import RequestOutput
-from octavo.request import Request
+from octavo.request import ModelInfo, Request
 from octavo.sampling_params import RequestOutputKind, SamplingParams
 from octavo.session import Session
 from octavo.text.tokenizer import Tokenizer
@@ -208,6 +208,11 @@ class LLM(PoolingCalls):
                 "each of several engines has its own events: save_events and record write them into files"
             )
         return self._engine.events
+
+    @property
+    def model_info(self) -> ModelInfo:
+        """What the loaded model takes: max_model_len, max_num_seqs, vocab_size, eos_token_ids and more."""
+        return ModelInfo.of(self._engine.limits, self._engine.default_sampling_params, self._engine.card)
 
     @property
     def card(self) -> list[tuple[str, str]]:

@@ -29,6 +29,11 @@ STALL_NUM_PROMPTS, STALL_INPUT_LEN, STALL_OUTPUT_LEN = 240, 128, 128
 SHAREGPT_MIN_LEN, SHAREGPT_MAX_PROMPT_LEN, SHAREGPT_MAX_TOTAL_LEN = 4, 1024, 2048
 
 CUSTOM_OUTPUT_LEN = 256  # for a line without output_tokens
+#: switches about files -> what they do
+OF_FILES = {
+    "disable_shuffle": "keep the order of the file's prompts",
+    "no_oversample": "send each prompt of the file once at most, even if --num-prompts asks for more",
+}
 
 Encode = Callable[[str], list[int]]
 
@@ -41,6 +46,16 @@ class BenchRequest:
     output_len: int
     n: int = 1
     num_prompt_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """Which of a file's prompts are sent. oversample: they repeat from the front if there are too few."""
+
+    num_prompts: int
+    seed: int = 0
+    shuffle: bool = True
+    oversample: bool = True
 
 
 def random_requests(
@@ -82,20 +97,16 @@ def long_prompts(
     return random_requests(num_prompts, input_len, 1, vocab_size=vocab_size, seed=seed + 1_000_003)
 
 
-def custom_requests(
-    path: str, num_prompts: int, output_len: int | None, seed: int, shuffle: bool = True
-) -> list[BenchRequest]:
+def custom_requests(path: str, pick: Pick, output_len: int | None) -> list[BenchRequest]:
     """Lines of {"prompt": text or token ids, "output_tokens": N}; output_len overrides a line's own number."""
     requests = []
     for number, line in enumerate(_read(path).splitlines(), 1):
         if line.strip():
             requests.append(_of_line(line, f"{path}, line {number}", output_len))
-    return _choose(requests, path, num_prompts, seed, shuffle)
+    return _choose(requests, path, pick)
 
 
-def sharegpt_requests(
-    path: str, num_prompts: int, output_len: int | None, seed: int, encode: Encode | None, shuffle: bool = True
-) -> list[BenchRequest]:
+def sharegpt_requests(path: str, pick: Pick, output_len: int | None, encode: Encode | None) -> list[BenchRequest]:
     """The first two turns of each conversation: the question, and the answer's length, measured with `encode` or given
     as `output_len`."""
     if encode is None and output_len is None:
@@ -103,8 +114,9 @@ def sharegpt_requests(
             "--dataset-name sharegpt takes the length of each answer from a tokenizer: give --tokenizer, "
             "or one length for all with --sharegpt-output-len"
         )
+    text = _read(path)
     try:
-        conversations = json.loads(_read(path))
+        conversations = json.loads(text)
         turns = [entry["conversations"][:2] for entry in conversations if len(entry["conversations"]) >= 2]
         pairs = [(first["value"], second["value"]) for first, second in turns]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -112,16 +124,16 @@ def sharegpt_requests(
             f'--dataset-path {path} is not ShareGPT\'s JSON, a list of {{"conversations": [{{"value": TEXT}}, ...]}}: '
             f"{type(error).__name__}: {error}"
         ) from None
-    if shuffle:
-        random.Random(seed).shuffle(pairs)
+    if pick.shuffle:
+        random.Random(pick.seed).shuffle(pairs)
     requests: list[BenchRequest] = []
     for prompt, answer in pairs:
-        if len(requests) == num_prompts:
+        if len(requests) == pick.num_prompts:
             break
         request = _of_pair(prompt, answer, output_len, encode)
         if request is not None:
             requests.append(request)
-    return _choose(requests, path, num_prompts, seed, shuffle=False)
+    return _choose(requests, path, replace(pick, shuffle=False))
 
 
 def shifted(requests: list[BenchRequest], by: int, vocab_size: int | None) -> list[BenchRequest]:
@@ -189,13 +201,14 @@ def _of_pair(prompt: Any, answer: Any, output_len: int | None, encode: Encode | 
     return None if is_short or is_long else BenchRequest(prompt, answer_len, 1, prompt_len)
 
 
-def _choose(requests: list[BenchRequest], path: str, num_prompts: int, seed: int, shuffle: bool) -> list[BenchRequest]:
-    """Exactly num_prompts requests; too few repeat from the front, as in vLLM."""
+def _choose(requests: list[BenchRequest], path: str, pick: Pick) -> list[BenchRequest]:
+    """Exactly num_prompts requests, where prompts may repeat; as in vLLM."""
     if not requests:
         raise ConfigError(f"--dataset-path {path} has no usable prompt; check the file")
-    if shuffle:
-        random.Random(seed).shuffle(requests)
-    return [requests[index % len(requests)] for index in range(num_prompts)]
+    if pick.shuffle:
+        random.Random(pick.seed).shuffle(requests)
+    num = pick.num_prompts if pick.oversample else min(pick.num_prompts, len(requests))
+    return [requests[index % len(requests)] for index in range(num)]
 
 
 def _read(path: str) -> str:

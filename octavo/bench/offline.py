@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from octavo.bench.workloads import Work
-from octavo.errors import BackendUnavailableError, ModelLoadError
+from octavo.errors import BackendUnavailableError, ConfigError, ModelLoadError
 from octavo.llm import LLM
 from octavo.sampling_params import SamplingParams
 
@@ -62,8 +62,21 @@ def ratio_line(ours: Measurement, theirs: Measurement) -> str:
     )
 
 
+def check_lengths(llm: LLM, workload: Sequence[Work]) -> None:
+    """Raises ConfigError for a request whose answer would be cut, since the model cannot take it whole."""
+    most = llm.model_info.max_model_len
+    longest = max(workload, key=lambda work: len(work.prompt_token_ids) + work.output_len)
+    num_prompt, num_output = len(longest.prompt_token_ids), longest.output_len
+    if num_prompt + num_output > most:
+        raise ConfigError(
+            f"a request has {num_prompt:,} prompt tokens and {num_output:,} new ones, allowed are {most:,} together "
+            "(max_model_len): ask for shorter ones, or raise --max-model-len if the model allows it"
+        )
+
+
 def measure_octavo(llm: LLM, workload: Sequence[Work], temperature: float, name: str = "octavo") -> Measurement:
     """Throughput of a workload. Every request generates exactly its length; nothing is detokenised."""
+    check_lengths(llm, workload)
     prompts = [work.prompt_token_ids for work in workload]
     params = [_params(work, temperature) for work in workload]
     backwards = prompts[0][::-1]  # the workload's prompts must not enter the prefix tree

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from octavo.bench.offline import check_lengths
 from octavo.bench.workloads import Work, random_workload
 from octavo.errors import ConfigError
 from octavo.llm import LLM
@@ -44,6 +45,7 @@ def time_samples(llm: LLM, n: int, input_len: int, output_len: int, rounds: int,
     taken: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
     for turn in range(rounds + 1):
         (work,) = random_workload(1, input_len, output_len, n=n, vocab_size=vocab_size, seed=turn)
+        check_lengths(llm, [work])
         for is_shared in (True, False) if turn % 2 else (False, True):
             taken[is_shared].append(_call(llm, work, is_shared))
     timings = []

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from octavo.bench.workloads import random_workload
+from octavo.cli.bench_vllm_flags import LATENCY_FLAGS
 from octavo.cli.flags import add_engine_flags, add_flags, check_counts, check_not_read, engine_options, vocab_size
 from octavo.cli.parser import CommandParser
 from octavo.cli.written_files import write_json
@@ -38,6 +39,7 @@ _FLAGS = {
 def add_arguments(parser: CommandParser) -> None:
     parser.takes_model(default="smollm2")
     add_flags(parser, _FLAGS)
+    parser.lacks(LATENCY_FLAGS)
     add_engine_flags(parser)
 
 
@@ -65,9 +67,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _latencies(llm: LLM, args: argparse.Namespace, num_tokens: int) -> Iterator[float]:
     """Seconds of each iteration after the warm-up. Each has new prompts, so that none is in the prefix cache."""
+    from octavo.bench.offline import check_lengths
+
     params = SamplingParams(n=args.n, temperature=1.0, ignore_eos=True, max_tokens=args.output_len, detokenize=False)
     for iteration in range(args.num_iters_warmup + args.num_iters):
-        work = random_workload(args.batch_size, args.input_len, 1, vocab_size=num_tokens, seed=iteration)
+        work = random_workload(
+            *(args.batch_size, args.input_len, args.output_len), vocab_size=num_tokens, seed=iteration
+        )
+        check_lengths(llm, work)
         begin = time.perf_counter()
         llm.generate([one.prompt_token_ids for one in work], params, use_tqdm=False)
         if iteration >= args.num_iters_warmup:

@@ -23,6 +23,7 @@ from octavo.bench.online import ENDPOINTS, Backend, Form, Server, Timing, first_
 from octavo.bench.online_report import METRICS, Metric, details, parse_goodput, summary, warnings
 from octavo.cli.bench_serve_dataset import Dataset, add_dataset_flags, check_dataset_flags, open_dataset
 from octavo.cli.bench_serve_output import Results, add_result_flags, say, table
+from octavo.cli.bench_vllm_flags import SERVE_FLAGS
 from octavo.cli.flags import add_flags, check_counts, check_not_read, numbers_of
 from octavo.cli.parser import CommandParser
 from octavo.cli.progress_bar import progress_bar
@@ -63,9 +64,13 @@ _LOAD_FLAGS = {
 
 def add_arguments(parser: CommandParser) -> None:
     parser.takes_model("its name on the server; default: the first of /v1/models", is_needed=False)
+    parser.lacks(SERVE_FLAGS)
     server = parser.add_argument_group("server")
     kinds = "openai, vllm: completions of token ids or text; openai-chat: chats of text (default: openai)"
-    server.add_argument("--backend", choices=get_args(Backend), default="openai", help=kinds)
+    server.add_argument("--backend", "--endpoint-type", choices=get_args(Backend), default="openai", help=kinds)
+    server.add_argument(
+        "--served-model-name", metavar="NAME", help="the model's name on the server, if --model is another"
+    )
     server.add_argument("--header", nargs="+", default=[], metavar="NAME=VALUE", help="extra headers")
     add_flags(server, _SERVER_FLAGS)
     add_dataset_flags(parser)
@@ -160,7 +165,9 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 def _form(args: argparse.Namespace, target: Target, dataset: Dataset, options: dict[str, Any]) -> Form:
     endpoint = args.endpoint or ENDPOINTS[args.backend]
     ignore_eos = dataset.is_drawn if args.ignore_eos is None else args.ignore_eos
-    return Form(args.backend, endpoint, args.model or first_model(target), ignore_eos, options)
+    return Form(
+        args.backend, endpoint, args.served_model_name or args.model or first_model(target), ignore_eos, options
+    )
 
 
 def _timing(args: argparse.Namespace, dataset: Dataset) -> Timing:

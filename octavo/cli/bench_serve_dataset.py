@@ -13,6 +13,7 @@ from octavo.bench import datasets
 from octavo.bench.datasets import SAFE_VOCAB_SIZE, BenchRequest
 from octavo.bench.load import RampUp
 from octavo.bench.workloads import NAMED
+from octavo.cli.bench_vllm_flags import dataset_name
 from octavo.cli.flags import add_flags, check_counts, numbers_of
 from octavo.errors import ConfigError, OctavoError
 
@@ -38,7 +39,7 @@ _GOES_WITH = {
     "random_prefix_len": ("random",),
     "sharegpt_output_len": ("sharegpt",),
     "custom_output_len": ("custom",),
-    "disable_shuffle": FILES,
+    **dict.fromkeys(datasets.OF_FILES, FILES),
 }
 _FLAGS = {
     "dataset-path": ("FILE", None, "ShareGPT's JSON, or JSONL with one prompt per line"),
@@ -74,14 +75,15 @@ def add_dataset_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("requests")
     group.add_argument(
         "--dataset-name",
-        choices=DATASETS,
+        type=dataset_name(DATASETS),
+        metavar="{" + ",".join(DATASETS) + "}",
         default="random",
         help="random: lengths around a mean; single to longctx: fully fixed workloads; stall: 240 short chats, 8 per "
         "second, plus a prompt of 8192 tokens every second; sharegpt, custom: read from --dataset-path",
     )
     add_flags(group, _FLAGS)
-    keep = "keep the order of the file's prompts"
-    group.add_argument("--disable-shuffle", action="store_true", default=None, help=keep)
+    for name, text in datasets.OF_FILES.items():
+        group.add_argument("--" + name.replace("_", "-"), action="store_true", default=None, help=text)
 
 
 def check_dataset_flags(args: argparse.Namespace) -> None:
@@ -164,11 +166,11 @@ def _draw(
         else:
             fixed = datasets.named_requests(name, vocab_size)
         return datasets.shifted(fixed, point, vocab_size) if point else fixed
-    shuffle = not args.disable_shuffle
+    pick = datasets.Pick(num_prompts, seed, not args.disable_shuffle, not args.no_oversample)
     if name == "custom":
-        return datasets.custom_requests(args.dataset_path, num_prompts, args.custom_output_len, seed, shuffle)
+        return datasets.custom_requests(args.dataset_path, pick, args.custom_output_len)
     encode = None if tokenizer is None else tokenizer.encode
-    return datasets.sharegpt_requests(args.dataset_path, num_prompts, args.sharegpt_output_len, seed, encode, shuffle)
+    return datasets.sharegpt_requests(args.dataset_path, pick, args.sharegpt_output_len, encode)
 
 
 def _tokenizer(args: argparse.Namespace) -> Tokenizer | None:

@@ -3,6 +3,7 @@
 octavo bench throughput --model smollm2 --dataset-name ragged16 --num-prompts 64
 octavo bench throughput --model smollm2 --input-len 512 --output-len 1 --num-prompts 8
 octavo bench throughput --model smollm2 --dataset-name ragged16 --num-prompts 16 --backend octavo hf
+octavo bench throughput --model smollm2 --dataset-name sharegpt --dataset-path ShareGPT.json --num-prompts 100
 octavo bench throughput --model FOLDER --load-format dummy --dataset-name mixed --temperature 1
 """
 
@@ -10,19 +11,19 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
-from octavo.bench.workloads import NAMED, DatasetName, Work, ragged16, random_workload
-from octavo.cli.flags import add_engine_flags, add_flags, check_counts, check_not_read, engine_options, vocab_size
+from octavo.bench.workloads import Work
+from octavo.cli.bench_throughput_dataset import add_dataset_flags, settle_dataset, workload_of
+from octavo.cli.bench_vllm_flags import THROUGHPUT_FLAGS
+from octavo.cli.flags import add_engine_flags, add_flags, check_counts, check_not_read, engine_options
 from octavo.cli.parser import CommandParser
 from octavo.cli.written_files import write_json
-from octavo.errors import ConfigError
 
 if TYPE_CHECKING:
     from octavo.bench.offline import Measurement
 
 BACKENDS = ("octavo", "triton", "cpu", "reference", "hf")
-DEFAULT_INPUT_LEN = 128
 
 # Here --backend names engines and --seed is the workload's.
 COMMON = (
@@ -31,22 +32,11 @@ COMMON = (
 )
 _NOT_FLAGS = frozenset({"backend", "seed"})
 
-_DATASETS = (
-    "shape of the requests; single, mixed, chat, prefill, fanout and longctx are fully fixed: --num-prompts, "
-    "--output-len, --n and --seed do not apply"
-)
 _FLAGS = {
-    "num-prompts": ("N", None, "requests (16)"),
-    "input-len": ("N", None, "prompt tokens, for random (128)"),
-    "output-len": ("N", None, "new tokens per sequence (128)"),
-    "n": ("N", None, "sequences sampled from each prompt (1)"),
-    "seed": ("N", None, "draws the prompts (0)"),
     "temperature": ("X", 0.0, "0 takes the best token"),
     "hf-max-batch-size": ("N", 16, "sequences in a batch of hf"),
     "output-json": ("FILE", None, "write the result as JSON"),
 }
-#: flags that named workloads do not take, and their defaults
-_SHAPE = {"num_prompts": 16, "output_len": 128, "n": 1, "seed": 0}
 
 
 def add_arguments(parser: CommandParser) -> None:
@@ -59,20 +49,17 @@ def add_arguments(parser: CommandParser) -> None:
         help="octavo: the fastest kernels here; triton, cpu, reference: Octavo with these; hf: transformers' generate. "
         "Several are measured one after another and compared",
     )
-    parser.add_argument("--dataset-name", choices=get_args(DatasetName), default="random", help=_DATASETS)
+    add_dataset_flags(parser)
     add_flags(parser, _FLAGS)
+    parser.lacks(THROUGHPUT_FLAGS)
     add_engine_flags(parser, _NOT_FLAGS)
 
 
 def run(args: argparse.Namespace) -> int:
-    check_not_read("--output-json", args.output_json, {"--model": args.model})
-    if args.dataset_name != "random" and args.input_len is not None:
-        raise ConfigError(f"--input-len does not go with --dataset-name {args.dataset_name}, which has its own lengths")
-    if args.dataset_name == "random" and args.input_len is None:
-        args.input_len = DEFAULT_INPUT_LEN
-    _settle_shape(args)
-    check_counts(args, "num_prompts", "input_len", "output_len", "n", "hf_max_batch_size")
-    workload = _workload(args)
+    check_not_read("--output-json", args.output_json, {"--model": args.model, "--dataset-path": args.dataset_path})
+    settle_dataset(args)
+    check_counts(args, "hf_max_batch_size")
+    workload = workload_of(args)
     from octavo.bench.offline import ratio_line
 
     measurements = []
@@ -86,26 +73,6 @@ def run(args: argparse.Namespace) -> int:
     if args.output_json:
         _write_json(args, measurements)
     return 0
-
-
-def _settle_shape(args: argparse.Namespace) -> None:
-    """Fill in defaults; refuse flags that a named workload fixes."""
-    for name, default in _SHAPE.items():
-        given = getattr(args, name)
-        if args.dataset_name in NAMED and given is not None:
-            flag = "--" + name.replace("_", "-")
-            raise ConfigError(f"{flag} does not go with --dataset-name {args.dataset_name}, which is fully fixed")
-        if args.dataset_name not in NAMED and given is None:
-            setattr(args, name, default)
-
-
-def _workload(args: argparse.Namespace) -> list[Work]:
-    if args.dataset_name in NAMED:
-        return NAMED[args.dataset_name]()
-    drawn = {"n": args.n, "vocab_size": vocab_size(args), "seed": args.seed}
-    if args.dataset_name == "ragged16":
-        return ragged16(args.num_prompts, args.output_len, **drawn)
-    return random_workload(args.num_prompts, args.input_len, args.output_len, **drawn)
 
 
 def _measure_octavo(args: argparse.Namespace, backend: str, workload: list[Work]) -> Measurement:
@@ -127,7 +94,17 @@ def _measure_hf(args: argparse.Namespace, workload: list[Work]) -> Measurement:
 
 
 def _write_json(args: argparse.Namespace, measurements: list[Measurement]) -> None:
-    names = ("model", "dataset_name", "num_prompts", "input_len", "output_len", "n", "temperature", "seed")
+    names = (
+        "model",
+        "dataset_name",
+        "dataset_path",
+        "num_prompts",
+        "input_len",
+        "output_len",
+        "n",
+        "temperature",
+        "seed",
+    )
     result = {
         "date": time.strftime("%Y-%m-%d"),
         "workload": {name: getattr(args, name) for name in names},

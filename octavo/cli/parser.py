@@ -17,11 +17,12 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from octavo.cli.words import with_dashes, without_foreign_flags, words_of_file
+from octavo.cli.words import OF_ENGINES, with_dashes, without_foreign_flags, words_of_file
 from octavo.errors import ConfigError
+from octavo.vllm_options import NotHere
 
 #: a command with at most this many flags shows them all
 _FEW_FLAGS = 16
@@ -45,9 +46,14 @@ class CommandParser(argparse.ArgumentParser):
         self._needs_model = False
         self._takes_prompts = False
         self._notes: set[str] = set()
+        self._foreign: dict[str, NotHere] = {}
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}{'' if message.endswith('?') else ';'} `{self.prog} --help` says more")
+
+    def lacks(self, flags: Mapping[str, NotHere]) -> None:
+        """Know these flags of vLLM's command, to say what takes their place."""
+        self._foreign.update(flags)
 
     # The model: a word, or a flag
 
@@ -82,8 +88,9 @@ class CommandParser(argparse.ArgumentParser):
         return args
 
     def _parse(self, argv: Sequence[str]) -> argparse.Namespace:
-        if self.action_of("--max-model-len") is not None:  # the command has engine flags
-            argv = without_foreign_flags(argv, self.has_flag, self._notes.add)
+        has_engine_flags = self.action_of("--max-model-len") is not None
+        if table := self._foreign | (OF_ENGINES if has_engine_flags else {}):
+            argv = without_foreign_flags(argv, table, self.has_flag, self._notes.add)
         pairs = [(word.removesuffix("=--"), "--") for word in argv if word.endswith("=--")]
         for word, following in [*itertools.pairwise(argv), *pairs]:
             action = self.action_of(word)

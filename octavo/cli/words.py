@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +48,8 @@ FLAG_ALIASES: dict[str, str] = {
     "r": "node_rank",
 }
 
-_TABLE = ENGINE_OPTIONS | SERVER_ONLY | SERVER_FLAGS
+#: flags of vLLM that commands with engine flags know
+OF_ENGINES = ENGINE_OPTIONS | SERVER_ONLY | SERVER_FLAGS
 _SWITCH_PREFIXES = ("enable_", "disable_", "use_", "allow_", "exclude_", "fully_", "guided_decoding_disable_")
 #: other flags without a value; all remaining ones take one
 _SWITCHES = frozenset(
@@ -57,6 +58,8 @@ _SWITCHES = frozenset(
         *("ray_workers_use_nsight", "data_parallel_hybrid_lb", "data_parallel_external_lb", "language_model_only"),
         *("kv_sharing_fast_prefill", "skip_mm_profiling", "interleave_mm_strings", "multi_step_stream_outputs"),
         *("return_sampling_mask", "scheduler_reserve_full_isl", "log_error_stack", "tokens_only", "grpc"),
+        *("async_engine", "profile", "no_stream", "skip_chat_template", "custom_skip_chat_template", "insecure"),
+        *("plot_timeline", "plot_dataset_stats"),
     )
 )
 _SHORT = re.compile(r"-(?P<name>O|[a-z]{1,3})(?P<key>\.[\w.+-]+)?(?P<value>[=0-9].*)?")
@@ -90,14 +93,17 @@ def _one_with_dashes(word: str) -> str:
     return word[:end].replace("_", "-") + word[end:]
 
 
-def without_foreign_flags(argv: Sequence[str], is_own: Callable[[str], bool], note: Callable[[str], None]) -> list[str]:
-    """The remaining words. Raises ConfigError for a vLLM flag whose value would have an effect."""
+def without_foreign_flags(
+    argv: Sequence[str], table: Mapping[str, NotHere], is_own: Callable[[str], bool], note: Callable[[str], None]
+) -> list[str]:
+    """The remaining words. table: vLLM's flags by their names with underscores. Raises ConfigError for one whose value
+    would have an effect."""
     kept: list[str] = []
     words = iter(argv)
     for word in words:
         if word == "--":
             return [*kept, word, *words]
-        foreign = _foreign(word, is_own)
+        foreign = _foreign(word, table, is_own)
         if foreign is None:
             kept.append(_whole(word, is_own))
             continue
@@ -106,7 +112,7 @@ def without_foreign_flags(argv: Sequence[str], is_own: Callable[[str], bool], no
             value = next(words, None) if foreign.takes_value else str(not foreign.is_negated)
         if value is None:
             raise ConfigError(f"{foreign.flag} has no value")
-        note(_judged(foreign, _TABLE[foreign.name], value))
+        note(_judged(foreign, table[foreign.name], value))
     return kept
 
 
@@ -129,13 +135,13 @@ def _judged(foreign: _Foreign, entry: NotHere, value: str) -> str:
     return f"{given} changes nothing here" + (f": {entry.instead}" if entry.is_idle else "")
 
 
-def _foreign(word: str, is_own: Callable[[str], bool]) -> _Foreign | None:
+def _foreign(word: str, table: Mapping[str, NotHere], is_own: Callable[[str], bool]) -> _Foreign | None:
     """The vLLM flag in a word; None if it is not one, or if Octavo has it."""
     if word.startswith("--"):
         flag, equals, value = word.partition("=")
         name = flag.partition(".")[0].removeprefix("--").rstrip("+").replace("-", "_")
         positive = name.removeprefix("no_")
-        is_negated = positive != name and name not in _TABLE
+        is_negated = positive != name and name not in table
         name = positive if is_negated else name
         name = FLAG_ALIASES.get(name, name)
     else:
@@ -145,7 +151,7 @@ def _foreign(word: str, is_own: Callable[[str], bool]) -> _Foreign | None:
         flag, equals, value = "-" + match["name"], match["value"] or "", (match["value"] or "").removeprefix("=")
         flag += match["key"] or ""
         name, is_negated = FLAG_ALIASES[match["name"]], False
-    if is_own(flag) or name not in _TABLE:
+    if is_own(flag) or name not in table:
         return None
     return _Foreign(flag, name, value if equals else None, is_negated)
 

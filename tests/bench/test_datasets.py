@@ -8,6 +8,7 @@ import pytest
 
 from octavo.bench.datasets import (
     BenchRequest,
+    Pick,
     as_text,
     custom_requests,
     long_prompts,
@@ -72,9 +73,9 @@ def test_ids_become_text_and_text_stays() -> None:
 def test_custom_lines(tmp_path: Path) -> None:
     path = tmp_path / "requests.jsonl"
     path.write_text('{"prompt": "a"}\n\n{"prompt": [1, 2], "output_tokens": 9}\n', encoding="utf-8")
-    requests = custom_requests(str(path), 3, None, seed=0, shuffle=False)
+    requests = custom_requests(str(path), Pick(3, shuffle=False), None)
     assert requests == [BenchRequest("a", 256), BenchRequest((1, 2), 9, 1, 2), BenchRequest("a", 256)]
-    assert [request.output_len for request in custom_requests(str(path), 2, 5, seed=0)] == [5, 5]
+    assert [request.output_len for request in custom_requests(str(path), Pick(2), 5)] == [5, 5]
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ def test_custom_lines_that_cannot_be_asked(line: str, problem: str, tmp_path: Pa
     path = tmp_path / "requests.jsonl"
     path.write_text(line, encoding="utf-8")
     with pytest.raises(ConfigError, match=problem):
-        custom_requests(str(path), 1, None, seed=0)
+        custom_requests(str(path), Pick(1), None)
 
 
 def conversation(*turns: str) -> dict[str, Any]:
@@ -115,17 +116,18 @@ def test_sharegpt_is_pruned_and_has_the_lengths_of_its_answers(tmp_path: Path) -
         conversation("w " * 1000, "w " * 1049),
     ]
     path.write_text(json.dumps([*pruned, good]), encoding="utf-8")
-    assert sharegpt_requests(str(path), 2, None, 0, encode) == [BenchRequest("w " * 5, 6, 1, 5)] * 2
-    assert sharegpt_requests(str(path), 1, 33, 0, encode)[0].output_len == 33
-    assert len(sharegpt_requests(str(path), 5, 33, 0, None)) == 5
+    assert sharegpt_requests(str(path), Pick(2), None, encode) == [BenchRequest("w " * 5, 6, 1, 5)] * 2
+    assert sharegpt_requests(str(path), Pick(1), 33, encode)[0].output_len == 33
+    assert len(sharegpt_requests(str(path), Pick(5), 33, None)) == 5
+    assert len(sharegpt_requests(str(path), Pick(5, oversample=False), None, encode)) == 1
 
 
 def test_sharegpt_that_cannot_be_read(tmp_path: Path) -> None:
     path = tmp_path / "sharegpt.json"
-    with pytest.raises(ConfigError, match="cannot be read"):
-        sharegpt_requests(str(path), 1, None, 0, encode)
+    with pytest.raises(ConfigError, match=r"^--dataset-path \S+ cannot be read"):
+        sharegpt_requests(str(path), Pick(1), None, encode)
     path.write_text('[{"text": 1}]', encoding="utf-8")
     with pytest.raises(ConfigError, match="is not ShareGPT's JSON"):
-        sharegpt_requests(str(path), 1, None, 0, encode)
+        sharegpt_requests(str(path), Pick(1), None, encode)
     with pytest.raises(ConfigError, match="--sharegpt-output-len"):
-        sharegpt_requests(str(path), 1, None, 0, None)
+        sharegpt_requests(str(path), Pick(1), None, None)

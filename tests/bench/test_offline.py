@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from octavo import LLM
-from octavo.bench.offline import HuggingFaceModel, Measurement, measure_octavo, ratio_line
+from octavo.bench.offline import HuggingFaceModel, Measurement, check_lengths, measure_octavo, ratio_line
 from octavo.bench.workloads import ragged16, random_workload
+from octavo.errors import ConfigError
 from octavo.observe.events import Arrived, PrefixHit
 
 OURS = Measurement("octavo", seconds=2.0, num_requests=4, num_prompt_tokens=100, num_output_tokens=300)
@@ -24,6 +25,14 @@ def test_nothing_is_found_in_the_prefix_tree() -> None:
     assert [arrival.num_prompt_tokens for arrival in measured_arrivals] == [40, 40]
     assert measured.num_output_tokens == 12
     assert measured.engine == "octavo"
+
+
+def test_an_answer_that_would_be_cut_is_not_measured() -> None:
+    with LLM("smollm2", max_model_len=64) as llm:
+        works = [random_workload(1, *lens, vocab_size=1000) for lens in ((50, 14), (50, 15))]
+        check_lengths(llm, works[0])
+        with pytest.raises(ConfigError, match="50 prompt tokens and 15 new ones, allowed are 64 together"):
+            measure_octavo(llm, [*works[0], *works[1]], temperature=0.0)
 
 
 def test_rates() -> None:

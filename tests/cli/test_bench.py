@@ -5,7 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from octavo.cli.main import main
+from octavo.bench.workloads import Work
+from octavo.cli import bench_throughput
+from octavo.cli.bench_throughput_dataset import settle_dataset, workload_of
+from octavo.cli.main import main, parser_of
+from octavo.text.tokenizer import named_tokenizer
 
 SMALL = ("--model", "smollm2", "--output-len", "3", "--max-model-len", "512")
 
@@ -25,10 +29,54 @@ def test_throughput_is_measured_and_kept(tmp_path: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().out.startswith("octavo: ")
 
 
+def asked(*flags: str) -> list[Work]:
+    args = parser_of("bench throughput", bench_throughput).parse(["smollm2", *flags])
+    settle_dataset(args)
+    return workload_of(args)
+
+
+def test_conversations_of_a_file_are_measured(tmp_path: Path) -> None:
+    """--dataset-path alone is ShareGPT's, as in vLLM."""
+    path, result = tmp_path / "sharegpt.json", tmp_path / "result.json"
+    turns = ["Tell me about the moon", "It is round and far away"]
+    path.write_text(json.dumps([{"conversations": [{"value": turn} for turn in turns]}]))
+    question, answer = (tuple(named_tokenizer("smollm2").encode(turn)) for turn in turns)
+    given = ("--dataset-path", str(path), "--num-prompts", "3")
+    assert asked(*given, "--n", "2") == [Work(question, 2, len(answer))] * 3
+    assert asked(*given, "--no-oversample", "--sharegpt-output-len", "4") == [Work(question, 1, 4)]
+    assert main(["bench", "throughput", *SMALL, *given, "--output-json", str(result)]) == 0
+    (measured,) = json.loads(result.read_text())["results"]
+    assert (measured["num_requests"], measured["total_num_tokens"]) == (3, 3 * (len(question) + 3))
+
+
+def test_lines_of_a_file_are_read_by_the_model_s_tokenizer(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    path.write_text('{"prompt": "one two three"}\n{"prompt": [1, 2, 3], "output_tokens": 5}\n')
+    given = ("--dataset-name", "custom", "--dataset-path", str(path), "--num-prompts", "2", "--disable-shuffle")
+    words = tuple(named_tokenizer("smollm2").encode("one two three"))
+    assert asked(*given) == [Work(words, 1, 256), Work((1, 2, 3), 1, 5)]
+    assert asked(*given, "--custom-output-len", "7", "--n", "3") == [Work(words, 3, 7), Work((1, 2, 3), 3, 7)]
+
+
+def test_random_lengths_and_prefix_as_in_vllm() -> None:
+    flags = ("--random-input-len", "20", "--random-output-len", "4", "--random-range-ratio", "0.5", "--prefix-len", "7")
+    works = asked(*flags, "--num-prompts", "500", "--disable-detokenize")
+    assert {len(work.prompt_token_ids) for work in works} == set(range(7 + 10, 7 + 31))
+    assert {work.output_len for work in works} == set(range(2, 7))
+    assert len({work.prompt_token_ids[:7] for work in works}) == 1
+
+
 @pytest.mark.parametrize(
     ("flags", "problem"),
     [
         (("--dataset-name", "ragged16", "--input-len", "5"), "--input-len does not go with --dataset-name ragged16"),
+        (("--dataset-name", "mixed"), "--output-len does not go with --dataset-name mixed, which is fully fixed"),
+        (("--dataset-name", "custom"), "--dataset-name custom needs --dataset-path FILE"),
+        (("--no-oversample",), "--no-oversample does not go with --dataset-name random; it goes with sharegpt, custom"),
+        (("--dataset-name", "sonnet"), "'sonnet' is not supported: random with --random-prefix-len has a prefix"),
+        (("--dataset-name", "x"), "'x' is not supported; allowed are random, ragged16, single, "),
+        (("--async-engine",), "--async-engine is not supported yet: the engine runs in this process"),
+        (("--random-range-ratio", "1"), "--random-range-ratio is 1.0, allowed is 0 to below 1"),
         (("--num-prompts", "0"), "--num-prompts is 0, allowed is 1 or more"),
         (("--input-len", "0"), "--input-len is 0, allowed is 1 or more"),
     ],

@@ -80,6 +80,16 @@ def test_a_request_carries_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -
     assert "temperature" not in body
 
 
+def test_vllms_other_flags_are_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    with FakeServer() as fake:
+        flags = ("--endpoint-type", "vllm", "--model", "folder", "--served-model-name", "name", "--trust-remote-code")
+        assert bench(fake, *FEW, *flags, "--no-stream", "--request-id-prefix", "x", "--tokenizer-mode", "auto") == 0
+        assert {body["model"] for _, _, body in fake.seen} == {"name"}
+    told = capsys.readouterr().err
+    assert "--trust-remote-code changes nothing here: no code of a checkpoint is executed" in told
+    assert "--request-id-prefix x changes nothing here: requests have no ids" in told
+
+
 def test_a_sweep_has_other_prompts_at_each_rate_and_is_drawn(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -207,6 +217,10 @@ def test_one_request_that_hangs_does_not_hang_the_rest(capsys: pytest.CaptureFix
         (("--dataset-name", "custom"), "needs --dataset-path FILE"),
         (("--input-len", "3", "--random-input-len", "3"), "--input-len and --random-input-len are both given"),
         (("--random-range-ratio", "1"), "--random-range-ratio is 1.0, allowed is 0 to below 1"),
+        (("--dataset-name", "hf"), "'hf' is not supported: write its prompts as lines of JSON, and use --dataset-name"),
+        (("--hf-split", "train"), "--hf-split train is not supported yet: no hub data set is read"),
+        (("--profile",), "--profile is not supported yet"),
+        (("--lora-modules", "a"), "--lora-modules a is not supported yet: --model takes the name of an adapter"),
         (("--num-prompts", "0"), "--num-prompts is 0, allowed is 1 or more"),
         (("--vocab-size", "7"), "--vocab-size is 7, allowed is 100 or more"),
         (("--request-rate", "0"), "--request-rate is '0', allowed are numbers above 0 and inf"),
