@@ -27,6 +27,8 @@ IRRELEVANT_ENDINGS = (
     ".attn.bias",  # GPT-2's causal mask
     ".attn.masked_bias",
     "position_ids",
+    ".input_zero_point",  # of static activations, which are not rounded
+    ".activation_scale",
 )
 #: heads that a model which embeds does not use
 _UNUSED_HEADS = (

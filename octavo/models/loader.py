@@ -39,10 +39,11 @@ from octavo.models.gguf_metadata import GGUFMetadata
 from octavo.models.gguf_names import canonical_name, layout_change
 from octavo.models.gguf_parts import read_gguf_model
 from octavo.models.located import locate
-from octavo.models.registry import quantised_tensors, required_tensors
-from octavo.models.stacked_experts import taken_apart
+from octavo.models.registry import parameters_of, quantised_tensors, required_tensors
+from octavo.models.stacked_experts import in_dense_stacks, taken_apart
 from octavo.models.weights import TensorTable
 from octavo.observe.machine import memory
+from octavo.quantization.as_stored import as_stored
 from octavo.quantization.at_load import FORMATS, as_dummy, at_load
 
 Convert = Callable[[HostTensor, DType], HostTensor]
@@ -86,8 +87,19 @@ def open_gguf(path: Path, label: str) -> Checkpoint:
 
 
 def _open_folder(path: Path, label: str) -> Checkpoint:
-    checkpoint = open_folder(path, label)
+    checkpoint = _as_stored(open_folder(path, label))
     return taken_apart(checkpoint, _required(checkpoint))
+
+
+def _as_stored(checkpoint: Checkpoint) -> Checkpoint:
+    """Quantised as the tensors themselves say, where the configuration errs."""
+    architecture = checkpoint.architecture
+    if architecture.quantization is None:
+        return checkpoint
+    table = parameters_of(architecture)
+    dense = in_dense_stacks(checkpoint, table)
+    found = as_stored(architecture.quantization, table, checkpoint.stored, dense, checkpoint.label)
+    return replace(checkpoint, architecture=replace(architecture, quantization=found))
 
 
 def _as_asked(checkpoint: Checkpoint, config: ModelConfig) -> Checkpoint:

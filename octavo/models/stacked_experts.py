@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from octavo.errors import UnsupportedModelError
 from octavo.kernels.parameters import Shape
-from octavo.kernels.tensor import BLOCK_FORMATS, HostTensor, StoredTensor
+from octavo.kernels.tensor import BLOCK_FORMATS, DENSE_DTYPES, HostTensor, StoredTensor
 from octavo.models.architecture import Architecture
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.weights import TensorTable
@@ -99,6 +99,18 @@ def taken_apart(checkpoint: Checkpoint, required: TensorTable) -> Checkpoint:
         stored |= _parts(stack, source, names, required[first])
         del stored[name]
     return replace(checkpoint, stored=stored)
+
+
+def in_dense_stacks(checkpoint: Checkpoint, parameters: TensorTable) -> set[str]:
+    """The parameters that are parts of dense stacks."""
+    found: set[str] = set()
+    for prefix, stack in _stacks(checkpoint.architecture):
+        source = checkpoint.stored.get(prefix + stack.name)
+        if source is None or source.dtype not in DENSE_DTYPES:
+            continue
+        count = _count(checkpoint) if stack.is_of_all else 1
+        found |= {_named(prefix, part, expert) for expert in range(count) for part in stack.parts}
+    return found & parameters.keys()
 
 
 def _check_is_dense(checkpoint: Checkpoint, name: str, first: str, one: Shape) -> None:

@@ -79,7 +79,7 @@ class AtLoad:
 
     def scheme_of(self, name: str, shape: Shape) -> Scheme | None:
         if self.of is not None:
-            scheme = self.of.scheme_of(name, shape)
+            scheme = None if is_router(name) else self.of.scheme_of(name, shape)
             return None if scheme is None or scheme.format is None else QuantisedAtLoad(scheme.format, "dummy")
         if not is_in_layer(name, shape) or is_router(name):
             return None

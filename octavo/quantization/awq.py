@@ -8,7 +8,7 @@ scales    [in / group, out]
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,10 @@ class AWQ(ScaledScheme):
         if self.format.has_zeros:
             tensors["qzeros"] = Held((groups, -(-rows // 8)), ("I32",), (1, 8), follows)
         return tensors
+
+    def as_found(self, stem: str, stored: Mapping[str, StoredTensor]) -> AWQ:
+        """Some files have zeros though zero_point is false."""
+        return replace(self, format=replace(self.format, has_zeros=self.format.has_zeros or f"{stem}qzeros" in stored))
 
     def read(self, sources: Mapping[str, StoredTensor]) -> ScaledTensor:
         codes = unpacked(integers(sources["qweight"]), 4, 1, AWQ_ORDER).T

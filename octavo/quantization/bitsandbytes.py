@@ -10,20 +10,21 @@
 
 8 bits:
 
-    weight    I8 [out, in]
-    SCB       F32 [out], the largest magnitude of each output
+    weight          I8 [out, in]
+    SCB             F32 [out], the largest magnitude of each output
+    weight_format   U8, in some files: 0 for rows one after the other, as above
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from octavo.errors import ConfigError, ModelLoadError
+from octavo.errors import ConfigError, ModelLoadError, UnsupportedModelError
 from octavo.kernels.parameters import Shape
 from octavo.kernels.scaled import FloatArray, ScaledFormat, ScaledTensor, numbers_of
 from octavo.kernels.tensor import Cut, StoredTensor
@@ -53,6 +54,9 @@ class FourBits(ScaledScheme):
             tensors["weight.nested_absmax"] = Held((-(-runs // _NESTED_RUN),), ("F32",))
             tensors["weight.nested_quant_map"] = Held((256,), ("F32",))
         return tensors
+
+    def as_found(self, stem: str, stored: Mapping[str, StoredTensor]) -> FourBits:
+        return replace(self, is_nested=f"{stem}weight.nested_absmax" in stored)
 
     def part(self, sources: tuple[StoredTensor, ...], cut: Cut) -> tuple[StoredTensor, ...]:
         raise ConfigError(
@@ -94,13 +98,22 @@ class FourBits(ScaledScheme):
 
 @dataclass(frozen=True, slots=True)
 class EightBits(ScaledScheme):
+    """states_layout: whether there is a weight_format."""
+
+    states_layout: bool = False
     method: str = "bitsandbytes"
 
     def held(self, shape: Shape) -> dict[str, Held]:
-        return {"weight": Held(shape, ("I8",), (0, 1), (1, 1)), "SCB": Held(shape[:1], ("F32",), (0, 1))}
+        tensors = {"weight": Held(shape, ("I8",), (0, 1), (1, 1)), "SCB": Held(shape[:1], ("F32",), (0, 1))}
+        return tensors | ({"weight_format": Held((), ("U8",))} if self.states_layout else {})
+
+    def as_found(self, stem: str, stored: Mapping[str, StoredTensor]) -> EightBits:
+        return replace(self, states_layout=f"{stem}weight_format" in stored)
 
     def read(self, sources: Mapping[str, StoredTensor]) -> ScaledTensor:
-        codes = sources["weight"]
+        codes, layout = sources["weight"], sources.get("weight_format")
+        if layout is not None and (number := int(integers(layout).reshape(-1)[0])) != 0:
+            raise UnsupportedModelError(f"{layout.label} is {number}; Octavo reads: 0, rows one after the other")
         scales = floats(sources["SCB"])[:, None] * np.float32(1 / 127)
         return ScaledTensor(self.format, codes.shape, integers(codes).view(np.uint8), scales)
 

@@ -55,7 +55,7 @@ def is_in_layer(name: str, shape: Shape) -> bool:
 
 def is_router(name: str) -> bool:
     """Whether a parameter chooses or weighs experts: few numbers, which most methods leave dense."""
-    return re.search(r"\.(gate|router|shared_expert_gate)\.weight$", name) is not None
+    return re.search(r"\.(gate|router|router\.layer|shared_expert_gate)\.weight$", name) is not None
 
 
 def is_named(name: str, modules: Iterable[str]) -> bool:

@@ -5,7 +5,7 @@
     scales    [in / group, out]
     g_idx     I32 [in], the group of each input       out of order with desc_act: sorted by importance
 
-A symmetric checkpoint has zeros too, all in the middle.
+A symmetric checkpoint has zeros too, all in the middle. Some writers, such as AutoRound, leave out a g_idx in order.
 """
 
 from __future__ import annotations
@@ -29,21 +29,25 @@ from octavo.quantization.scaled import FLOATS, Held, floats, integers
 
 @dataclass(frozen=True, slots=True)
 class GPTQ(PackedScheme):
-    """adds_one: to the stored zeros."""
+    """adds_one: to the stored zeros. has_index: whether there is a g_idx."""
 
     adds_one: bool = True
+    has_index: bool = True
     method: str = "gptq"
 
     def held(self, shape: Shape) -> dict[str, Held]:
         (rows, cols), group, per = shape, self.format.block_of(shape)[1], 32 // self.bits
         groups = -(-cols // group)
         follows = (0, group) if self.format.block[1] and not self.format.is_sorted else None
-        return {
+        tensors = {
             "qweight": Held((cols // per, rows), ("I32",), (1, 1), (0, per)),
             "scales": Held((groups, rows), FLOATS, (1, 1), follows),
             "qzeros": Held((groups, -(-rows // per)), ("I32",), (1, per), follows),
-            "g_idx": Held((cols,), ("I32",), None, (0, 1)),
         }
+        return tensors | ({"g_idx": Held((cols,), ("I32",), None, (0, 1))} if self.has_index else {})
+
+    def as_found(self, stem: str, stored: Mapping[str, StoredTensor]) -> GPTQ:
+        return self if self.format.is_sorted else replace(self, has_index=f"{stem}g_idx" in stored)
 
     def read(self, sources: Mapping[str, StoredTensor]) -> ScaledTensor:
         codes = unpacked(integers(sources["qweight"]), self.bits, 0).T
@@ -58,7 +62,8 @@ class GPTQ(PackedScheme):
         if zeros is None and self.format.has_zeros:
             zeros = np.full(scales.shape, 8 if self.bits == 4 else 0, np.int16)
         given = (self.format, codes.shape, as_codes(codes, self.bits), scales, sources["scales"].dtype, zeros)
-        return ScaledTensor(*given, self._groups(sources["g_idx"], scales.shape[1]))
+        index = sources.get("g_idx")
+        return ScaledTensor(*given, None if index is None else self._groups(index, scales.shape[1]))
 
     def _groups(self, source: StoredTensor, num_groups: int) -> NDArray[np.int32] | None:
         groups = integers(source)

@@ -74,6 +74,10 @@ class ScaledScheme(ABC):
     def read(self, sources: Mapping[str, StoredTensor]) -> ScaledTensor:
         """sources: by the same names; checked by type."""
 
+    def as_found(self, stem: str, stored: Mapping[str, StoredTensor]) -> ScaledScheme:
+        """The variant of this scheme by the tensors that a file has for a matrix. stem: its name without `weight`."""
+        return self
+
     @property
     def name(self) -> str:
         return f"{self.method} ({self.format.label})"

@@ -4,12 +4,15 @@ weight             F8_E4M3 or I8 [out, in]
 weight_scale       [1] | [out, 1] | [out / 128, in / 128], rounded up; weight_scale_inv in the files of `fp8`
 weight_zero_point  I8, like the scales, of asymmetric int8
 input_scale        [1], if the activations are static
+
+Files of `fp8` differ: a scale is for the whole matrix or for each output, under either name, and that of static
+activations may be missing or called activation_scale. Activations are not rounded here, so it is only checked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,6 +21,8 @@ from octavo.kernels.parameters import Shape
 from octavo.kernels.scaled import ScaledTensor
 from octavo.kernels.tensor import StoredTensor
 from octavo.quantization.scaled import FLOATS, Held, ScaledScheme, floats, integers, optional_scalar
+
+_SCALES = ("weight_scale", "weight_scale_inv")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,14 @@ class WholeBytes(ScaledScheme):
         if self.has_input_scale:
             tensors["input_scale"] = Held((1,), FLOATS)
         return tensors
+
+    def as_found(self, stem: str, stored: Mapping[str, StoredTensor]) -> WholeBytes:
+        name = next((each for each in (self.scale_name, *_SCALES) if f"{stem}{each}" in stored), self.scale_name)
+        scale, codes = stored.get(f"{stem}{name}"), stored.get(f"{stem}weight")
+        is_per_output = scale is not None and codes is not None and scale.shape == (codes.shape[0], 1) != (1, 1)
+        form = replace(self.format, block=(1, 0)) if self.format.block == (0, 0) and is_per_output else self.format
+        has_input_scale = self.has_input_scale and f"{stem}input_scale" in stored
+        return replace(self, format=form, scale_name=name, has_input_scale=has_input_scale)
 
     def read(self, sources: Mapping[str, StoredTensor]) -> ScaledTensor:
         codes, scales = sources["weight"], sources[self.scale_name]

@@ -27,7 +27,7 @@ from octavo.worker.task import WorkerTask  # noqa: E402
 from tests.conftest import TinyFolder  # noqa: E402
 from tests.models.drive import Driver, DriverSetting, greedy  # noqa: E402
 from tests.models.test_families import assert_same_as_transformers, random_prompts  # noqa: E402
-from tests.quantization.written import write_model  # noqa: E402
+from tests.quantization.written_models import write_model  # noqa: E402
 from tests.tiny_models import make_tiny_model  # noqa: E402
 
 PROMPTS = random_prompts((3, 17, 30))

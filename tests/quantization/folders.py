@@ -11,7 +11,7 @@ from octavo.kernels.parameters import Linear, Parameter
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.loader import open_checkpoint
 from octavo.models.registry import build_model
-from tests.quantization.written import write_model
+from tests.quantization.written_models import write_model
 from tests.tiny_models import make_tiny_model
 
 SIZES = {

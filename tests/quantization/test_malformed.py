@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from octavo.errors import ModelLoadError, OctavoError, UnsupportedModelError
 from tests.models.mutations import mutated_json
 from tests.quantization.folders import folder_of, matrices, opened
-from tests.quantization.written import WRITTEN, Tensors
+from tests.quantization.written import Tensors
+from tests.quantization.written_models import WRITTEN
 
 NUM_SEEDS = 12
 Change = Callable[[Tensors], Any]

@@ -14,10 +14,10 @@ from octavo.kernels.reference.dequantize import dequantize
 from octavo.kernels.scaled import ScaledTensor
 from tests.models.drive import Driver, DriverSetting, greedy
 from tests.quantization.folders import folder_of, matrices, opened
-from tests.quantization.written import WRITTEN
+from tests.quantization.written_models import WRITTEN
 
 #: one run of numbers, or blocks larger than a rank's part
-WHOLE = ("bnb-nf4", "bnb-nf4-nested", "fp8-blocks-128")
+WHOLE = ("bnb-nf4", "bnb-nf4-nested", "bnb-nf4-unsaid-nested", "fp8-blocks-128")
 PROMPTS = [[3, 5, 8, 13, 21, 34], [7] * 20]
 
 
