@@ -99,10 +99,18 @@ class Checkpoint:
             kind = f" for {a.family} in {a.quantization.method}" if a.quantization is not None else ""
             raise ModelLoadError(
                 f"{self.label}: tensor {missing[0]!r}{more} of {len(required)} needed{kind} are missing; "
-                "download or convert the model again"
+                f"{self._cure(missing[0])}"
             )
         for name, shape in required.items():
             self._expect(name, shape)
+
+    def _cure(self, missing: str) -> str:
+        """What to do about a missing tensor: its codes may be there, under a name that nothing explains."""
+        stem, a = missing.removesuffix("weight"), self.architecture
+        near = (name for name, tensor in self.stored.items() if name.startswith(stem) and tensor.dtype in PART_DTYPES)
+        if a.quantization is not None or (codes := next(near, None)) is None:
+            return "download or convert the model again"
+        return f"{codes!r} is there, but config.json has no quantization_config that says how it is stored"
 
     def leftovers(self) -> list[str]:
         """Tensors that were never taken: a sign that the configuration does not match the model."""
@@ -126,7 +134,7 @@ class Checkpoint:
 
 
 def _agree(found: Shape, wanted: Shape) -> bool:
-    """Of a size -1 any will do; a single number may have a dimension or none."""
-    if found == () and wanted == (1,):
+    """Of a size -1 any will do; a single number may have a dimension or none, and a column one or two."""
+    if (found == () and wanted == (1,)) or (wanted[1:] == (1,) and found == wanted[:1]):
         return True
     return len(found) == len(wanted) and all(one == size or size == -1 for one, size in zip(found, wanted, strict=True))

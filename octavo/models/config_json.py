@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from octavo.errors import ModelLoadError, UnsupportedModelError
+from octavo.errors import UnsupportedModelError
 from octavo.models.architecture import Architecture, checked, known_tokens
 from octavo.models.classes_json import classifies
 from octavo.models.config_file import ConfigFile
@@ -20,38 +20,22 @@ from octavo.models.encoder_json import bert, modernbert, mpnet, roberta
 from octavo.models.llama_json import MOST_LAYERS, granite, llama, llama_like, mistral, olmo2, qwen, windows
 from octavo.models.mixture_json import glm4_moe, gpt_oss, granitemoe, mixtral, olmoe, qwen2_moe, qwen3_moe
 from octavo.models.pooling import Pooling
+from octavo.models.quantization_json import quantization_beside, stated_quantization
 from octavo.models.rope_json import local_rope_config, rope_config
-from octavo.models.supported import check_as
-from octavo.quantization.described import Quantization
-from octavo.quantization.registry import SCHEMES
 from octavo.shown import shown
 
 
-def architecture_from_config(path: Path, values: dict[str, Any], generation: ConfigFile | None = None) -> Architecture:
-    """values: the file's content. generation: generation_config.json, whose token ids take precedence."""
+def architecture_from_config(
+    path: Path, values: dict[str, Any], generation: ConfigFile | None = None, beside: ConfigFile | None = None
+) -> Architecture:
+    """values: the file's content. generation: generation_config.json, whose token ids take precedence. beside: the file
+    of a folder that has its quantization_config in one of its own."""
     config = ConfigFile(path, values)
     name, read = _family(config)
-    found: dict[str, Any] = {"quantization": _quantization(config, name), **read(config)}
+    found: dict[str, Any] = {"quantization": stated_quantization(config, name), **read(config)}
+    if found["quantization"] is None and beside is not None:
+        found["quantization"] = quantization_beside(beside, name)
     return checked(path, Architecture(family=name, **_ends(config, generation, found["vocab_size"]), **found))
-
-
-def _quantization(config: ConfigFile, family: str) -> Quantization | None:
-    """None if the file names no method: each tensor's own type then says how it is stored."""
-    for key in ("quantization_config", "compression_config"):
-        described = config.values.get(key)
-        method = described.get("quant_method", described) if isinstance(described, dict) else described
-        if isinstance(method, str) and isinstance(described, dict) and method in SCHEMES:
-            check_as(family, method, str(config.path))
-            try:
-                return SCHEMES[method](described)
-            except ModelLoadError as error:
-                raise type(error)(f"{config.path}: {config.within}{error}") from None
-        if described is not None:
-            raise UnsupportedModelError(
-                f"{config.path}: {config.within}{key} asks for {shown(method)}; Octavo reads {', '.join(SCHEMES)}, "
-                "unquantised safetensors, and GGUF files"
-            )
-    return None
 
 
 def _family(config: ConfigFile) -> FamilyReader:
@@ -111,12 +95,12 @@ def _gemma2(config: ConfigFile) -> dict[str, Any]:
 
 def _gemma3(config: ConfigFile) -> dict[str, Any]:
     """A model that also takes images has its text part in a nested object, which omits the class's defaults."""
-    quantization = _quantization(config, "gemma3")
+    quantization = stated_quantization(config, "gemma3")
     if config.has("text_config"):
         part = config.inside("text_config")
         ties = {key: config.values[key] for key in ("tie_word_embeddings",) if config.has(key)}
         config = ConfigFile(config.path, {**_GEMMA3_TEXT, **ties, **part.values}, part.within)
-        quantization = _quantization(config, "gemma3") or quantization
+        quantization = stated_quantization(config, "gemma3") or quantization
     config.refuse("use_bidirectional_attention", False)
     pattern = config.size("sliding_window_pattern", 6)
     return _gemma(config) | {

@@ -21,6 +21,7 @@ from octavo.models.checkpoint import Checkpoint
 from octavo.models.config_file import ConfigFile, checked_defaults, read_json, read_optional_json
 from octavo.models.config_json import architecture_from_config
 from octavo.models.conversion import as_embedder
+from octavo.models.quantization_json import file_beside
 from octavo.models.regular_file import is_there
 from octavo.models.sentence_transformers import read_pooling
 from octavo.models.weight_files import read_folder
@@ -41,15 +42,17 @@ _TRANSPOSED_IN_GPT2 = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.wei
 #: endings of old files, and today's
 _RENAMED = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 _COMPARED_BYTES = 1 << 24
+_CODES = ("F8_E4M3", "I8", "U8", "I32")
 
 T = TypeVar("T")
 
 
 def open_folder(folder: Path, label: str) -> Checkpoint:
-    checkpoint = open_config(folder, label)
+    checkpoint, found = open_config(folder, label), read_folder(folder)
+    if checkpoint.architecture.quantization is None and any(each.dtype in _CODES for each in found.tensors.values()):
+        checkpoint = open_config(folder, label, file_beside(folder))
     architecture = checkpoint.architecture
     prefix = _OUTER_PREFIX.get(architecture.family, "model.")
-    found = read_folder(folder)
     if any(name.startswith(_IMAGE_PART) for name in found.tensors):
         LOGGER.warning("%s: only the model's text part is read: images are refused", folder)
     tensors = _own_layers(folder, architecture, _with_outer_prefix(_text_part(found.tensors), prefix))
@@ -78,14 +81,14 @@ def canonical_names(names: Iterable[str], family: str) -> dict[str, str]:
     return {own: canonical for canonical, own in text_part.items()}
 
 
-def open_config(folder: Path, label: str) -> Checkpoint:
-    """The folder's configuration; no tensors."""
+def open_config(folder: Path, label: str, beside: ConfigFile | None = None) -> Checkpoint:
+    """The folder's configuration; no tensors. beside: a file that describes quantised tensors."""
     _look_for_adapter(folder)
     if not is_there(folder / "config.json"):
         raise ModelLoadError(f"{folder / 'config.json'} cannot be read: No such file or directory{_hint(folder)}")
     config = read_json(folder / "config.json")
     generation = ConfigFile(folder / "generation_config.json", read_optional_json(folder / "generation_config.json"))
-    architecture = architecture_from_config(folder / "config.json", config, generation)
+    architecture = architecture_from_config(folder / "config.json", config, generation, beside)
     if is_there(folder / "modules.json") and architecture.classes is None:
         architecture = as_embedder(architecture, read_pooling(folder))
     return Checkpoint(

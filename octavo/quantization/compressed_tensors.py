@@ -3,7 +3,7 @@
     {"quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": ["lm_head"],
      "config_groups": {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", ...}}}}
 
-    float-quantized, int-quantized, naive-quantized    a byte a number: `whole_bytes.py`
+    float-quantized, int-quantized, naive-quantized    a byte a number, also of 4 bits: `whole_bytes.py`
     pack-quantized                                     4 or 8 bits in words of 32: `Packed`
     mxfp4-pack-quantized                               nibbles of E2M1: `mxfp4.py`
 
@@ -24,7 +24,7 @@ from octavo.errors import ModelLoadError, UnsupportedModelError
 from octavo.kernels.parameters import Scheme, Shape
 from octavo.kernels.scaled import ScaledFormat, ScaledTensor
 from octavo.kernels.tensor import StoredTensor
-from octavo.quantization.described import Described, KVCodes, is_in_layer, pattern, spellings_of
+from octavo.quantization.described import Described, KVCodes, is_in_layer, kv_codes, pattern, spellings_of
 from octavo.quantization.fp8 import block_size
 from octavo.quantization.mxfp4 import MXFP4Rows
 from octavo.quantization.packed_words import PackedScheme, as_codes, as_zeros, checked_groups, code_of, unpacked
@@ -126,31 +126,34 @@ def compressed_tensors(config: Mapping[str, Any]) -> CompressedTensors:
         described.inside("sparsity_config").refuse("format", "dense")
     if described.get("transform_config") is not None and described.inside("transform_config").get("config_groups"):
         raise described.wrong("transform_config", "none", UnsupportedModelError)
+    kv_cache = kv_codes(described)
+    if kv_cache is not None and not described.get("config_groups"):  # keys and values alone
+        return CompressedTensors((), Names.of(described, "ignore"), kv_cache)
     groups = described.inside("config_groups")
     if not 0 < len(groups.values) <= _MOST_GROUPS:
         raise described.wrong("config_groups", f"1 to {_MOST_GROUPS} groups")
-    found = []
+    found, stated = [], {"format": described.get("format")}
     for key in groups.values:
         group = groups.inside(key)
         targets = Names.of(group, "targets")
-        known = Described({"format": described.get("format"), **group.values}, group.within)
+        known = group if group.get("format") is not None else Described({**group.values, **stated}, group.within)
         found.append((targets, _scheme(known) if group.get("weights") is not None else None))
-    return CompressedTensors(tuple(found), Names.of(described, "ignore"), _kv_cache(described))
+    return CompressedTensors(tuple(found), Names.of(described, "ignore"), kv_cache)
 
 
 def _scheme(group: Described) -> Scheme:
-    weights, stored = group.inside("weights"), group.choice("format", (*_FORMATS, "mixed-precision"), "naive-quantized")
+    weights, stored = group.inside("weights"), group.choice("format", (*_FORMATS, "mixed-precision"), "mixed-precision")
     bits, kind = weights.choice("num_bits", (4, 8), 8), weights.choice("type", ("int", "float"), "int")
     if (stored, bits, kind) == ("mxfp4-pack-quantized", 4, "float"):
         return MXFP4Rows(ScaledFormat("E2M1", (1, 32)))
     if (bits == 4 and kind == "float") or stored == "mxfp4-pack-quantized":
         raise weights.wrong("type", "int of 4 and 8 bits, float of 8, and float of 4 as mxfp4", UnsupportedModelError)
     block, has_zeros = _block(weights), not weights.flag("symmetric", True)
-    if stored == "pack-quantized" or bits == 4:
+    if stored == "pack-quantized" or (bits == 4 and stored == "mixed-precision"):
         if block[0] != 1:
             raise weights.wrong("strategy", "channel and group for packed weights", UnsupportedModelError)
-        is_sorted = weights.choice("actorder", ("group", "dynamic", "weight", "static", False), False)
-        is_sorted = is_sorted in ("group", "dynamic") and block[1] > 0
+        order = weights.choice("actorder", ("group", "dynamic", "weight", "static", True, False), False)
+        is_sorted = order in ("group", "dynamic", True) and block[1] > 0
         return Packed(ScaledFormat(code_of(bits), block, has_zeros, is_sorted), bits)
     form = ScaledFormat("F8_E4M3" if kind == "float" else "I8", block, has_zeros and kind == "int")
     return WholeBytes(form, _METHOD, has_input_scale=_is_static(group))
@@ -182,14 +185,3 @@ def _is_static(group: Described) -> bool:
         return False
     inputs.choice("strategy", ("tensor",), "tensor")
     return True
-
-
-def _kv_cache(described: Described) -> KVCodes | None:
-    if described.get("kv_cache_scheme") is None:
-        return None
-    scheme = described.inside("kv_cache_scheme")
-    scheme.choice("num_bits", (8,), 8)
-    scheme.choice("strategy", ("tensor", "attn_head"), "tensor")
-    scheme.choice("symmetric", (True,), True)
-    scheme.choice("dynamic", (False,), False)
-    return "fp8" if scheme.choice("type", ("float", "int"), "float") == "float" else "int8"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any, Literal, Protocol
 
 from octavo.errors import ModelLoadError, UnsupportedModelError
@@ -60,9 +61,14 @@ def is_router(name: str) -> bool:
 
 def is_named(name: str, modules: Iterable[str]) -> bool:
     """Whether a list of modules has this parameter's, by its whole name or by parts of it: "lm_head", "mlp.down_proj",
-    "model.layers.0"."""
+    "model.layers.0", "model.layers.*.mlp.gate"."""
     spellings = [f".{spelling}." for spelling in spellings_of(name)]
-    return any(f".{module.strip('.')}." in spelling for module in modules for spelling in spellings)
+    return any(_has(spelling, module.strip(".")) for module in modules for spelling in spellings)
+
+
+def _has(spelling: str, module: str) -> bool:
+    """A * stands for any characters."""
+    return fnmatchcase(spelling, f"*.{module}.*") if "*" in module else f".{module}." in spelling
 
 
 def spellings_of(name: str) -> list[str]:
@@ -125,6 +131,18 @@ class Described:
 
     def wrong(self, key: str, allowed: str, kind: type[ModelLoadError] = ModelLoadError) -> ModelLoadError:
         return kind(f"{self.within}.{key} is {shown(self.values.get(key))}; Octavo reads: {allowed}")
+
+
+def kv_codes(described: Described) -> KVCodes | None:
+    """What its kv_cache_scheme says."""
+    if described.get("kv_cache_scheme") is None:
+        return None
+    scheme = described.inside("kv_cache_scheme")
+    scheme.choice("num_bits", (8,), 8)
+    scheme.choice("strategy", ("tensor", "attn_head"), "tensor")
+    scheme.choice("symmetric", (True,), True)
+    scheme.choice("dynamic", (False,), False)
+    return "fp8" if scheme.choice("type", ("float", "int"), "float") == "float" else "int8"
 
 
 def pattern(described: Described, text: str) -> re.Pattern[str]:

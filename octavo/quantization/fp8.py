@@ -8,14 +8,16 @@ The scale of a block is `weight_scale_inv`, which in spite of its name multiplie
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from octavo.kernels.scaled import ScaledFormat
-from octavo.quantization.described import Described, Everywhere
+from octavo.quantization.described import Described, Everywhere, kv_codes
 from octavo.quantization.whole_bytes import WholeBytes
 
 _LARGEST_BLOCK = 1 << 12
+_KV = "kv_cache_scheme"  # AutoFP8 has a text here, which says how scales were found
 
 
 def fp8(config: Mapping[str, Any]) -> Everywhere:
@@ -30,7 +32,8 @@ def fp8(config: Mapping[str, Any]) -> Everywhere:
         "weight_scale" if block is None else "weight_scale_inv",
         is_static and block is None,
     )
-    return Everywhere(scheme, described.names("modules_to_not_convert", "ignored_layers"))
+    skipped = (*described.names("modules_to_not_convert"), *described.names("ignored_layers"))
+    return Everywhere(scheme, skipped, kv_codes(described) if isinstance(config.get(_KV), Mapping) else None)
 
 
 def block_size(described: Described, key: str) -> tuple[int, int] | None:
@@ -38,6 +41,8 @@ def block_size(described: Described, key: str) -> tuple[int, int] | None:
     value = described.get(key)
     if value is None:
         return None
+    if isinstance(value, str) and re.fullmatch(r"\d{1,9}x\d{1,9}", value):  # as older programs write it
+        value = [int(each) for each in value.split("x")]
     is_pair = isinstance(value, (list, tuple)) and len(value) == 2 and all(type(one) is int for one in value)
     if not is_pair or not all(1 <= one <= _LARGEST_BLOCK for one in value):
         raise described.wrong(key, f"two whole numbers from 1 to {_LARGEST_BLOCK}")

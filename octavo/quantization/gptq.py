@@ -91,8 +91,11 @@ class GPTQConfig:
 
     def scheme_of(self, name: str, shape: Shape) -> Scheme | None:
         if name == "lm_head.weight":
-            return self.scheme if self.has_head else None
-        if not is_in_layer(name, shape) or is_router(name) or (self.modules and not is_named(name, self.modules)):
+            is_counted = self.has_head
+        else:
+            is_counted = is_in_layer(name, shape) and not is_router(name)
+            is_counted = is_counted and (not self.modules or is_named(name, self.modules))
+        if not is_counted:
             return None
         for sign, matching, scheme in self.overrides:
             if any(matching.match(spelling) for spelling in spellings_of(name)):
@@ -103,9 +106,10 @@ class GPTQConfig:
 def gptq(config: Mapping[str, Any]) -> GPTQConfig:
     described = Described(config)
     described.refuse("is_marlin_format", False)
-    version = described.choice("checkpoint_format", ("gptq", "gptq_v2"), "gptq")
+    described.refuse("pack_dtype", "int32")
+    version = described.choice(("checkpoint_format", "format"), ("gptq", "gptq_v2"), "gptq")
     modules = _modules(described)
-    scheme = replace(_scheme(described, {}), adds_one=version == "gptq")
+    scheme = replace(_scheme(described), adds_one=version == "gptq")
     overrides = tuple(_overrides(described, scheme))
     return GPTQConfig(scheme, modules, overrides, described.flag("lm_head", False))
 
@@ -120,8 +124,8 @@ def _modules(described: Described) -> tuple[str, ...]:
     return Described({key: flat}, described.within).names(key)
 
 
-def _scheme(described: Described, changes: Mapping[str, Any]) -> GPTQ:
-    one = Described({**described.values, **changes}, described.within)
+def _scheme(described: Described, changes: Described | None = None) -> GPTQ:
+    one = described if changes is None else Described({**described.values, **changes.values}, changes.within)
     bits = one.choice("bits", (4, 8))
     group, is_sorted = one.group_size("group_size"), one.flag("desc_act", False)
     return GPTQ(ScaledFormat(code_of(bits), (1, group), not one.flag("sym", True), is_sorted and group > 0), bits)
@@ -135,6 +139,6 @@ def _overrides(described: Described, scheme: GPTQ) -> list[tuple[str, re.Pattern
     for key, changes in dynamic.values.items():
         sign, text = (key[0], key[2:]) if key[:2] in ("+:", "-:") else ("+", key)
         changed = Described({} if changes is None else changes, f"{dynamic.within}[{key!r}]")
-        own = replace(_scheme(described, changed.values), adds_one=scheme.adds_one)
+        own = scheme if sign == "-" else replace(_scheme(described, changed), adds_one=scheme.adds_one)
         found.append((sign, pattern(dynamic, text), own))
     return found

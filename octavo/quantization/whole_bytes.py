@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 
@@ -51,8 +52,8 @@ class WholeBytes(ScaledScheme):
 
     def as_found(self, stem: str, stored: Mapping[str, StoredTensor]) -> WholeBytes:
         name = next((each for each in (self.scale_name, *_SCALES) if f"{stem}{each}" in stored), self.scale_name)
-        scale, codes = stored.get(f"{stem}{name}"), stored.get(f"{stem}weight")
-        is_per_output = scale is not None and codes is not None and scale.shape == (codes.shape[0], 1) != (1, 1)
+        scale = stored.get(f"{stem}{name}")
+        is_per_output = scale is not None and scale.shape and scale.shape[0] > 1 and prod(scale.shape) == scale.shape[0]
         form = replace(self.format, block=(1, 0)) if self.format.block == (0, 0) and is_per_output else self.format
         has_input_scale = self.has_input_scale and f"{stem}input_scale" in stored
         return replace(self, format=form, scale_name=name, has_input_scale=has_input_scale)

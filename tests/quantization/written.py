@@ -42,15 +42,20 @@ def fp8(scale_shape: str, *, static: bool = False, block: int = 32, name: str = 
     return write
 
 
-def int8(*, asymmetric: bool = False) -> Writer:
+def int8(*, asymmetric: bool = False, bits: int = 8, group: int = -1) -> Writer:
+    """A byte for each integer, also of fewer bits."""
+
     def write(w: torch.Tensor, rng: np.random.Generator) -> tuple[Tensors, torch.Tensor]:
-        scale = torch.tensor(rng.uniform(0.5, 2, (len(w), 1)) / 64).bfloat16()
-        zeros = torch.tensor(rng.integers(-20, 20, (len(w), 1))) if asymmetric else torch.zeros(len(w), 1)
-        codes = ((w / scale.float()).round() + zeros).clamp(-128, 127).to(torch.int8)
+        size, least = w.shape[1] if group < 0 else group, -(1 << (bits - 1))
+        count = [len(w), w.shape[1] // size]
+        scale = torch.tensor(rng.uniform(0.5, 2, count) / -least * 2).bfloat16()
+        zeros = torch.tensor(rng.integers(-20, 20, count)) if asymmetric else torch.zeros(count)
+        spread, zero_of = (each.repeat_interleave(size, 1) for each in (scale.float(), zeros))
+        codes = ((w / spread).round() + zero_of).clamp(least, -least - 1).to(torch.int8)
         tensors = {"weight": codes, "weight_scale": scale}
         if asymmetric:
             tensors["weight_zero_point"] = zeros.to(torch.int8)
-        return tensors, (codes.float() - zeros) * scale.float()
+        return tensors, (codes.float() - zero_of) * spread
 
     return write
 

@@ -76,6 +76,8 @@ WRITTEN: dict[str, Written] = {
     "ct-w4a16-actorder": Written(ct("pack-quantized", _ints(4, 32, actorder="group")), packed(4, 32, sort=True)),
     "ct-w8a16": Written(ct("pack-quantized", _ints(8, 64)), packed(8, 64)),
     "ct-w8a16-zeros": Written(ct("pack-quantized", _ints(8, 64, symmetric=False)), packed(8, 64, asymmetric=True)),
+    "ct-w4a8": Written(ct("int-quantized", _ints(4, -1), activations=DYNAMIC | {"type": "int"}), int8(bits=4)),
+    "ct-w4a8-groups": Written(ct("int-quantized", _ints(4, 32)), int8(bits=4, group=32)),
     "ct-mxfp4": Written(ct("mxfp4-pack-quantized", {"num_bits": 4, "type": "float", "group_size": 32}), mxfp4),
     "awq": Written({"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True}, awq),
     "gptq": Written(_GPTQ, gptq(4, 32)),
