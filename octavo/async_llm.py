@@ -16,19 +16,23 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from octavo.engine.assemble import build_engine
-from octavo.engine.calls import check_rank, id_list, missing_attribute
+from octavo.engine.calls import check_rank, id_list, missing_attribute, not_to_be_copied
 from octavo.engine.core import EngineCore
 from octavo.engine.core_protocol import EngineStats
 from octavo.engine.engine_args import EngineArgs
+from octavo.engine.input import Prompt
 from octavo.engine.llm_engine import EngineClient, GenerateCall, LLMEngine
 from octavo.engine.options import engine_config
 from octavo.engine.output import RequestText
+from octavo.engine.pooled import numbers_of
 from octavo.engine.watched_memory import WatchedMemory
 from octavo.errors import EngineDeadError, InvalidRequestError, OctavoError
 from octavo.lora_request import LoRARequest
 from octavo.observe.metrics import EngineMetrics
-from octavo.outputs import RequestOutput
+from octavo.outputs import PoolingOutput, PoolingRequestOutput, RequestOutput
+from octavo.pooling_params import PoolingParams
 from octavo.request import ModelInfo, Request
+from octavo.shown import shown
 from octavo.text.tokenizer import Tokenizer
 
 Item = RequestOutput | BaseException
@@ -105,6 +109,22 @@ class AsyncLLM(EngineClient):
                 with contextlib.suppress(EngineDeadError):
                     self._send(lambda engine: self._abort(engine, request_id, listener))
 
+    async def encode(
+        self, prompt: Prompt, pooling_params: PoolingParams | None = None, request_id: str | None = None, **others: Any
+    ) -> AsyncIterator[PoolingRequestOutput[PoolingOutput]]:
+        """The numbers of a model that embeds or classifies, as one output. others: arguments of `generate`. Raises
+        InvalidRequestError, also if the model generates, or if the request failed."""
+        if pooling_params is not None and not isinstance(pooling_params, PoolingParams):
+            raise InvalidRequestError(
+                f"pooling_params is {shown(pooling_params)}, allowed are a PoolingParams and None"
+            )
+        form, params = self._engine.limits.pooled, pooling_params or PoolingParams()
+        params = params if form is None else params.checked_for(form)
+        async for output in self.generate(prompt, params, request_id, **others):
+            assert form is not None, "other models refuse such params"
+            numbers = PoolingOutput(numbers_of(output, params, form))
+            yield PoolingRequestOutput(output.request_id, numbers, output.prompt_token_ids, output.num_cached_tokens)
+
     async def abort(self, request_id: str | Iterable[str]) -> None:
         """End a request, or several; the generator of each yields a last output with finish_reason "abort"."""
         for one in id_list(request_id):
@@ -179,6 +199,9 @@ class AsyncLLM(EngineClient):
         if self._thread.is_alive():
             self._commands.put(None)
             self._thread.join()
+
+    def __reduce__(self) -> Any:
+        raise not_to_be_copied(self)
 
     def __getattr__(self, name: str) -> Any:
         raise missing_attribute(self, name)

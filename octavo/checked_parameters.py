@@ -69,6 +69,8 @@ def checked(declared: Field[Any], value: object) -> Any:
         return value
     elif kind == "float":
         return checked_number(declared.name, value, bounds["low"], bounds["high"], bounds["open_low"])
+    elif value is True and declared.name in ("logprobs", "prompt_logprobs"):  # as in vLLM
+        return 1
     else:
         return checked_whole(declared.name, value, bounds["low"], bounds["high"])
     return value

@@ -16,6 +16,7 @@ from octavo.engine.calls import (
     conversation_list,
     lora_list,
     missing_attribute,
+    not_to_be_copied,
     params_list,
     priority_list,
     prompt_list,
@@ -82,7 +83,7 @@ class LLM(PoolingCalls):
 
     def generate(
         self,
-        prompts: Prompt | Iterable[Prompt],
+        prompts: Prompt | Iterable[Prompt] | None = None,
         sampling_params: Params = None,
         use_tqdm: bool | Callable[..., Any] = True,
         *,
@@ -246,6 +247,9 @@ class LLM(PoolingCalls):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __reduce__(self) -> Any:
+        raise not_to_be_copied(self)
 
     def __repr__(self) -> str:
         return f"LLM({self._model!r})"

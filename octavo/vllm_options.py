@@ -263,6 +263,7 @@ BEAM_FIELDS = {
 
 #: keyword arguments of vLLM's generate and chat that Octavo lacks
 CALL_ARGUMENTS: dict[str, NotHere] = {
+    "prompt_token_ids": NotHere("pass token ids as prompts: a list of ints for each"),
     "prompt_adapter_request": NotHere(_PLAIN_LORA),
     "tokenization_kwargs": NotHere("tokenise with get_tokenizer().encode, and pass the token ids"),
     "truncation_kwargs": NotHere("set truncate_prompt_tokens in the SamplingParams"),
@@ -292,16 +293,16 @@ METHODS: dict[str, str] = {
     **_each(_PROFILER, "start_profile", "stop_profile"),
     "reset_mm_cache": _NO_MEDIA,
     "pin_lora": "the slots keep the adapters that were used last",
-    "llm_engine": "use get_tokenizer, get_metrics, stats, events or card",
-    "engine": "use get_tokenizer, stats or model_info",
-    "model_config": "card and stats have the sizes",
+    "llm_engine": "use get_tokenizer, get_metrics, model_info, stats, events or card",
+    **_each("use get_tokenizer, stats or model_info", "engine", "engine_core"),
     "set_tokenizer": "pass tokenizer= when you create it",
     **_each("weights are read once, from files", "update_weights", "init_weight_transfer_engine"),
     **_each("weights are read once, from files", "start_weight_update", "finish_weight_update", "get_weight_version"),
     **_each("abort what runs, and send it again later", "pause_generation", "resume_generation"),
     **_each("is_alive says whether it serves, and check_health why not", "is_running", "is_stopped", "errored"),
     "dead_error": "check_health raises it",
-    **_each("model_info, card and stats have the sizes", "get_model_config", "get_vllm_config", "vllm_config"),
+    **_each("model_info, card and stats have the sizes", "model_config", "vllm_config"),
+    **_each("model_info, card and stats have the sizes", "get_model_config", "get_vllm_config"),
     "from_vllm_config": "use from_engine_args",
     "is_tracing_enabled": "see otlp_traces_endpoint",
     "do_log_stats": "stats has the current numbers",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from octavo import (
     LLM,
+    AsyncLLM,
     ConfigError,
     EmbeddingRequestOutput,
     InvalidRequestError,
@@ -290,6 +292,33 @@ def test_numbers_that_are_not_finite_fail_their_own_request(tmp_path: Path, one_
         with pytest.raises(InvalidRequestError, match="its numbers are not finite"):
             llm.embed([[5, 7]])
         check(folder, "MEAN", llm, [[5, 6]])
+
+
+def test_async_llm_encodes_as_llm_does(embedder: Embedder) -> None:
+    folder = embedder("bert", "MEAN")
+    options: dict[str, Any] = {"backend": "cpu", "skip_tokenizer_init": True, "num_threads": 1}
+    params = [PoolingParams(task="embed", dimensions=5), PoolingParams(task="token_embed"), PoolingParams()]
+    text = texts_of(3, (17,))[0]
+    with LLM(str(folder), **options) as llm:
+        whole = [llm.encode([text], one.clone(), pooling_task=one.task or "embed")[0] for one in params]
+
+    async def ask() -> list[Any]:
+        llm = AsyncLLM(str(folder), **options)
+        try:
+            found = [one for each in params async for one in llm.encode(text, each, request_id=f"{each.task}")]
+            with pytest.raises(InvalidRequestError, match="pooling_params is 5, allowed are a PoolingParams and None"):
+                await anext(llm.encode(text, 5))  # type: ignore[arg-type]
+            with pytest.raises(InvalidRequestError, match="dimensions is 1000, allowed is 1 to"):
+                await anext(llm.encode(text, PoolingParams(dimensions=1000)))
+        finally:
+            llm.shutdown()
+        return found
+
+    found = asyncio.run(ask())
+    assert [one.request_id for one in found] == ["embed", "token_embed", "None"]
+    for one, other in zip(found, whole, strict=True):
+        assert np.array_equal(one.outputs.data, other.outputs.data)
+        assert one.prompt_token_ids == other.prompt_token_ids == text
 
 
 def test_the_packaged_model_agrees_with_transformers() -> None:

@@ -1,8 +1,10 @@
 """LLM as its user knows it, on a real model: text in, text out, every parameter honoured."""
 
+import copy
 import dataclasses
+import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 import numpy as np
@@ -439,6 +441,21 @@ def test_ids_are_scored_beside_the_best_ones(llm: LLM) -> None:
     assert set(list(whole.outputs[0].logprobs[0])[:2]) | set(asked) == set(both)
     with pytest.raises(InvalidRequestError, match="logprob_token_ids holds token id 49152, allowed are 0 to 49151"):
         llm.generate(PROMPTS[0], SamplingParams(logprob_token_ids=[49152]))
+
+
+def test_prompts_that_are_missing_or_elsewhere_are_told(llm: LLM) -> None:
+    with pytest.raises(InvalidRequestError, match="prompts is None, allowed are text, token ids, "):
+        llm.generate()
+    with pytest.raises(
+        InvalidRequestError, match=r"prompt_token_ids=\[\[1\]\] is not supported yet: pass token ids as"
+    ):
+        llm.generate(prompt_token_ids=[[1]], sampling_params=GREEDY)
+
+
+@pytest.mark.parametrize("take", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_an_engine_says_that_it_cannot_be_copied(llm: LLM, take: Callable[[LLM], object]) -> None:
+    with pytest.raises(TypeError, match="LLM holds a loaded model and can be neither copied nor pickled: make one"):
+        take(llm)
 
 
 def test_flat_logprobs_say_the_same(llm: LLM) -> None:

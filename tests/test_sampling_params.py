@@ -91,7 +91,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"min_tokens": 17}, "min_tokens is 17, allowed is 0 to max_tokens, which is 16: lower the one"),
     ({"min_tokens": None}, "min_tokens is None, allowed is a whole number"),
     ({"logprobs": -2}, "logprobs is -2, allowed is -1 or more"),
-    ({"prompt_logprobs": True}, "prompt_logprobs is True, allowed is a whole number"),
+    ({"prompt_logprobs": False}, "prompt_logprobs is False, allowed is a whole number"),
     ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens is 0, allowed are -1 and 1 or more"),
     ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens is -2, allowed is -1 or more"),
     ({"ignore_eos": 1}, "ignore_eos is 1, allowed are True and False"),
@@ -243,3 +243,9 @@ def test_replaced() -> None:
     assert params.replace() == params
     with pytest.raises(InvalidRequestError, match="max_tokens is 0"):
         params.replace(max_tokens=0)
+
+
+def test_true_asks_for_one_alternative_as_in_vllm() -> None:
+    params = SamplingParams(logprobs=True, prompt_logprobs=True)
+    assert (params.logprobs, params.prompt_logprobs) == (1, 1)
+    assert not isinstance(params.logprobs, bool)

@@ -93,6 +93,12 @@ def missing_attribute(owner: object, name: str) -> AttributeError:
     return AttributeError(f"{kind!r} object has no attribute {name!r}", name=name, obj=owner)
 
 
+def not_to_be_copied(owner: object) -> TypeError:
+    """The error for `pickle` and `copy`, which other processes and actors use."""
+    kind = type(owner).__name__
+    return TypeError(f"{kind} holds a loaded model and can be neither copied nor pickled: make one where it is used")
+
+
 def _conversation(index: int, messages: object) -> Sequence[Message]:
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Iterable):
         raise InvalidRequestError(f"messages[{index}] is {shown(messages)}, {_MESSAGES}")
