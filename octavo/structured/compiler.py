@@ -155,5 +155,18 @@ def _limits() -> LLParserLimits:
     )
 
 
+#: what the library says -> what to do about it
+_ADVICE = {
+    "NoExtensionBias": "no answer matches it: a $ref or a rule leads only back to itself, or a regex matches nothing; "
+    "give it an end, or another alternative",
+    "Unknown format:": "{}; allowed are date-time, date, time, duration, email, hostname, ipv4, ipv6, uri and uuid; "
+    "leave the format out, or use a pattern",
+    "Unimplemented keys:": "{}: leave them out, or say the same in other ones",
+    "Resource '": "{}: a $ref may only lead to a place in the same schema, such as #/$defs/name",
+}
+
+
 def _reason(error: str) -> str:
-    return cut(error.removesuffix("<non-verbose/>").strip(), 600)
+    reason = cut(error.removesuffix("<non-verbose/>").strip(), 600)
+    advice = next((text for begin, text in _ADVICE.items() if reason.startswith(begin)), "{}")
+    return advice.replace("{}", reason)

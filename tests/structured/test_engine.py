@@ -195,7 +195,7 @@ def test_what_is_drawn_without_a_grammar_ends_with_the_end_token(folder: Path) -
 @pytest.mark.parametrize(
     ("form", "words"),
     [
-        ({"json": {"type": "array", "uniqueItems": True}}, ["uniqueItems"]),
+        ({"json": {"type": "array", "uniqueItems": True}}, ["uniqueItems", "leave them out"]),
         ({"grammar": "start: foo"}, ["1(8)", "foo"]),
         ({"grammar": "root ::= ("}, ["grammar"]),
         ({"regex": "a("}, ["regex", "unclosed group"]),
@@ -205,7 +205,14 @@ def test_what_is_drawn_without_a_grammar_ends_with_the_end_token(folder: Path) -
         ({"jsn": {}}, ["jsn", "json"]),
         ({"choice": []}, ["choice"]),
         ({"regex": "a" * 300_000}, ["300000", "262144"]),
-        ({"json": {"$ref": "https://example.org/schema"}}, ["example.org"]),
+        (
+            {"json": {"$ref": "https://example.org/schema"}},
+            ["example.org", "may only lead to a place in the same schema"],
+        ),
+        ({"json": {"$ref": "#"}}, ["no answer matches it: a $ref or a rule leads only back to itself"]),
+        ({"grammar": "start: a\na: a"}, ["no answer matches it"]),
+        ({"regex": r"[^\s\S]"}, ["no answer matches it", "a regex matches nothing"]),
+        ({"json": {"type": "string", "format": "password"}}, ["Unknown format: password; allowed are date-time, "]),
     ],
     ids=str,
 )
