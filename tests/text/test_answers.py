@@ -88,6 +88,8 @@ def test_truncated_calls_are_content(name: str) -> None:
         assert found == CALLS[1][: len(found)]
         if not found and name != "openai":
             assert answer.content == text[:end].rstrip() or answer.content == text[:end]
+        if len(found) == len(CALLS[1]):
+            assert not answer.content, "a part of the mark that closes calls is no text"
         assert read(name, text[:end])[0] == answer, end
 
 

@@ -30,7 +30,7 @@ class BraceCalls:
         feed.begin(name)
         feed.grow(json.dumps(values, ensure_ascii=False))
         feed.end()
-        yield from feed.next_mark(self.close)
+        yield from feed.close(self.close)
 
     def _object(self, feed: Feed, depth: int) -> Steps[dict[str, Any]]:
         made: dict[str, Any] = {}

@@ -188,6 +188,13 @@ class Feed:
         yield from self.space()
         return (yield from self.accept(*marks))
 
+    def close(self, *marks: str) -> Steps[str]:
+        """`next_mark` of what closes calls. The answer's end closes them too, wherever it cuts a mark."""
+        mark = yield from self.next_mark(*marks)
+        if not mark and self.has_ended and any(one.startswith(self.text) for one in marks):
+            self.take(len(self.text))
+        return mark
+
     def expect(self, *marks: str) -> Steps[str]:
         mark = yield from self.next_mark(*marks)
         if not mark:

@@ -46,7 +46,7 @@ def _message(feed: Feed) -> Steps[None]:
         feed.begin(recipient[1])
         yield from arguments(feed)
         feed.end()
-        yield from feed.next_mark(*_ENDS)
+        yield from feed.close(*_ENDS)
         return
     feed.shut()
     is_thought = header.rpartition(_CHANNEL)[2].lstrip().startswith("analysis")

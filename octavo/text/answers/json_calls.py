@@ -93,7 +93,7 @@ class JsonCalls:
     def read(self, feed: Feed, mark: str) -> Steps[None]:
         yield from call_objects(feed, self.separators)
         if self.closes:
-            yield from feed.next_mark(*self.closes)  # the end of the answer closes a call, too
+            yield from feed.close(*self.closes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ class NamedCalls:
         yield from self._call(feed)
         while (yield from feed.next_mark(self.begin)):
             yield from self._call(feed)
-        yield from feed.next_mark(self.close)
+        yield from feed.close(self.close)
 
     def _call(self, feed: Feed) -> Steps[None]:
         if self.kind:
@@ -129,8 +129,8 @@ class NamedCalls:
         yield from arguments(feed)
         feed.end()
         if self.fence:
-            yield from feed.next_mark(self.fence)
-        yield from feed.next_mark(*self.end)
+            yield from feed.close(self.fence)
+        yield from feed.close(*self.end)
 
 
 @dataclass(frozen=True, slots=True)

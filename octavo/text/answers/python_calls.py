@@ -38,7 +38,7 @@ class PythonCalls:
             if (yield from feed.expect(",", "]")) == "]":
                 break
         if self.close:
-            yield from feed.next_mark(self.close)
+            yield from feed.close(self.close)
 
 
 def _inside(feed: Feed) -> Steps[list[str]]:

@@ -47,7 +47,7 @@ class XmlCalls:
         while self.function and (yield from feed.next_mark(self.function)):
             yield from self._call(feed)
         if self.close:
-            yield from feed.next_mark(self.close)
+            yield from feed.close(self.close)
 
     def _call(self, feed: Feed) -> Steps[None]:
         name, end = yield from feed.name_until(*self.name_end)
