@@ -17,8 +17,6 @@ from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from octavo.engine.llm_engine import EngineClient
@@ -40,7 +38,6 @@ from octavo.server import (
 from octavo.server.access import RequireKey
 from octavo.server.adapter_names import AdapterNames
 from octavo.server.answers import AnswerReader
-from octavo.server.api_errors import ApiError, error_response
 from octavo.server.logprob_room import LogprobRoom
 from octavo.server.openapi import describe, documentation
 from octavo.server.responses import kept_routes as responses
@@ -49,7 +46,7 @@ from octavo.server.serving import REQUEST_ID_HEADER, Endpoint, Serving, is_reque
 from octavo.server.session_store import SessionStore
 from octavo.server.settings import ServerSettings
 from octavo.server.streaming import Lanes
-from octavo.shown import shown
+from octavo.server.unknown_routes import no_such_route
 
 ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("POST", "/v1/completions", completions.create_completion),
@@ -120,7 +117,7 @@ def create_app(client: EngineClient, settings: ServerSettings) -> FastAPI:
         routes += documentation(app, settings.root_path)
     for method, path, endpoint in routes:
         app.add_api_route(path, route(endpoint, serving), methods=[method], **describe(method, path, endpoint))
-    app.add_exception_handler(HTTPException, _no_such_route)
+    app.add_exception_handler(HTTPException, no_such_route)
     if settings.api_key:
         app.add_middleware(RequireKey, keys=settings.api_key)
     if settings.allowed_origins:
@@ -136,18 +133,6 @@ def create_app(client: EngineClient, settings: ServerSettings) -> FastAPI:
     if settings.root_path:
         app.add_middleware(CutRootPath, root_path=settings.root_path)  # added last, so it is the outermost
     return app
-
-
-async def _no_such_route(request: Request, error: Exception) -> Response:
-    """The router's own errors, in the shape of all others."""
-    assert isinstance(error, HTTPException), "this handler is for the router's errors"
-    path = request.scope["path"]
-    messages = {
-        404: f"there is no {shown(path)} here; see /openapi.json",
-        405: f"{shown(path)} is not for {request.method}",
-    }
-    message = messages.get(error.status_code, str(error.detail))
-    return error_response(ApiError(error.status_code, message, headers=error.headers), path)
 
 
 class TellRequestId:
