@@ -17,9 +17,9 @@ _CHOICES = ("none", "auto", "required")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tools:
-    """functions: name -> the schema of its parameters. choice: none, auto, required, or `named`, the only function to
-    call. strict: functions whose calls must match their schemas. is_parallel: whether an answer may hold several calls.
-    """
+    """functions: those that may be called, name -> the schema of its parameters. choice: none, auto, required, or
+    `named`, the only function to call. strict: functions whose calls must match their schemas. is_parallel: whether an
+    answer may hold several calls."""
 
     functions: Mapping[str, Mapping[str, Any]]
     choice: str
@@ -54,12 +54,14 @@ def asked_tools(
             raise bad_field(f"tools[{index}].function.name", f"is {name!r}, the name of an earlier tool")
         functions[name] = schema
         strict |= {name} if is_strict else set()
+    if isinstance(choice, Mapping) and choice.get("type") == "allowed_tools":
+        choice, functions = _allowed(choice.get("allowed_tools"), functions)
     kind, named = _choice(choice, functions)
     return Tools(
         functions=functions,
         choice=kind,
         named=named,
-        strict=frozenset(strict),
+        strict=frozenset(strict & functions.keys()),
         is_parallel=is_parallel is not False,
     )
 
@@ -88,6 +90,21 @@ def _function(where: str, tool: Mapping[str, Any]) -> tuple[str, Mapping[str, An
     return name, schema or {"type": "object", "properties": {}}, bool(is_strict)
 
 
+def _allowed(given: Any, functions: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """-> auto or required, and the functions that may be called; the model is shown all of them."""
+    given = given if isinstance(given, Mapping) else {}
+    mode, tools = given.get("mode"), given.get("tools")
+    if mode not in ("auto", "required"):
+        raise bad_field("tool_choice.allowed_tools.mode", f"is {shown(mode)}, allowed are auto and required")
+    if not isinstance(tools, Sequence) or isinstance(tools, str) or not tools:
+        problem = (
+            f"is {shown(tools)}, allowed is a list of one or more {{'type': 'function', 'function': {{'name': ...}}}}"
+        )
+        raise bad_field("tool_choice.allowed_tools.tools", problem)
+    names = [_choice(tool if isinstance(tool, Mapping) else {}, functions)[1] for tool in tools]
+    return str(mode), {name: functions[name] for name in functions if name in names}
+
+
 def _choice(choice: str | Mapping[str, Any] | None, functions: Mapping[str, Any]) -> tuple[str, str | None]:
     """-> the kind of choice, and the function that is chosen by name."""
     if choice is None:
@@ -97,7 +114,7 @@ def _choice(choice: str | Mapping[str, Any] | None, functions: Mapping[str, Any]
     function = choice.get("function") if isinstance(choice, Mapping) and choice.get("type") == "function" else None
     name = function.get("name") if isinstance(function, Mapping) else None
     if name is None:
-        problem = "allowed are none, auto, required and {'type': 'function', 'function': {'name': ...}}"
+        problem = "allowed are none, auto, required, {'type': 'function', 'function': {'name': ...}} and allowed_tools"
         raise bad_field("tool_choice", f"is {shown(choice)}, {problem}")
     if not isinstance(name, str) or name not in functions:
         raise bad_field("tool_choice", f"names {shown(name)}, allowed are the names of tools: {', '.join(functions)}")

@@ -88,6 +88,26 @@ def test_one_call_where_they_are_not_parallel() -> None:
     assert len(said(CALL + CALL, parallel_tool_calls=False)["message"]["tool_calls"]) == 1
 
 
+def allowed(mode: object, *names: object) -> dict[str, Any]:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}}
+
+
+def test_only_allowed_tools_are_called_and_all_are_shown() -> None:
+    engine = SpeakingEngine(CALL, HERMES)
+    called = chat(engine, **allowed("auto", "weather")).json()["choices"][0]["message"]
+    assert [one["function"]["name"] for one in called["tool_calls"]] == ["weather"]
+    chat(engine)
+    whole = engine.prompt
+    assert chat(engine, **allowed("auto", "clock")).json()["choices"][0]["message"]["content"] == CALL
+    assert engine.prompt == whole
+    chat(engine, **allowed("required", "clock"))
+    form = engine.requests[-1].sampling_params.structured_outputs
+    assert form is not None
+    assert "clock" in str(form.grammar)
+    assert "weather" not in str(form.grammar)
+
+
 def test_without_calls_an_answer_is_content() -> None:
     for fields in ({"tool_choice": "none"}, {"tools": []}, {"tools": None}, {"tools": [CLOCK]}):
         choice = said(CALL, **fields)
@@ -228,6 +248,10 @@ def test_options_name_the_formats() -> None:
         ({"tool_choice": "any"}, "tool_choice is 'any', allowed are none, auto"),
         ({"tool_choice": {"type": "function", "function": {"name": "g"}}}, "names 'g', allowed are"),
         ({"tool_choice": {"type": "function"}}, "tool_choice is"),
+        (allowed("none", "clock"), "tool_choice.allowed_tools.mode is 'none', allowed are auto and required"),
+        (allowed("auto"), r"tool_choice.allowed_tools.tools is \[\], allowed is a list"),
+        (allowed("auto", "g"), "tool_choice names 'g', allowed are the names of tools"),
+        ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice.allowed_tools.mode is None"),
         ({"tools": None, "tool_choice": "required"}, "tools is empty"),
         ({"tool_choice": "required", "response_format": {"type": "json_object"}}, "allowed is one of the two"),
         ({"reasoning_effort": "huge"}, "reasoning_effort is 'huge', allowed are none, minimal"),

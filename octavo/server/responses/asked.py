@@ -154,13 +154,24 @@ def _tools(asked: ResponsesRequest) -> tuple[list[dict[str, Any]] | None, str | 
     """-> the chat's tools and tool_choice."""
     tools = None if asked.tools is None else [_tool(f"tools[{i}]", one) for i, one in enumerate(asked.tools)]
     choice = asked.tool_choice
-    if isinstance(choice, dict):
-        if choice.get("type") != "function":
-            allowed = "none, auto, required and {'type': 'function', 'name': ...}"
-            raise bad_field("tool_choice", f"is {shown(choice)}, allowed are {allowed}")
-        choice = {"type": "function", "function": {"name": choice.get("name")}}
+    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+        given = choice.get("tools")
+        some = [_named(one) for one in given] if isinstance(given, list) else given
+        choice = {"type": "allowed_tools", "allowed_tools": {"mode": choice.get("mode"), "tools": some}}
+    elif isinstance(choice, dict):
+        choice = _named(choice)
     asked_tools(tools, choice, asked.parallel_tool_calls)
     return tools, choice
+
+
+def _named(choice: Any) -> dict[str, Any]:
+    """A function's name in a chat's form."""
+    if not isinstance(choice, dict) or choice.get("type") != "function":
+        allowed = (
+            "none, auto, required, {'type': 'function', 'name': ...} and {'type': 'allowed_tools', 'mode', 'tools'}"
+        )
+        raise bad_field("tool_choice", f"is {shown(choice)}, allowed are {allowed}")
+    return {"type": "function", "function": {"name": choice.get("name")}}
 
 
 def _tool(where: str, tool: dict[str, Any]) -> dict[str, Any]:

@@ -191,6 +191,13 @@ def test_fields_reach_the_engine_and_the_template() -> None:
     assert grammar is not None
     assert "clock" in str(grammar.grammar)
     assert "weather" not in str(grammar.grammar)
+    ask(
+        engine,
+        tool_choice={"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "clock"}]},
+    )
+    grammar = engine.requests[-1].sampling_params.structured_outputs
+    assert grammar is not None
+    assert ("clock" in str(grammar.grammar), "weather" in str(grammar.grammar)) == (True, False)
     assert ask(engine, text={"format": {"type": "json_object"}}).json()["text"]["format"] == {"type": "json_object"}
     assert ask(ScriptedEngine(), tools=None).json()["temperature"] == SamplingParams(temperature=0.5).temperature
 
@@ -210,7 +217,12 @@ def test_fields_reach_the_engine_and_the_template() -> None:
         ({"tools": [{"type": "web_search"}]}, r"tools\[0\].type is 'web_search', allowed is function"),
         ({"tools": [{"type": "function", "name": "a b"}]}, r"tools\[0\].name is 'a b'"),
         ({"tools": [{**CLOCK, "defer_loading": True}]}, r"tools\[0\] has the key 'defer_loading'"),
-        ({"tool_choice": {"type": "allowed_tools"}}, r"tool_choice is {'type': 'allowed_tools'}"),
+        ({"tool_choice": {"type": "custom"}}, r"tool_choice is {'type': 'custom'}"),
+        ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice.allowed_tools.mode is None, allowed are auto"),
+        (
+            {"tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [5]}},
+            "tool_choice is 5, allowed are none",
+        ),
         ({"tool_choice": {"type": "function", "name": "x"}}, "tool_choice names 'x'"),
         ({"text": {"format": {"type": "xml"}}}, "text.format.type is 'xml'"),
         ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema is None"),
