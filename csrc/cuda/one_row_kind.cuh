@@ -10,6 +10,10 @@
 #ifndef IS_FP8
 #define IS_FP8 1
 #endif
+// Scales of fp8: of blocks of 128 outputs and 128 inputs, in place of outputs
+#ifndef HAS_BLOCKS
+#define HAS_BLOCKS 0
+#endif
 #ifndef EXPERTS
 #define EXPERTS 128
 #endif
@@ -73,6 +77,8 @@ namespace {
 
 constexpr int kGroups = WARPGROUPS, kWarps = kGroups * 4, kComputers = kWarps * 32, kThreads = kComputers + 32;
 constexpr bool kIsFp8 = IS_FP8;
+constexpr int kBlock = 128;  // outputs, and inputs, that share a scale
+static_assert(!HAS_BLOCKS || IS_FP8, "a block is as wide as a span");
 constexpr int kSpan = kIsFp8 ? 128 : 64;  // inputs, of 128 bytes of an output
 constexpr int kColumns = kIsFp8 ? 2 : 1;  // of a span of x: numbers of fp8 are in two
 constexpr int kXBytes = kColumns * 1024;  // x of a stage: [span][kColumns][128 bytes, swizzled]
@@ -89,7 +95,7 @@ struct Launch {
   const ELEMENT* x;
   const ELEMENT* router;    // [experts][hidden]
   const float* norm;        // or null
-  const float *first_scales, *second_scales;  // of each output, as the biases; or null
+  const float *first_scales, *second_scales;  // of each output, as the biases; or [outputs / 128][inputs / 128]; or null
   const ELEMENT *first_bias, *second_bias;    // [expert][outputs], or null
   const ELEMENT* residual;  // or null
   ELEMENT* out;

@@ -11,7 +11,7 @@
 //   ...
 //
 // Sums of fp8 products keep 13 bits behind the first one of their largest term. So they end after 128 inputs, where
-// float32 takes over.
+// float32 takes over, and scales of blocks of weights come in.
 #pragma once
 
 #include "activate.cuh"
@@ -62,15 +62,17 @@ struct Computer {
   const int lane = threadIdx.x % 32, warp = own_warp(), group = warp / 4;
   int begun = 0, turn = 0;  // stages; units
 
-  // Of a unit's `num` stages those of this warpgroup, two at a time. take(stage, sums): its sums
-  template <typename X, typename Take>
-  __device__ __forceinline__ void multiply(int num, X x, Take take) {
+  // Of a unit's `num` stages those of this warpgroup, two at a time. scale(stage): of the block that has this lane's span, on
+  // its way while weights are; take(stage, sums, scale): its sums
+  template <typename X, typename Scale, typename Take>
+  __device__ __forceinline__ void multiply(int num, X x, Scale scale, Take take) {
     int i = (group + kGroups - begun % kGroups) % kGroups;
     for (; i < num; i += 2 * kGroups) {
       const bool has_other = i + kGroups < num;
       const int j = has_other ? i + kGroups : i;  // if not, the same again, for nothing
       float sums[2 * kColumns][4] = {};
       Sums &one = reinterpret_cast<Sums&>(sums[0]), &other = reinterpret_cast<Sums&>(sums[kColumns]);
+      const float one_scale = scale(i), other_scale = scale(j);
       wait(begun + i);
       wait(begun + j);
       products_begin();
@@ -82,8 +84,8 @@ struct Computer {
         release(begun + i);
         if (has_other) release(begun + j);
       }
-      take(i, one);
-      if (has_other) take(j, other);
+      take(i, one, one_scale);
+      if (has_other) take(j, other, other_scale);
     }
     begun += num;
   }
@@ -93,6 +95,12 @@ struct Computer {
   }
   __device__ __forceinline__ void release(int count) const {
     barrier_arrive(shared_address(&shared.free[count % ENTRIES]));
+  }
+
+  // scales: of all outputs. row: of these, the unit's first. spans: of the inputs. first: of the stage's spans
+  __device__ __forceinline__ float scale_of(const float* scales, int64_t row, int spans, int first) const {
+    const int span = warp % 4 * 2;
+    return load_ahead(scales + row / kBlock * spans + min(first + span + max(lane % 4 - span % 4, 0), spans - 1));
   }
 
   // Leaves the warp's sum of each output
@@ -116,12 +124,13 @@ struct Computer {
       const int64_t own = (int64_t(shared.tiles.expert[tile]) * 2 + half) * launch.inner + out + lane % 8;
       const bool finishes = warp == turn % kWarps;
       float scale = 1, bias = 0, sums[2] = {};
-      if (finishes && launch.first_scales != nullptr) scale = launch.first_scales[own];
+      if (finishes && launch.first_scales != nullptr && !HAS_BLOCKS) scale = launch.first_scales[own];
       if (finishes && launch.first_bias != nullptr) bias = to_float(launch.first_bias[own]);
       multiply(
           FIRST_STAGES * 2, [&](int i) { return shared.x[i / 2]; },
-          [&](int i, const Sums& of) {
-            const float sum = own_sum<FIRST_SPANS>(of, shared.x_scales[i / 2]);
+          [&](int i) { return HAS_BLOCKS ? first_scale(tile, out, i) : 1; },
+          [&](int i, const Sums& of, float scale) {
+            const float sum = own_sum<FIRST_SPANS>(of, shared.x_scales[i / 2]) * scale;
             sums[0] += i % 2 ? 0 : sum, sums[1] += i % 2 ? sum : 0;
           });
       leave(0, sums[0]);
@@ -129,6 +138,12 @@ struct Computer {
       named_barrier(1, kComputers);
       if (finishes) finish_pairs(tile, out, joined(lane % 16) * scale + bias);
     }
+  }
+
+  // Stages are those of the gate and of up, in turns
+  __device__ __forceinline__ float first_scale(int tile, int out, int stage) const {
+    const int64_t matrix = shared.tiles.expert[tile] * 2 + stage % 2;
+    return scale_of(launch.first_scales, matrix * launch.inner + out, launch.hidden / kBlock, stage / 2 * FIRST_SPANS);
   }
 
   // y: by lane, 8 gates, then what they let through
@@ -143,10 +158,12 @@ struct Computer {
   // warpgroup from the next weights
   __device__ __forceinline__ void prefetch_scales() const {
     if (launch.first_scales == nullptr) return;
-    for (int i = threadIdx.x; i < (share.end - share.first) * 2; i += kComputers) {
-      const int unit = share.first + i / 2;
-      const int64_t matrix = shared.tiles.expert[share.tile(unit)] * 2 + i % 2;
-      prefetch(launch.first_scales + matrix * launch.inner + share.output(unit));
+    constexpr int kRuns = HAS_BLOCKS ? FIRST_STAGES : 1;
+    for (int i = threadIdx.x; i < (share.end - share.first) * 2 * kRuns; i += kComputers) {
+      const int unit = share.first + i / kRuns / 2;
+      const int64_t matrix = shared.tiles.expert[share.tile(unit)] * 2 + i / kRuns % 2;
+      const int64_t row = matrix * launch.inner + share.output(unit);
+      prefetch(launch.first_scales + (HAS_BLOCKS ? row / kBlock * (launch.hidden / kBlock) + i % kRuns * FIRST_SPANS : row));
     }
   }
 
@@ -156,8 +173,13 @@ struct Computer {
     for (int i = threadIdx.x; i < shared.tiles.number * num_outs; i += kComputers) {
       const int tile = i / num_outs, out = share.first_out * 8 + i % num_outs;
       float factor = shared.tiles.weight[tile];
-      if (launch.second_scales != nullptr) {
-        factor *= launch.second_scales[int64_t(shared.tiles.expert[tile]) * launch.hidden + out];
+      const int64_t row = int64_t(shared.tiles.expert[tile]) * launch.hidden + out;
+      if constexpr (HAS_BLOCKS) {
+        if (i % 8 < SECOND_STAGES) {
+          prefetch(launch.second_scales + row / kBlock * (launch.inner / kBlock) + i % 8 * SECOND_SPANS);
+        }
+      } else if (launch.second_scales != nullptr) {
+        factor *= launch.second_scales[row];
       }
       shared.factors[tile][i % num_outs] = factor;
     }
@@ -182,11 +204,12 @@ struct Computer {
       float sums[2] = {};
       multiply(
           min(2, share.end_out - out) * stages, [&](int i) { return shared.x[i < stages ? i : i - stages]; },
-          [&](int i, const Sums& of) {
+          [&](int i) { return HAS_BLOCKS ? second_scale(out + i / stages, i % stages) : 1; },
+          [&](int i, const Sums& of, float scale) {
             const bool is_second = i >= stages;
             const int stage = is_second ? i - stages : i, place = (out + is_second - share.first_out) * 8 + lane / 4;
             const float factor = shared.factors[stage / SECOND_STAGES][place];
-            const float sum = factor * own_sum<SECOND_SPANS>(of, shared.x_scales[stage]);
+            const float sum = factor * own_sum<SECOND_SPANS>(of, shared.x_scales[stage]) * scale;
             sums[0] += is_second ? 0 : sum, sums[1] += is_second ? sum : 0;
           });
       leave(0, sums[0]);
@@ -194,6 +217,12 @@ struct Computer {
       named_barrier(1, kComputers);
       if (warp == (out - share.first_out) / 4) finish_row(out, joined(lane % 16) + rest);
     }
+  }
+
+  __device__ __forceinline__ float second_scale(int out, int stage) const {
+    const int64_t expert = shared.tiles.expert[stage / SECOND_STAGES];
+    const int first = stage % SECOND_STAGES * SECOND_SPANS;
+    return scale_of(launch.second_scales, expert * launch.hidden + out * 8, launch.inner / kBlock, first);
   }
 
   // Of 16 outputs from `out` * 8 on

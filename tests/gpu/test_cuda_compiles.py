@@ -90,7 +90,7 @@ def test_experts() -> None:
     ring = fp4_experts.WarpRing(1, 2, 6, 2, 1, 12)
     one = fp4_experts.Fp4Variant(torch.bfloat16, False, 32, False, True, 4, 1, 1, "clamped", ring)
     tiling = one_row_format.Tiling(2, 10, 8, (8, 2), (6, 1), 1, 1, 2)
-    alone = one_row_format.OneRowVariant(torch.bfloat16, True, 128, False, 8, tiling, "silu", True)
+    alone = one_row_format.OneRowVariant(torch.bfloat16, True, True, 128, False, 8, tiling, "silu", True)
     kinds = RouterVariant(torch.float16, "F8_E4M3", 2), product, wide, codes, one, alone
     with ThreadPoolExecutor() as pool:
         assert all(made.startswith(b"\x7fELF") for made in pool.map(lambda kind: kind.compile(HOPPER), kinds))

@@ -26,9 +26,9 @@ from tests.gpu.test_mixture import (  # isort: skip
     room_for,
 )
 
-FP8 = ScaledFormat("F8_E4M3", (1, 0))
+FP8 = {"fp8": ScaledFormat("F8_E4M3", (1, 0)), "fp8, blocks": ScaledFormat("F8_E4M3", (128, 128))}
 ROUNDING = 6e-3
-FORMS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "fp8": torch.bfloat16}
+FORMS = {"bfloat16": torch.bfloat16, "float16": torch.float16, **dict.fromkeys(FP8, torch.bfloat16)}
 
 
 @pytest.mark.skipif(not ON_GPU or find_nvcc() is None, reason="needs a GPU and nvcc")
@@ -84,8 +84,8 @@ def run(own: Experts, room: Room, gpu: GPU, x: torch.Tensor, out: torch.Tensor, 
 
 def experts_in(form: str, name: str) -> tuple[Experts, Experts]:
     """And the same with dense numbers."""
-    if form == "fp8":
-        return coded_experts(CASES[name], FP8, torch.bfloat16)
+    if form in FP8:
+        return coded_experts(CASES[name], FP8[form], torch.bfloat16)
     dense = made(CASES[name], FORMS[form])
     return dense, dense
 

@@ -1,6 +1,6 @@
 """What csrc/cuda/one_row_experts.cu takes, what it is compiled for, and how it cuts its work.
 
-It takes dense experts, and fp8 with a scale for each output.
+It takes dense experts, and fp8 with a scale for each output, or for blocks of 128 x 128.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from octavo.kernels.cuda_cpp.compile import compile_kernel
 from octavo.kernels.cuda_cpp.expert_format import GATES, choice_macros
 from octavo.kernels.cuda_cpp.quantized_weight import element
 from octavo.kernels.mixture import GateKind
+from octavo.kernels.triton.coded.weight_stack import WeightStack
 from octavo.kernels.triton.experts.mixture import Experts
 
 WARPGROUPS = 2
 _SPAN_BYTES, _MOST_SPANS, OUTPUTS = 128, 8, 8  # of a stage: 8 outputs
 _SMALL_HIDDEN = 2048
+_BLOCK = 128  # outputs, and inputs, of a scale
 #: that a block has on their way at once, of the first product
 FLIGHT_BYTES = 80 << 10
 _MOST_ROUTER_WORDS, _MOST_OUTS, _MOST_BLOCKS = 4, 32, 256
@@ -82,6 +84,7 @@ class OneRowVariant:
 
     dtype: torch.dtype
     is_fp8: bool
+    has_blocks: bool  # of scales
     num_experts: int
     is_grouped: bool
     num_chosen: int
@@ -95,7 +98,7 @@ class OneRowVariant:
         num_experts, is_grouped = choice_macros(routing)
         has_other_bias = experts.bias is not None and routing.scoring != "sigmoid"
         return cls(
-            dtype, is_fp8, num_experts, is_grouped, routing.num_chosen, tiling,
+            dtype, is_fp8, _has_blocks(experts.down), num_experts, is_grouped, routing.num_chosen, tiling,
             experts.layer.gate.kind, not is_grouped and not has_other_bias and num_experts <= tiling.warpgroups * 128,
         )  # fmt: skip
 
@@ -104,6 +107,7 @@ class OneRowVariant:
         macros: dict[str, str | int] = {
             "ELEMENT": element(self.dtype),
             "IS_FP8": int(self.is_fp8),
+            "HAS_BLOCKS": int(self.has_blocks),
             "EXPERTS": self.num_experts,
             "IS_GROUPED": int(self.is_grouped),
             "IS_TOGETHER": int(self.is_together),
@@ -129,7 +133,18 @@ def takes(experts: Experts, gpu: GPU, dtype: torch.dtype) -> bool:
     if codes not in ({None}, {"F8_E4M3"}) or gpu.capability != (9, 0):
         return False
     is_fp8 = None not in codes
-    if is_fp8 and (dtype != torch.bfloat16 or not all(stack.scales_outputs for stack in stacks)):
+    if is_fp8 and dtype != torch.bfloat16:
+        return False
+    if is_fp8 and not any(all(map(kind, stacks)) for kind in (_scales_outputs, _has_blocks)):
         return False
     span = 128 if is_fp8 else 64
     return not any(stack.shape[2] % span for stack in stacks)
+
+
+def _scales_outputs(stack: WeightStack) -> bool:
+    return stack.scales_outputs
+
+
+def _has_blocks(stack: WeightStack) -> bool:
+    """Whether a scale is of 128 x 128 numbers."""
+    return (stack.row_block, stack.group) == (_BLOCK, _BLOCK)

@@ -322,6 +322,7 @@ inline uint32_t look_up(uint32_t low, uint32_t high, uint32_t places) {
   return found;
 }
 
+inline float load_ahead(const float* from) { return *from; }
 inline float reciprocal(float x) { return 1 / x; }
 inline float larger(float x, float y) { return isnan(x) || x > y ? x : y; }
 
