@@ -277,6 +277,12 @@ __device__ __forceinline__ uint4 load_words_now(uint32_t from) {
   return x;
 }
 
+__device__ __forceinline__ uint2 load_two_words_now(uint32_t from) {
+  uint2 x;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "r"(from) : "memory");
+  return x;
+}
+
 // Matrix products of a warp: fragments and 16 x 8 x 16 products
 
 __device__ __forceinline__ void load_fragments(uint32_t (&to)[4], uint32_t from) {

@@ -5,7 +5,7 @@
     int4   U4 in groups of 128, or 64 or 32 where 128 does not divide the inputs: the end farther from zero / -8
 
 A scale is float32. Of int4 it is a bfloat16 number, and codes are chosen for it as it is rounded: products of many rows
-make numbers of such codes in fewer steps (csrc/cuda/int4_numbers.cuh). A rank quantises its own part. Dummy weights of
+make numbers of such codes in fewer steps (csrc/cuda/code_numbers.cuh). A rank quantises its own part. Dummy weights of
 a quantised checkpoint are made in the same way, in the checkpoint's format.
 """
 

@@ -21,7 +21,7 @@ from octavo.kernels.cuda_cpp import (  # noqa: E402
     int4_linear,
     one_row_format,
     one_sequence,
-    wide_int4,
+    wide_codes,
 )
 from octavo.kernels.cuda_cpp.all_reduce import compile_all_reduce  # noqa: E402
 from octavo.kernels.cuda_cpp.attention_plan import compile_plan, plan_costs  # noqa: E402
@@ -56,7 +56,8 @@ def test_quantized_linear(gpu: GPU, layout: Layout, kind: Scales) -> None:
 
 
 def test_many_rows() -> None:
-    variant = wide_int4.Variant(has_zeros=False, has_short_scales=True, rows=192, outputs=128)
+    kind = wide_codes.Kind("int8", torch.float16, "groups", has_zeros=False, has_short_scales=False)
+    variant = wide_codes.Variant(kind, rows=192, outputs=128)
     assert variant.compile(HOPPER).startswith(b"\x7fELF")
 
 

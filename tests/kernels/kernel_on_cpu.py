@@ -36,7 +36,7 @@ class Boxes(ctypes.Structure):
     _fields_ = (
         ("data", c_void_p),
         *((name, c_int64 * 4) for name in ("dims", "strides", "box")),
-        ("is_plain", c_int64),
+        ("swizzle", c_int64),
         ("rest", c_char * 16),
     )
 
@@ -46,23 +46,28 @@ class Boxes(ctypes.Structure):
     ) -> Boxes:
         matrices, num_rows, dim = shape
         box = (128, box_rows, box_spans, box_matrices)
-        return cls(address, (128, num_rows, -(-dim // 128), matrices), (1, dim, 128, dim * num_rows), box)
+        return cls(address, (128, num_rows, -(-dim // 128), matrices), (1, dim, 128, dim * num_rows), box, 128)
 
     @classmethod
     def of_rows(cls, address: int, num_rows: int, dim: int, *, is_half: bool, box_rows: int, box_dim: int) -> Boxes:
-        return cls(address, (dim * 2, num_rows, 1, 1), (2, dim * 2, 0, 0), (box_dim * 2, box_rows, 1, 1))
+        return cls(address, (dim * 2, num_rows, 1, 1), (2, dim * 2, 0, 0), (box_dim * 2, box_rows, 1, 1), 128)
 
     @classmethod
     def of_words(cls, address: int, num_rows: int, dim: int, *, box_rows: int, box_dim: int) -> Boxes:
-        return cls(address, (dim * 4, num_rows, 1, 1), (4, dim * 4, 0, 0), (box_dim * 4, box_rows, 1, 1), 1)
+        return cls(address, (dim * 4, num_rows, 1, 1), (4, dim * 4, 0, 0), (box_dim * 4, box_rows, 1, 1))
 
     @classmethod
     def of_lines(cls, address: int, num_rows: int, dim: int, *, box_rows: int, box_lines: int) -> Boxes:
-        return cls(address, (128, dim // 128, num_rows, 1), (1, 128, dim, 0), (128, box_lines, box_rows, 1))
+        return cls(address, (128, dim // 128, num_rows, 1), (1, 128, dim, 0), (128, box_lines, box_rows, 1), 128)
+
+    @classmethod
+    def of_panels(cls, address: int, num_rows: int, dim: int, *, box_rows: int, box_panels: int) -> Boxes:
+        dims, strides = (64, num_rows, dim // 64, 1), (1, dim, 64, 0)
+        return cls(address, dims, strides, (64, box_rows, box_panels, 1), 64)
 
     @classmethod
     def of_units(cls, address: int, num_rows: int, dim: int, *, box_rows: int, box_dim: int) -> Boxes:
-        return cls(address, (dim, num_rows, 1, 1), (1, dim, 0, 0), (box_dim, box_rows, 1, 1))
+        return cls(address, (dim, num_rows, 1, 1), (1, dim, 0, 0), (box_dim, box_rows, 1, 1), 128)
 
 
 def run_on_cpu(

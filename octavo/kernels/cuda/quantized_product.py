@@ -2,10 +2,10 @@
 
 rows        fp8 in bf16 models                                  all others
 up to 16    csrc/cuda/quantized_linear.cu, for int4 int4_linear.cu, for fp8 on Hopper fp8_linear.cu, if shared memory
-            holds the rows; with what is fused. Of fp8 with scales of outputs up to 4, of int4 in groups on Hopper 8
-more        rows become fp8, too; cuBLAS (`sizes.scaled_rows`)  made dense in the scratch; cuBLAS. On Hopper bfloat16
-                                                                times int4 in groups, up to 3,072: wide_int4.cu
+            holds the rows; with what is fused. Of fp8 with scales of outputs up to 4
+more        rows become fp8, too; cuBLAS (`sizes.scaled_rows`)  made dense in the scratch; cuBLAS
 
+On Hopper wide_codes.cu multiplies from 9 rows on, of int8 from 3: up to 64 by fp8 in blocks, up to 3,072 by integers.
 What that kernel does not take, or without nvcc: `coded_product.py`.
 """
 
@@ -24,19 +24,21 @@ from octavo.kernels.cuda.weights import DeviceWeights
 from octavo.kernels.cuda_cpp.dequantise import dequantise
 from octavo.kernels.cuda_cpp.int4_linear import Tiling
 from octavo.kernels.cuda_cpp.quantized_format import (
-    FEW_INT4_ROWS,
+    FEW_CODE_ROWS,
     LAYOUTS,
+    MOST_WIDE_OF_FP8,
+    MOST_WIDE_ROWS,
     fits,
     format_of,
-    most_few_int4_rows,
+    most_few_code_rows,
     multiplies_wide,
     part_depth,
     scales_of,
 )
 from octavo.kernels.cuda_cpp.quantized_linear import quantized_linear
 from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight
-from octavo.kernels.cuda_cpp.wide_int4 import MOST_ROWS, Exchange, wide_int4
-from octavo.kernels.cuda_cpp.wide_int4 import prepare as prepare_wide_int4
+from octavo.kernels.cuda_cpp.wide_codes import Exchange, wide_codes
+from octavo.kernels.cuda_cpp.wide_codes import prepare as prepare_wide_codes
 from octavo.kernels.kv_layout import KVDType
 from octavo.kernels.ops import Activation
 from octavo.kernels.parameters import Linear
@@ -113,11 +115,12 @@ class QuantizedProducts:
             if form is None:
                 return weight.name not in self._coded
             kind, depth = scales_of(form), weight.in_features
+            if num_rows > most_few_code_rows(form, self._dtype, self._gpu):
+                return False
             if LAYOUTS[form.code] == "int4":
                 group = form.block[1] if kind == "groups" else 0
                 given = group, depth, num_rows, self._gpu
-                fits_few = Tiling.of(*given, has_zeros=form.has_zeros, is_gated=gated) is not None
-                return fits_few and num_rows <= most_few_int4_rows(form, self._dtype, self._gpu)
+                return Tiling.of(*given, has_zeros=form.has_zeros, is_gated=gated) is not None
             most = most_few_rows(scaled_rows(weight, self._dtype, self._gpu))
             return num_rows <= most and fits(kind, num_rows, depth, self._gpu, is_gated=gated)
 
@@ -137,7 +140,7 @@ class QuantizedProducts:
         def deals(weight: Linear) -> bool:
             form = self._formats.get(weight.name)
             is_wide = form is not None and multiplies_wide(form, self._dtype, self._gpu)
-            return is_wide and num_rows > FEW_INT4_ROWS
+            return form is not None and is_wide and num_rows > most_few_code_rows(form, self._dtype, self._gpu)
 
         return deals
 
@@ -155,14 +158,14 @@ class QuantizedProducts:
         exchange = self._exchange if multiplies_wide(form, self._dtype, self._gpu) else None
         held, one = weights.quantized(weight.parts, form), self._scales[:1].squeeze(0)
         if exchange is not None:
-            prepare_wide_int4(held, self._gpu)
+            prepare_wide_codes(held, TORCH_DTYPE[self._dtype], self._gpu)
         return QuantizedProduct(held, *scratch, one=one, exchange=exchange)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QuantizedProduct:
     """dense: scratch for the whole matrix. codes, scales: for rows in fp8. scaled: multiplies these; None: the matrix
-    is made dense. one: is 1. exchange: room of `wide_int4`; None: it does not take such a matrix."""
+    is made dense. one: is 1. exchange: room of `wide_codes`; None: it does not take such a matrix."""
 
     weight: QuantizedWeight
     bias: torch.Tensor | None
@@ -189,10 +192,10 @@ class QuantizedProduct:
             return
         fused = (*residuals, norm_weight, gate)
         assert all(each is None for each in fused), "fused only where the kernel for few rows takes it"
-        if self.scaled is not None:
+        if self.exchange is not None and self.deals(len(x)) and x.numel() <= self.dense.numel():
+            wide_codes(x, self.weight, self.bias, out, self.dense, self.exchange, gpu=self.gpu)
+        elif self.scaled is not None:
             self._run_scaled(x, out)
-        elif self.exchange is not None and len(x) <= MOST_ROWS and x.numel() <= self.dense.numel():
-            wide_int4(x, self.weight, self.bias, out, self.dense, self.exchange, gpu=self.gpu)
         else:
             dense = self.dense[: self.weight.columns * self.weight.depth].view(self.weight.columns, -1)
             dequantise(self.weight, dense, gpu=self.gpu)
@@ -200,12 +203,13 @@ class QuantizedProduct:
 
     def deals(self, num_rows: int) -> bool:
         """Whether `run_dealt` reads so many rows with dealt inputs."""
-        return self.exchange is not None and num_rows <= MOST_ROWS and not self.takes(num_rows)
+        most = MOST_WIDE_ROWS if self.scaled is None else MOST_WIDE_OF_FP8
+        return self.exchange is not None and num_rows <= most and not self.takes(num_rows)
 
     def run_dealt(self, x: torch.Tensor, out: torch.Tensor) -> None:
         """out = x W^T + bias. x: its inputs are dealt, if `deals`."""
         if self.exchange is not None and self.deals(len(x)):
-            wide_int4(x, self.weight, self.bias, out, None, self.exchange, gpu=self.gpu)
+            wide_codes(x, self.weight, self.bias, out, None, self.exchange, gpu=self.gpu)
         else:
             self.run(x, out)
 
@@ -271,9 +275,9 @@ class QuantizedProduct:
     def takes(self, num_rows: int, num_parts: int = 1, *, gated: bool = False) -> bool:
         """Whether the kernel for few rows does."""
         weight = self.weight
+        if self.exchange is not None and num_rows > FEW_CODE_ROWS[weight.layout]:
+            return False
         if weight.layout == "int4":
-            if self.exchange is not None and num_rows > FEW_INT4_ROWS:
-                return False
             given, has_zeros = (weight.group, weight.depth, num_rows, self.gpu), weight.zeros is not None
             return Tiling.of(*given, has_zeros=has_zeros, is_gated=gated, num_parts=num_parts) is not None
         most = most_few_rows("whole" if self.scaled is fp8_product else None)

@@ -18,7 +18,7 @@ from typing import Literal
 from octavo.kernels.adapters import AdaptedModule
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda_cpp.expert_format import padded
-from octavo.kernels.cuda_cpp.quantized_format import LARGEST_WIDE_TILE, MAX_ROWS, multiplies_wide
+from octavo.kernels.cuda_cpp.quantized_format import LARGEST_WIDE_TILE, MAX_ROWS, MOST_WIDE_OF_FP8, multiplies_wide
 from octavo.kernels.kv_layout import KVDType
 from octavo.kernels.mixture import Mixture
 from octavo.kernels.parameters import Linear, Shape
@@ -131,14 +131,15 @@ def mixture_codes(layers: Sequence[Mixture], max_rows: int, dtype: str, gpu: GPU
 
 def scratch_shapes(quantized: Sequence[Linear], max_rows: int, dtype: KVDType, gpu: GPU) -> dict[str, int]:
     """Elements of the scratch of quantised products of many rows. dense: of the model's type, for the largest matrix
-    that is made dense. codes, scales: bytes and float32, for rows that become fp8. sums, told: of 32 bits, for what
-    blocks of one kernel tell each other."""
+    that is made dense, or rows whose inputs are dealt. codes, scales: bytes and float32, for rows that become fp8.
+    sums, told: of 32 bits, for what blocks of one kernel tell each other."""
     made_dense, inputs, scales, blocks = [0], [0], [0], 0
     for linear in quantized:
         by = scaled_rows(linear, dtype, gpu)
         form = linear.parts[0].scheme.format
         if form is not None and multiplies_wide(form, dtype, gpu):
             blocks = gpu.num_multiprocessors
+            made_dense.append(min(max_rows, MOST_WIDE_OF_FP8) * linear.in_features)
         if by is None:
             made_dense.append(linear.out_features * linear.in_features)
         else:

@@ -11,7 +11,7 @@ from functools import lru_cache
 _MAX_DYNAMIC_SHARED_BYTES, _SHARED_CARVEOUT = 8, 9  # CUfunction_attribute
 _CHAINED = 6  # CUlaunchAttributeID: programmatic stream serialization
 _BYTES, _WORDS, _FP16, _BF16 = 0, 2, 6, 9  # CUtensorMapDataType
-_SWIZZLE_128_BYTES = 3
+_SWIZZLE_64_BYTES, _SWIZZLE_128_BYTES = 2, 3
 _PROMOTE_TO_256_BYTES = 3
 _NO_CONTEXT = 201  # CUresult
 
@@ -30,7 +30,8 @@ class _Config(Structure):
 
 
 class TensorMap(Structure):
-    """Describes a matrix in global memory to the copy engine, in 128 bytes that only the driver understands."""
+    """Describes a matrix in global memory to the copy engine, in 128 bytes that only the driver understands. A box
+    begins at a multiple of 16 bytes of a row, and comes to one of 128."""
 
     _fields_ = (("content", c_char * 128),)
 
@@ -60,6 +61,13 @@ class TensorMap(Structure):
         """[num_rows, dim] bytes as [num_rows, lines, 128], read in boxes of [box_rows, box_lines, 128] that are
         swizzled by 128 bytes."""
         return cls._of(_BYTES, address, (128, dim // 128, num_rows), (128, dim), (128, box_lines, box_rows))
+
+    @classmethod
+    def of_panels(cls, address: int, num_rows: int, dim: int, *, box_rows: int, box_panels: int) -> TensorMap:
+        """[num_rows, dim] bytes as [panels, num_rows, 64], read in boxes of [box_panels, box_rows, 64] that are
+        swizzled by 64 bytes."""
+        dims, strides, box = (64, num_rows, dim // 64), (dim, 64), (64, box_rows, box_panels)
+        return cls._of(_BYTES, address, dims, strides, box, swizzle=_SWIZZLE_64_BYTES)
 
     @classmethod
     def of_bytes(cls, address: int, shape: tuple[int, int, int], box_rows: int) -> TensorMap:

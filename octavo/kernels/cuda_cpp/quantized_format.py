@@ -31,8 +31,11 @@ _HOPPER = 9
 _TILE, _PIECE = 16, 128  # outputs and inputs that the kernel takes at a time
 MAX_ROWS, COMPUTERS, ENTRIES, ROW_GAP = 16, 16, 4, 32
 ACTIVATIONS: Mapping[Activation | None, int] = {None: 0, "silu": 1, "gelu_tanh": 2, "gelu": 3, "relu": 4}
-FEW_INT4_ROWS = 8  # of which csrc/cuda/int4_linear.cu multiplies int4 faster than wide_int4.cu
-LARGEST_WIDE_TILE = 256 * 128  # sums, of csrc/cuda/wide_int4.cu
+#: of which int4_linear.cu, or quantized_linear.cu, multiplies codes faster than wide_codes.cu
+FEW_CODE_ROWS: dict[Layout, int] = {"int4": 8, "int8": 2, "fp8": 8}
+#: rows up to which wide_codes.cu is faster than cuBLAS times a matrix that is made dense first, or by rows that are fp8
+MOST_WIDE_ROWS, MOST_WIDE_OF_FP8 = 3072, 64
+LARGEST_WIDE_TILE = 256 * 128  # sums, of wide_codes.cu
 _LARGEST_STAGE = 2048  # inputs
 _STAGE_BYTES = 16 << 10  # of weights, in an entry of the ring
 #: for each byte of weights, with scales, and rounded up
@@ -56,15 +59,16 @@ def format_of(linear: Linear, dtype: KVDType, gpu: GPU, *, is_fixed: bool) -> Sc
     return None if any(why_not(form, *part.shape) for part in linear.parts) else form
 
 
-def most_few_int4_rows(form: ScaledFormat, dtype: str, gpu: GPU) -> int:
-    """Rows up to which csrc/cuda/int4_linear.cu multiplies such a matrix, if shared memory holds them."""
-    return FEW_INT4_ROWS if multiplies_wide(form, dtype, gpu) else MAX_ROWS
+def most_few_code_rows(form: ScaledFormat, dtype: str, gpu: GPU) -> int:
+    """Rows up to which the kernels for few multiply such a matrix, if shared memory holds them."""
+    return FEW_CODE_ROWS[LAYOUTS[form.code]] if multiplies_wide(form, dtype, gpu) else MAX_ROWS
 
 
 def multiplies_wide(form: ScaledFormat, dtype: str, gpu: GPU) -> bool:
-    """Whether csrc/cuda/wide_int4.cu multiplies many rows by such a matrix."""
-    is_of_groups = LAYOUTS.get(form.code) == "int4" and scales_of(form) == "groups"
-    return is_of_groups and dtype == "bfloat16" and gpu.capability[0] == _HOPPER
+    """Whether csrc/cuda/wide_codes.cu multiplies many rows by such a matrix."""
+    if form.code not in LAYOUTS or dtype == "float32" or gpu.capability[0] != _HOPPER:
+        return False
+    return form.code != "F8_E4M3" or (scales_of(form) == "blocks" and dtype == "bfloat16")
 
 
 def why_not(form: ScaledFormat, columns: int, depth: int) -> str | None:

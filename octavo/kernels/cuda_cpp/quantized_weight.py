@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil, isfinite, log2
 
 import torch
 
@@ -20,14 +21,17 @@ from octavo.kernels.cuda.plain_codes import PlainCodes
 from octavo.kernels.cuda_cpp.quantized_format import LAYOUTS, Layout, Scales, scales_of
 from octavo.kernels.scaled import ScaledFormat
 
-MOST_SHORT_SCALE = 2.0**17  # of csrc/cuda/int4_numbers.cuh
+MOST_SHORT_SCALE = 2.0**17  # of bfloat16, of csrc/cuda/code_numbers.cuh
+MOST_HALF_SCALE = 2.0**6  # of float16, to which larger ones are lowered
+_HALF_UNIT = 2.0**-9
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QuantizedWeight:
     """A matrix [out, in] on the device. group: inputs that share a scale, where scales are of groups. zeros: as scales,
-    the zero points, in the type of the rows; None: they are 8. has_short_scales: of groups, and bfloat16 numbers below
-    MOST_SHORT_SCALE."""
+    the zero points, in the type of the rows; None: they are 8. has_short_scales: of groups or blocks, and numbers of
+    the rows' type, of bfloat16 below MOST_SHORT_SCALE. raised: a power of two, which float16's scales are divided by.
+    """
 
     layout: Layout
     kind: Scales
@@ -38,6 +42,7 @@ class QuantizedWeight:
     group: int = 0
     zeros: torch.Tensor | None = None
     has_short_scales: bool = False
+    raised: float = 1.0
 
     @property
     def num_bytes(self) -> int:
@@ -65,14 +70,30 @@ class QuantizedWeight:
             "int8": lambda: codes ^ 128,
             "fp8": lambda: codes.view(torch.float8_e4m3fn),
         }[layout]()
-        is_short = False
+        is_short, raised = False, 1.0
         if kind == "groups":
             scales = pack_by_groups(scales)
-            is_short = bool(((scales.bfloat16().float() == scales) & (scales.abs() < MOST_SHORT_SCALE)).all())
+            raised = _raised(scales) if dtype == torch.float16 else 1.0
+            is_short = _are_short(scales / raised, dtype)
         elif kind == "blocks":  # copied in multiples of 16 bytes
+            is_short = _are_short(scales, torch.bfloat16)
             scales = torch.nn.functional.pad(scales, (0, -scales.shape[1] % 4)).contiguous()
         group = form.block[1] if kind == "groups" else 0
-        return cls(layout, kind, data, scales, columns, depth, group, zeros, is_short)
+        return cls(layout, kind, data, scales, columns, depth, group, zeros, is_short, raised)
+
+
+def _raised(scales: torch.Tensor) -> float:
+    """The power of two that takes the largest scale below MOST_HALF_SCALE, or 1."""
+    largest = float(scales.abs().max())
+    return 2.0 ** max(0, ceil(log2(largest / MOST_HALF_SCALE))) if isfinite(largest) and largest else 1.0
+
+
+def _are_short(scales: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether csrc/cuda/code_numbers.cuh multiplies by each in one part."""
+    if dtype == torch.float16:
+        scales = scales / _HALF_UNIT
+        return bool((scales.half().float() == scales).all())
+    return bool(((scales.bfloat16().float() == scales) & (scales.abs() < MOST_SHORT_SCALE)).all())
 
 
 def pack_int4(q: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Dealt inputs: the order in which csrc/cuda/wide_int4.cu, whose threads have 8 neighbouring inputs of 32, reads rows.
+"""Dealt inputs: the order in which csrc/cuda/wide_codes.cu, whose threads have 8 neighbouring inputs of 32, reads rows.
 
 place 8 c + 2 t + b of 32   <--   input 8 t + 2 c + b        t and c below 4, b below 2
 """

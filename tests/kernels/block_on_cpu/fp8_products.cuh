@@ -66,10 +66,13 @@ inline uint32_t swizzled(uint32_t at) { return at ^ (at >> 7 & 7) << 4; }
 // What the test gives in place of the driver's description
 struct Boxes {
   const uint8_t* from;
-  int64_t dims[4], strides[4], box[4], is_plain;  // not swizzled, though a box has lines of 128 bytes
+  int64_t dims[4], strides[4], box[4], swizzle;  // bytes, 128 or 64; 0: they stay in their places
+
+  uint32_t placed(uint32_t at) const { return swizzle == 128 ? swizzled(at) : swizzle ? at ^ (at >> 7 & 3) << 4 : at; }
 };
 
 inline void copy_box_once(uint32_t to, const void* map, int x, int y, int z, int w, uint32_t barrier) {
+  if (to % 128 || x % 16) fprintf(stderr, "a copy of a box from byte %d to %u\n", x, to), abort();
   Boxes boxes;
   memcpy(&boxes, map, sizeof boxes);
   const int64_t begin[4] = {x, y, z, w};
@@ -83,7 +86,7 @@ inline void copy_box_once(uint32_t to, const void* map, int x, int y, int z, int
         from += at * boxes.strides[axis];
         is_inside &= at < boxes.dims[axis];
       }
-      memory[swizzled(to + count)] = is_inside ? boxes.from[from] : 0;
+      memory[boxes.placed(to + count)] = is_inside ? boxes.from[from] : 0;
     }
     return count;
   });

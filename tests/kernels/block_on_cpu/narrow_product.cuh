@@ -10,12 +10,13 @@ inline void copy_box(uint32_t to, const void* map, int x, int y, uint32_t barrie
   Boxes boxes;
   memcpy(&boxes, map, sizeof boxes);
   x *= boxes.strides[0];  // bytes of an element
+  if (to % 128 || x % 16) fprintf(stderr, "a copy of a box from byte %d to %u\n", x, to), abort();
   barriers.at(barrier).copies.push_back([=] {
     int count = 0;
     for (int row = 0; row < boxes.box[1]; ++row) {
       for (int at = 0; at < boxes.box[0]; ++at, ++count) {
         const bool is_inside = x + at < boxes.dims[0] && y + row < boxes.dims[1];
-        const uint32_t place = boxes.box[0] == 128 && !boxes.is_plain ? swizzled(to + count) : to + count;
+        const uint32_t place = boxes.box[0] == 128 ? boxes.placed(to + count) : to + count;
         memory[place] = is_inside ? boxes.from[(y + row) * boxes.strides[1] + x + at] : 0;
       }
     }
@@ -25,6 +26,13 @@ inline void copy_box(uint32_t to, const void* map, int x, int y, uint32_t barrie
 
 inline void copy_box(uint32_t to, const void* map, int x, int y, int z, uint32_t barrier) {
   copy_box_once(to, map, x, y, z, 0, barrier);
+}
+
+inline uint2 load_two_words_now(uint32_t from) {
+  if (from % 8) fprintf(stderr, "a load from %u\n", from), abort();
+  uint2 x;
+  memcpy(&x, memory + from, 8);
+  return x;
 }
 
 inline uint4 load_words_now(uint32_t from) {

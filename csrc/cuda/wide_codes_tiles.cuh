@@ -1,8 +1,8 @@
-// What wide_int4.cu is compiled for, its parameters and shared memory, what is whose, and how it comes.
+// What wide_codes.cu is compiled for, its parameters and shared memory, what is whose, and how it comes.
 #pragma once
 
+#include "code_numbers.cuh"
 #include "exchange.cuh"
-#include "int4_numbers.cuh"
 #include "narrow_product.cuh"
 #include "ring.cuh"
 
@@ -23,10 +23,12 @@ namespace {
 constexpr int kRows = ROW_TILE, kOutputs = OUTPUT_TILE;  // of a tile
 constexpr int kInputs = kRows <= 128 ? 128 : 64, kPanels = kInputs / 64;  // of a stage
 constexpr int kProducts = kOutputs / 128;  // of 64 outputs, that a warpgroup has at once
-constexpr int kStageBytes = 16 * kInputs / 2;  // of 16 outputs' codes
 constexpr int kPanelBytes = kRows * 128;
-constexpr int kScaleBytes = kOutputs / 16 * kPanels * 64, kZeroBytes = HAS_ZEROS ? kScaleBytes / 2 : 0;  // at most
-constexpr int kEntryBytes = kPanels * kPanelBytes + kOutputs / 16 * kStageBytes + kScaleBytes + kZeroBytes;
+constexpr int kPanelCodeBytes = kOutputs * (kAreBytes ? 64 : 32);
+constexpr int kBlockBytes = kOutputs / 128 * 16;  // of a stage's scales of blocks: the one of 128 outputs is among four
+constexpr int kScaleBytes = SCALES == kOfGroups ? kOutputs / 16 * kPanels * 64 : 128;  // at most; copies begin at multiples of 128
+constexpr int kZeroBytes = HAS_ZEROS ? kScaleBytes / 2 : 0;
+constexpr int kEntryBytes = kPanels * (kPanelBytes + kPanelCodeBytes) + kScaleBytes + kZeroBytes;
 constexpr int kSharedBytes = 232448 - 2048, kEntries = kSharedBytes / kEntryBytes;
 constexpr int kQuarters = 4, kSlices = kProducts * kRows / 8 / kQuarters;  // of a tile's sums; of 8 rows' of 64 outputs
 constexpr int kLoaders = 128, kMultipliers = 256, kThreads = kLoaders + kMultipliers;
@@ -34,16 +36,20 @@ constexpr int kQuarterBytes = kRows * kOutputs * 4 / kQuarters;
 constexpr int kLoaderRegisters = 40, kMultiplierRegisters = 232;
 
 struct Launch {
-  const Bf16* bias;  // or null
-  Bf16* out;
+  const ELEMENT* bias;  // or null
+  const float* scales;  // if they are of outputs
+  ELEMENT* out;
   float4* sums;            // what blocks leave for others: [blocks][kQuarters][kSlices][threads that multiply]
   uint32_t *told, *count;  // the launch in which each block did so; of blocks, see exchange.cuh
   int64_t out_stride;
   int num_rows, columns, depth, group_bits, num_tiles;
   int whole_turns;  // of tiles that each are of one block; the others are shared
+  float lowered, raised;  // of float16: numbers are as much smaller, that none is infinite; and what sums are raised by
 
   __device__ __forceinline__ int stages() const { return depth / kInputs; }  // of a tile
   __device__ __forceinline__ int groups_at_once() const { return max(1, kInputs >> group_bits); }  // of a stage
+
+  __device__ __forceinline__ int group(int stage) const { return stage * kInputs >> group_bits; }  // the stage's first
 
   // As soon as the kernel before has ended
   __device__ __forceinline__ uint32_t number() const {
@@ -72,10 +78,11 @@ struct Launch {
 
 struct Shared {
   uint8_t rows[kEntries][kPanels][kPanelBytes];  // panels of 64 inputs, swizzled by 128 bytes
-  uint8_t codes[kEntries][kOutputs / 16 * kStageBytes];  // swizzled, too
-  uint8_t scales[kEntries][kScaleBytes];  // [kOutputs / 16][groups of the stage][8][2] of float
+  // Of 4 bits as pack_int4 deals them, swizzled, too; of 8 panels of 64 inputs, swizzled by 64 bytes
+  uint8_t codes[kEntries][kPanels * kPanelCodeBytes];
+  alignas(128) uint8_t scales[kEntries][kScaleBytes];  // [kOutputs / 16][groups of the stage][8][2] of float; [kOutputs / 128][4]
 #if HAS_ZEROS
-  uint8_t zeros[kEntries][kZeroBytes];  // of Bf16; without them they are 8
+  uint8_t zeros[kEntries][kZeroBytes];  // of the rows' type; without them they are kZero
 #endif
   RingBarriers<kEntries> ring;
 };
@@ -142,7 +149,7 @@ struct Shares {
 
 struct Loader {
   const Launch& launch;
-  const TensorMap &rows, &codes, &scales, &zeros;  // [rows, depth]; of 16 outputs each
+  const TensorMap &rows, &codes, &scales, &zeros;  // [rows, depth]; of 16 outputs each, of bytes of one
   Shared& shared;
 
   // By one thread
@@ -153,13 +160,20 @@ struct Loader {
       const Tile tile(launch, work.piece.tile);
       for (int stage = work.piece.begin; stage < work.piece.end; ++stage, ++count) {
         const int entry = shared.ring.entry(count), groups = launch.groups_at_once();
-        const int output = tile.output / 16, group = stage * kInputs >> launch.group_bits;
+        const int output = tile.output / 16, group = launch.group(stage);
         const uint32_t full = shared.ring.filled(count), to = shared_address(shared.rows[entry][0]);
-        const uint32_t scale_bytes = kOutputs / 16 * groups * (HAS_ZEROS ? 96 : 64);
+        const uint32_t scale_bytes = SCALES == kOfGroups ? kOutputs / 16 * groups * (HAS_ZEROS ? 96 : 64)
+                                     : SCALES == kOfBlocks ? kBlockBytes : 0;
+        const uint32_t to_codes = shared_address(shared.codes[entry]), to_scales = shared_address(shared.scales[entry]);
         shared.ring.wait_until_free(count);
         barrier_arrive_expecting(full, sizeof shared.codes[0] + sizeof shared.rows[0] + scale_bytes);
-        copy_box(shared_address(shared.codes[entry]), &codes, 0, stage * (kStageBytes / 128), output, full);
-        copy_box(shared_address(shared.scales[entry]), &scales, group * 16, output, full);
+        if constexpr (kAreBytes) {
+          copy_box(to_codes, &codes, 0, tile.output, stage * kPanels, full);
+        } else {
+          copy_box(to_codes, &codes, 0, stage * (kInputs / 16), output, full);  // lines of 128 bytes, of 16 inputs
+        }
+        if constexpr (SCALES == kOfGroups) copy_box(to_scales, &scales, group * 16, output, full);
+        if constexpr (SCALES == kOfBlocks) copy_box(to_scales, &scales, group / 4 * 4, tile.output / 128, full);
 #if HAS_ZEROS
         copy_box(shared_address(shared.zeros[entry]), &zeros, group * 8, output, full);
 #endif

@@ -1,4 +1,4 @@
-"""Launches csrc/cuda/wide_int4.cu: many rows of bfloat16 times a weight of int4 in groups, on Hopper.
+"""Launches csrc/cuda/wide_codes.cu: many rows of 16 bits times a weight of int4, int8 or fp8, on Hopper.
 
 The rows' inputs are dealt first (triton/dealt.py): a thread of the kernel has other inputs of a product than Hopper's
 instructions have.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from ctypes import Structure, c_int, c_int64, c_void_p
+from ctypes import Structure, c_float, c_int, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache
 
@@ -17,50 +17,71 @@ import torch
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda_cpp.compile import compile_kernel
 from octavo.kernels.cuda_cpp.module import Kernel, TensorMap
-from octavo.kernels.cuda_cpp.quantized_format import LARGEST_WIDE_TILE
-from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight, address
+from octavo.kernels.cuda_cpp.quantized_format import LARGEST_WIDE_TILE, Layout, Scales
+from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight, address, element
 from octavo.kernels.triton.linear.quantized import deal_inputs
 
-#: rows up to which it is faster than cuBLAS times a matrix that is made dense first
-MOST_ROWS = 3072
 _THREADS, _BOX = 384, 64
-_BYTES = 8  # of an input's codes of 16 outputs
+_FORMATS: dict[Layout, str] = {"int4": "kInt4", "int8": "kInt8", "fp8": "kFp8"}
+_SCALES: dict[Scales, str] = {"outputs": "kOfOutputs", "groups": "kOfGroups", "blocks": "kOfBlocks"}
+_BLOCK_BITS, _WORDS = 7, 4  # of blocks: 128 inputs; scales that come at once
+_BYTES = 8  # of an input's codes of 16 outputs, in 4 bits
+_PANEL = 64  # inputs
 _QUARTERS = 4  # of a tile's sums, that blocks share
 _MOST_PRODUCT = 1 << 31  # of all stages and blocks
 
 
 class _Launch(Structure):
     _fields_ = (
-        *((name, c_void_p) for name in ("bias", "out", "sums", "told", "count")),
+        *((name, c_void_p) for name in ("bias", "scales", "out", "sums", "told", "count")),
         ("out_stride", c_int64),
         *((name, c_int) for name in ("num_rows", "columns", "depth", "group_bits", "num_tiles", "whole_turns")),
+        *((name, c_float) for name in ("lowered", "raised")),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Of a weight, and of the rows that it is multiplied by."""
+
+    layout: Layout
+    dtype: torch.dtype
+    scales: Scales
+    has_zeros: bool
+    has_short_scales: bool
+
+    @classmethod
+    def of(cls, weight: QuantizedWeight, dtype: torch.dtype) -> Kind:
+        return cls(weight.layout, dtype, weight.kind, weight.zeros is not None, weight.has_short_scales)
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
     """What the kernel is compiled for. rows, outputs: of a tile."""
 
-    has_zeros: bool
-    has_short_scales: bool
+    kind: Kind
     rows: int
     outputs: int
 
     def compile(self, gpu: GPU) -> bytes:
+        kind = self.kind
         macros: dict[str, str | int] = {
-            "HAS_ZEROS": int(self.has_zeros),
-            "HAS_SHORT_SCALES": int(self.has_short_scales),
+            "ELEMENT": element(kind.dtype),
+            "FORMAT": _FORMATS[kind.layout],
+            "SCALES": _SCALES[kind.scales],
+            "HAS_ZEROS": int(kind.has_zeros),
+            "HAS_SHORT_SCALES": int(kind.has_short_scales),
             "ROW_TILE": self.rows,
             "OUTPUT_TILE": self.outputs,
             "IS_CHAINED": int(gpu.chains),
         }
-        return compile_kernel("wide_int4", macros, gpu.capability)
+        return compile_kernel("wide_codes", macros, gpu.capability)
 
 
 @cache
 def _kernel(variant: Variant, gpu: GPU) -> tuple[Kernel, int]:
     """And the bytes of shared memory that it needs."""
-    kernel = Kernel(variant.compile(gpu), "octavo_wide_int4")
+    kernel = Kernel(variant.compile(gpu), "octavo_wide_codes")
     return kernel, kernel.take_shared()
 
 
@@ -152,31 +173,27 @@ class Exchange:
     told: torch.Tensor
 
 
-def prepare(weight: QuantizedWeight, gpu: GPU) -> None:
+def prepare(weight: QuantizedWeight, dtype: torch.dtype, gpu: GPU) -> None:
     """Compile and load what rows of any number need, so that no prompt waits for it."""
-    _prepare(weight.zeros is not None, weight.has_short_scales, gpu)
+    _prepare(Kind.of(weight, dtype), gpu)
 
 
 @cache
-def _prepare(has_zeros: bool, has_short_scales: bool, gpu: GPU) -> None:
+def _prepare(kind: Kind, gpu: GPU) -> None:
     """All at once; threads suffice, since each nvcc is a process."""
-    kinds = [_variant(has_zeros, has_short_scales, shape) for shape in SHAPES]
+    variants = [Variant(kind, shape.rows, shape.outputs) for shape in SHAPES]
     with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda kind: kind.compile(gpu), kinds))
-    for kind in kinds:
-        _kernel(kind, gpu)
+        list(pool.map(lambda variant: variant.compile(gpu), variants))
+    for variant in variants:
+        _kernel(variant, gpu)
 
 
-def _variant(has_zeros: bool, has_short_scales: bool, shape: Shape) -> Variant:
-    return Variant(has_zeros, has_short_scales and not has_zeros, shape.rows, shape.outputs)
-
-
-def wide_int4(
+def wide_codes(
     x: torch.Tensor, weight: QuantizedWeight, bias: torch.Tensor | None, out: torch.Tensor, room: torch.Tensor | None,
     exchange: Exchange, *, gpu: GPU,
 ) -> None:  # fmt: skip
-    """out [T, out] = x [T, in] W^T + bias, all in bfloat16. room: of bfloat16, flat, for the rows with their inputs
-    dealt; None: they are."""
+    """out [T, out] = x [T, in] W^T + bias, all in the type that the weight was made for. room: of that type, flat, for
+    the rows with their inputs dealt; None: they are."""
     num_rows, depth = x.shape
     dealt = x
     if room is not None:
@@ -186,14 +203,16 @@ def wide_int4(
     split = Split.of(num_rows, weight.columns, depth, gpu.num_multiprocessors)
     shape = split.shape
     assert split.tiles * depth * split.blocks < _MOST_PRODUCT, f"{num_rows} rows are too many"
+    group_bits = weight.group.bit_length() - 1 if weight.group else _BLOCK_BITS
     launch = _Launch(
-        address(bias), out.data_ptr(), exchange.sums.data_ptr(), exchange.told[1:].data_ptr(),
-        exchange.told.data_ptr(), out.stride(0), num_rows, weight.columns, depth, weight.group.bit_length() - 1,
-        split.tiles, split.whole_turns,
+        address(bias), weight.scales.data_ptr(), out.data_ptr(), exchange.sums.data_ptr(), exchange.told[1:].data_ptr(),
+        exchange.told.data_ptr(), out.stride(0), num_rows, weight.columns, depth, group_bits,
+        split.tiles, split.whole_turns, 1 / weight.raised, weight.raised,
     )  # fmt: skip
     there = min(-(-num_rows // shape.rows) * shape.rows, _rows_in_memory(dealt))
-    rows = TensorMap.of_rows(dealt.data_ptr(), there, depth, is_half=False, box_rows=shape.rows, box_dim=_BOX)
-    kernel, shared_bytes = _kernel(_variant(weight.zeros is not None, weight.has_short_scales, shape), gpu)
+    is_half = x.dtype == torch.float16
+    rows = TensorMap.of_rows(dealt.data_ptr(), there, depth, is_half=is_half, box_rows=shape.rows, box_dim=_BOX)
+    kernel, shared_bytes = _kernel(Variant(Kind.of(weight, x.dtype), shape.rows, shape.outputs), gpu)
     kernel.launch(
         split.blocks, _THREADS, (launch, rows, *_maps(weight, shape)), shared_bytes=shared_bytes,
         stream=torch.cuda.current_stream().cuda_stream, chained=gpu.chains,
@@ -201,19 +220,30 @@ def wide_int4(
 
 
 def _maps(weight: QuantizedWeight, shape: Shape) -> tuple[TensorMap, TensorMap, TensorMap]:
-    """Of codes, scales and zero points, or again scales; a box is what a stage of a tile has."""
-    groups, at_once = weight.depth // weight.group, max(1, shape.inputs // weight.group)
-
+    """Of codes, scales of groups and zero points; for what there is not, codes again. A box is what a stage of a tile
+    has."""
     rows, box_rows = weight.columns // 16, shape.outputs // 16
+    at = weight.data.data_ptr()
+    if weight.layout != "int4":
+        codes = TensorMap.of_panels(
+            at, weight.columns, weight.depth, box_rows=shape.outputs, box_panels=shape.inputs // _PANEL
+        )
+    else:
+        lines = shape.inputs * _BYTES // 128
+        codes = TensorMap.of_lines(at, rows, weight.depth * _BYTES, box_rows=box_rows, box_lines=lines)
+    if weight.kind == "outputs":
+        return codes, codes, codes
+    if weight.kind == "blocks":
+        blocks, padded = weight.scales.shape
+        at, box_rows = weight.scales.data_ptr(), shape.outputs // 128
+        return codes, TensorMap.of_words(at, blocks, padded, box_rows=box_rows, box_dim=_WORDS), codes
+    groups, at_once = weight.depth // weight.group, max(1, shape.inputs // weight.group)
 
     def of(tensor: torch.Tensor, num_words: int, box: int) -> TensorMap:
         return TensorMap.of_words(tensor.data_ptr(), rows, num_words, box_rows=box_rows, box_dim=box)
 
-    codes = TensorMap.of_lines(
-        weight.data.data_ptr(), rows, weight.depth * _BYTES, box_rows=box_rows, box_lines=shape.inputs * _BYTES // 128
-    )
     scales = of(weight.scales, groups * 16, at_once * 16)
-    return codes, scales, scales if weight.zeros is None else of(weight.zeros, groups * 8, at_once * 8)
+    return codes, scales, codes if weight.zeros is None else of(weight.zeros, groups * 8, at_once * 8)
 
 
 def _rows_in_memory(x: torch.Tensor) -> int:

@@ -1,9 +1,9 @@
-// Many rows times a weight of int4 in groups, on Hopper's matrix units: out [rows, columns] = x W^T + bias, in bfloat16.
+// Many rows times a weight of int4, int8 or fp8, on Hopper's matrix units: out [rows, columns] = x W^T + bias, of 16 bits.
 //
-// Neither a matrix of bfloat16 nor a trip through memory lies between: codes become numbers in the registers of those who
+// Neither a matrix of 16 bits nor a trip through memory lies between: codes become numbers in the registers of those who
 // multiply them, as the first operand, whose rows are outputs. Sums are outputs by rows of x.
 //
-//   1 thread loads        64 or 128 inputs a stage, by the copy engine: rows, codes as pack_int4 deals them, scales ──> a ring
+//   1 thread loads        64 or 128 inputs a stage, by the copy engine: rows, codes, scales of inputs ──> a ring
 //   2 warpgroups multiply 64 or twice 64 outputs each, by 32 to 256 rows; numbers of a step are made while the products of the
 //                         step before run
 //
@@ -14,7 +14,7 @@
 // of several blocks, whose sums come together through global memory: at the first of them, which ends with this tile while the
 // others began with it; or, if all have equal parts of the same tile, each adds up those of some rows.
 
-#include "wide_int4_tiles.cuh"
+#include "code_words.cuh"
 
 namespace octavo {
 namespace {
@@ -48,28 +48,37 @@ struct Multiplier {
     Numbers of[kProducts];
     shared.ring.wait_until_full(count);
 #pragma unroll
-    for (int i = 0; i < kProducts; ++i) of[i] = Numbers(codes(shared.ring.entry(count), i, 0));
+    for (int i = 0; i < kProducts; ++i) of[i] = Numbers(codes(piece.begin, shared.ring.entry(count), i, 0));
     for (int stage = piece.begin; stage < piece.end; ++stage, ++count) {
-      multiply_stage(of, stage > piece.begin, stage + 1 < piece.end);
+      multiply_stage(of, stage, stage > piece.begin, stage + 1 < piece.end);
     }
     products_end(sums[0]);
     if constexpr (kProducts == 2) products_end(sums[1]);
     release(count - 1);
   }
 
-  // A product's codes of 64 inputs, of outputs lane / 4 of sixteen and lane / 4 + 8, as they lie in shared memory
+  using Words = CodeWords<kAreBytes>;
+
+  // A product's codes of 64 inputs, as they lie in shared memory
   struct Codes {
-    uint4 words;
+    Words words;
     float2 scales;
     uint32_t zeros;
   };
 
-  __device__ __forceinline__ Codes codes(int entry, int product, int panel) const {
-    const int line = (sixteen(product) * kPanels + panel) * 4 + lane / 8, groups = launch.groups_at_once();
-    const int at = (sixteen(product) * groups + (groups == 1 ? 0 : panel)) * 8 + lane / 4;
+  __device__ __forceinline__ Codes codes(int stage, int entry, int product, int panel) const {
     Codes codes;
-    codes.words = load_words_now(shared_address(shared.codes[entry]) + line * 128 + (lane % 8 ^ line % 8) * 16);
-    codes.scales = reinterpret_cast<const float2*>(shared.scales[entry])[at];
+    codes.words = Words::load(shared_address(shared.codes[entry]), sixteen(product), panel, lane);
+    const int groups = launch.groups_at_once();
+    const int at = (sixteen(product) * groups + (groups == 1 ? 0 : panel)) * 8 + Words::place(lane / 4);
+    if constexpr (SCALES == kOfGroups) {
+      codes.scales = reinterpret_cast<const float2*>(shared.scales[entry])[at];
+      if constexpr (kIsHalf) codes.scales.x *= launch.lowered, codes.scales.y *= launch.lowered;
+    } else if constexpr (SCALES == kOfBlocks) {
+      codes.scales.x = codes.scales.y = reinterpret_cast<const float*>(shared.scales[entry])[product * 4 + launch.group(stage) % 4];
+    } else {
+      codes.scales = {};
+    }
 #if HAS_ZEROS
     codes.zeros = reinterpret_cast<const uint32_t*>(shared.zeros[entry])[at];
 #endif
@@ -78,25 +87,21 @@ struct Multiplier {
 
   // What numbers are made of
   struct Numbers {
-    uint4 words;
-    Int4Scale scales[2];
+    Words words;
+    CodeScale scales[2];
 
     Numbers() = default;
     __device__ __forceinline__ explicit Numbers(const Codes& codes)
         : words(codes.words),
-          scales{Int4Scale::of(codes.scales.x, HAS_ZEROS ? low_half<Bf16>(codes.zeros) : 8),
-                 Int4Scale::of(codes.scales.y, HAS_ZEROS ? high_half<Bf16>(codes.zeros) : 8)} {}
+          scales{CodeScale::of(codes.scales.x, HAS_ZEROS ? low_half<ELEMENT>(codes.zeros) : kZero),
+                 CodeScale::of(codes.scales.y, HAS_ZEROS ? high_half<ELEMENT>(codes.zeros) : kZero)} {}
 
     // Inputs of a step of 16, as a product's first operand has them
-    __device__ __forceinline__ uint32_t operator()(int step, int i) const {
-      const bool is_high = i % 2;  // output lane / 4 + 8
-      const uint32_t word = step % 4 < 2 ? (is_high ? words.y : words.x) : is_high ? words.w : words.z;
-      return scales[i % 2].pair(word, step % 2 * 2 + i / 2);
-    }
+    __device__ __forceinline__ uint32_t operator()(int step, int i) const { return words.numbers(scales[i % 2], step, i); }
   };
 
   // of: the stage's first 64 inputs, in the end the next stage's: they come while products run
-  __device__ __forceinline__ void multiply_stage(Numbers (&of)[kProducts], bool has_before, bool has_next) {
+  __device__ __forceinline__ void multiply_stage(Numbers (&of)[kProducts], int stage, bool has_before, bool has_next) {
     const uint32_t x = shared_address(shared.rows[shared.ring.entry(count)][0]);
     uint32_t numbers[2][kProducts][4];
 #pragma unroll
@@ -109,13 +114,13 @@ struct Multiplier {
         if (is_last) shared.ring.wait_until_full(count + 1);
         const int from = shared.ring.entry(count + is_last);
 #pragma unroll
-        for (int i = 0; i < kProducts; ++i) next[i] = codes(from, i, is_last ? 0 : step / 4 + 1);
+        for (int i = 0; i < kProducts; ++i) next[i] = codes(stage + is_last, from, i, is_last ? 0 : step / 4 + 1);
       }
       const uint64_t inputs = matrix(x + step / 4 * kPanelBytes + step % 4 * 32);
       products_begin();
 #pragma unroll
       for (int i = 0; i < kProducts; ++i) {
-        multiply_add_narrow<Bf16, kRows, kRows>(sums[i], numbers[step % 2][i], inputs, true);
+        multiply_add_narrow<ELEMENT, kRows, kRows>(sums[i], numbers[step % 2][i], inputs, true);
       }
       products_end_group();
       if (comes) {
@@ -176,18 +181,22 @@ struct Multiplier {
     for (int product = 0; product < kProducts; ++product) {
       const int output = tile.output + sixteen(product) * 16;
       if (output >= launch.columns) break;
-      float bias[2] = {};
+      float bias[2] = {}, scale[2] = {kRaised * launch.raised, kRaised * launch.raised};
 #pragma unroll
-      for (int half = 0; launch.bias != nullptr && half < 2; ++half) bias[half] = to_float(launch.bias[output + half * 8 + lane / 4]);
+      for (int half = 0; half < 2; ++half) {
+        const int at = output + half * 8 + Words::place(lane / 4);
+        if (launch.bias != nullptr) bias[half] = to_float(launch.bias[at]);
+        if (SCALES == kOfOutputs) scale[half] *= launch.scales[at];
+      }
 #pragma unroll
       for (int i = 0; i < kRows / 8; ++i) {
         if (!shares.is_own((product * (kRows / 8) + i) / kSlices) || i * 8 >= shares.rows) continue;
         const int row = tile.row + i * 8 + lane / 4;
         const float(&y)[4] = sums[product][i];
-        const uint32_t low = transposed(pack<Bf16>(y[0] * kRaised + bias[0], y[1] * kRaised + bias[0]));
-        const uint32_t high = transposed(pack<Bf16>(y[2] * kRaised + bias[1], y[3] * kRaised + bias[1]));
+        const uint32_t low = transposed(pack<ELEMENT>(y[0] * scale[0] + bias[0], y[1] * scale[0] + bias[0]));
+        const uint32_t high = transposed(pack<ELEMENT>(y[2] * scale[1] + bias[1], y[3] * scale[1] + bias[1]));
         if (row < launch.num_rows) {
-          Bf16* to = launch.out + row * launch.out_stride + output + lane % 4 * 2;
+          ELEMENT* to = launch.out + row * launch.out_stride + output + Words::place(lane % 4 * 2);
           *reinterpret_cast<uint32_t*>(to) = low;
           *reinterpret_cast<uint32_t*>(to + 8) = high;
         }
@@ -202,7 +211,7 @@ struct Multiplier {
 extern "C" __device__ const int octavo_shared_bytes = sizeof(octavo::Shared) + 1024;
 
 extern "C" __global__ void __launch_bounds__(octavo::kThreads, 1)
-    octavo_wide_int4(const __grid_constant__ octavo::Launch launch, const __grid_constant__ octavo::TensorMap rows,
+    octavo_wide_codes(const __grid_constant__ octavo::Launch launch, const __grid_constant__ octavo::TensorMap rows,
                      const __grid_constant__ octavo::TensorMap codes, const __grid_constant__ octavo::TensorMap scales,
                      const __grid_constant__ octavo::TensorMap zeros) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
