@@ -63,9 +63,7 @@ def _common(config: GGUFMetadata) -> dict[str, Any]:
         "head_dim": head_dim,
         "intermediate_size": config.size("feed_forward_length"),
         "max_position_embeddings": config.size("context_length"),
-        "norm_eps": config.number(
-            "attention.layer_norm_rms_epsilon", config.number("attention.layer_norm_epsilon", 0, least=0), least=0
-        ),
+        "norm_eps": _norm_eps(config),
         "tie_word_embeddings": "output.weight" not in config.file.tensors,
         "bos_token_id": next(iter(_known(config, "bos_token_id")), None),
         "eos_token_ids": _eos_token_ids(config),
@@ -73,6 +71,11 @@ def _common(config: GGUFMetadata) -> dict[str, Any]:
         "attention_softcap": config.optional_number("attn_logit_softcapping", above=0),
         "logits_softcap": config.optional_number("final_logit_softcapping", above=0),
     }
+
+
+def _norm_eps(config: GGUFMetadata) -> float:
+    plain = "attention.layer_norm_epsilon"
+    return config.number(plain if config.has(plain) else "attention.layer_norm_rms_epsilon", least=0)
 
 
 def _eos_token_ids(config: GGUFMetadata) -> tuple[int, ...]:
@@ -99,11 +102,14 @@ def _llama(config: GGUFMetadata) -> dict[str, Any]:
     if config.number("expert_count", 0):
         experts = experts_config(config, "feed_forward_length", renormalises=True)
         return {"family": "mixtral", "rope": gguf_rope(config), "windows": _same_windows(config), "experts": experts}
+    has_bias = {name: f"blk.0.{name}.bias" in tensors for name in ("attn_q", "attn_output", "ffn_down")}
+    is_qwen = has_bias["attn_q"] and not has_bias["attn_output"]  # converted from one, but for the biases
     return {
+        "family": "qwen2" if is_qwen else "llama",
         "rope": gguf_rope(config),
         "windows": _same_windows(config),
-        "attention_bias": "blk.0.attn_output.bias" in tensors,
-        "mlp_bias": "blk.0.ffn_down.bias" in tensors,
+        "attention_bias": has_bias["attn_output"],
+        "mlp_bias": has_bias["ffn_down"],
     }
 
 

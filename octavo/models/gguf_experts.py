@@ -7,6 +7,7 @@ llama.cpp's code, for each architecture.
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from octavo.models.gguf_rope import gguf_rope
 #: stands for an expert's number in the canonical name of a stack
 EVERY_EXPERT = "*"
 MOST_EXPERTS = 1 << 12
+_NAMES_OF_STACK = re.compile(r"(.+\.\*)\.([^.]+)\.(weight|bias)")
 
 
 def experts_config(
@@ -69,14 +71,21 @@ def gpt_oss(config: GGUFMetadata) -> dict[str, Any]:
 
 
 def experts_apart(name: str, tensor: HostTensor) -> dict[str, StoredTensor]:
-    """A tensor under its canonical name, or a stack's under one for each expert."""
+    """A tensor under its canonical name, or a stack's under one for each expert. Newer files stack gate and up."""
     if name.endswith("shared_expert_gate.weight") and len(tensor.shape) == 1:
         tensor = HostTensor(tensor.dtype, (1, *tensor.shape), tensor.data)
-    if EVERY_EXPERT not in name or len(tensor.shape) != (2 if name.endswith(".bias") else 3):
+    match = _NAMES_OF_STACK.fullmatch(name)
+    if match is None or len(tensor.shape) != (2 if name.endswith(".bias") else 3):
         return {name: at_hand(tensor)}
-    count, *shape = tensor.shape
-    experts = tensor.data.reshape(count, -1)
+    where, parts, kind = match.groups()
+    names = [f"{where}.{part}.{kind}" for part in parts.split("+")]
+    count, rows, *cols = tensor.shape
+    if rows % len(names):
+        raise ModelLoadError(f"tensor {name!r} has {rows} rows, allowed are even numbers; convert the model again")
+    shape = (rows // len(names), *cols)
+    matrices = tensor.data.reshape(count, len(names), -1)
     return {
-        name.replace(EVERY_EXPERT, str(expert)): at_hand(HostTensor(tensor.dtype, tuple(shape), experts[expert]))
+        each.replace(EVERY_EXPERT, str(expert)): at_hand(HostTensor(tensor.dtype, shape, matrices[expert, which]))
         for expert in range(count)
+        for which, each in enumerate(names)
     }

@@ -39,16 +39,19 @@ _QK_NORM_NAMES = {
     "blk.{}.attn_q_norm": "model.layers.{}.self_attn.q_norm",
     "blk.{}.attn_k_norm": "model.layers.{}.self_attn.k_norm",
 }
-#: a * stands for each expert's number. A name with its .weight or .bias becomes another one as a whole
+#: a * stands for each expert's number, and a + joins two matrices of a stack. A name with its .weight or .bias becomes
+#: another one as a whole
 _MIXTRAL_NAMES = {
     "blk.{}.ffn_gate_inp": "model.layers.{}.block_sparse_moe.gate",
     "blk.{}.ffn_gate_exps": "model.layers.{}.block_sparse_moe.experts.*.w1",
+    "blk.{}.ffn_gate_up_exps": "model.layers.{}.block_sparse_moe.experts.*.w1+w3",
     "blk.{}.ffn_up_exps": "model.layers.{}.block_sparse_moe.experts.*.w3",
     "blk.{}.ffn_down_exps": "model.layers.{}.block_sparse_moe.experts.*.w2",
 }
 _QWEN_MOE_NAMES = {
     "blk.{}.ffn_gate_inp": "model.layers.{}.mlp.gate",
     "blk.{}.ffn_gate_exps": "model.layers.{}.mlp.experts.*.gate_proj",
+    "blk.{}.ffn_gate_up_exps": "model.layers.{}.mlp.experts.*.gate_proj+up_proj",
     "blk.{}.ffn_up_exps": "model.layers.{}.mlp.experts.*.up_proj",
     "blk.{}.ffn_down_exps": "model.layers.{}.mlp.experts.*.down_proj",
     "blk.{}.ffn_gate_inp_shexp": "model.layers.{}.mlp.shared_expert_gate",
@@ -59,6 +62,7 @@ _QWEN_MOE_NAMES = {
 _GRANITE_MOE_NAMES = {
     "blk.{}.ffn_gate_inp": "model.layers.{}.block_sparse_moe.router.layer",
     "blk.{}.ffn_gate_exps": "model.layers.{}.block_sparse_moe.experts.*.gate_proj",
+    "blk.{}.ffn_gate_up_exps": "model.layers.{}.block_sparse_moe.experts.*.gate_proj+up_proj",
     "blk.{}.ffn_up_exps": "model.layers.{}.block_sparse_moe.experts.*.up_proj",
     "blk.{}.ffn_down_exps": "model.layers.{}.block_sparse_moe.experts.*.down_proj",
     "blk.{}.ffn_gate_shexp": "model.layers.{}.shared_mlp.gate_proj",
@@ -131,6 +135,8 @@ _INTERLEAVED = ("llama", "granite", "granitemoe")
 _READ_AS_CONFIG = re.compile(r"rope_(freqs|factors_long|factors_short)\.weight")
 _NAME = re.compile(r"(?P<stem>.+)\.(?P<kind>weight|bias)")
 _LAYER = re.compile(r"(?<=^blk\.)\d+(?=\.)")
+#: a tensor of one expert, as files of early 2024 have them
+_EXPERT = re.compile(r"(blk\.\{\}\.ffn_(?:gate|up|down))\.(\d+)")
 
 
 def canonical_name(gguf_architecture: str, name: str) -> str | None:
@@ -145,7 +151,10 @@ def canonical_name(gguf_architecture: str, name: str) -> str | None:
     names, number = NAMES[gguf_architecture], layer[0] if layer else ""
     if (whole := names.get(_LAYER.sub("{}", name))) is not None:
         return whole.format(number)
-    target = names.get(_LAYER.sub("{}", match["stem"]))
+    stem = _LAYER.sub("{}", match["stem"])
+    if (one := _EXPERT.fullmatch(stem)) and (target := names.get(f"{one[1]}_exps")) is not None:
+        return f"{target.format(number).replace('*', str(int(one[2])))}.{match['kind']}"
+    target = names.get(stem)
     return name if target is None else f"{target.format(number)}.{match['kind']}"
 
 

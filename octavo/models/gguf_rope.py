@@ -27,16 +27,16 @@ def gguf_rope(config: GGUFMetadata, default_theta: float = 10_000.0) -> RopeConf
 
 def _rope_scaling(config: GGUFMetadata) -> dict[str, Any] | None:
     """In Hugging Face's words. GGUF stores llama3 and longrope scaling in tensors, as one divisor per frequency."""
-    tensors, kind = config.file.tensors, config.text("rope.scaling.type", "none")
+    tensors, kind = config.file.tensors, config.text("rope.scaling.type", "linear")
     trained_len = config.size("rope.scaling.original_context_length", config.size("context_length"))
     if "rope_factors_long.weight" in tensors and "rope_factors_short.weight" in tensors:
         long, short = tensors["rope_factors_long.weight"], tensors["rope_factors_short.weight"]
         return _longrope(config, long, short, config.optional_number("rope.scaling.attn_factor", **_FACTORS))
     if "rope_freqs.weight" in tensors:
         return _longrope(config, tensors["rope_freqs.weight"], tensors["rope_freqs.weight"], 1.0)
-    if kind == "none":
+    factor = _factor(config)
+    if kind == "none" or (factor == 1 and not config.has("rope.scaling.type")):
         return None
-    factor = config.number("rope.scaling.factor", 1.0, **_FACTORS)
     for key in ("attn_factor", "yarn_attn_factor"):
         if (extra := config.number(f"rope.scaling.{key}", 1.0)) != 1:
             raise UnsupportedModelError(f"{config.file.path}: rope.scaling.{key} is {extra}; allowed: 1")
@@ -50,6 +50,12 @@ def _rope_scaling(config: GGUFMetadata) -> dict[str, Any] | None:
         f"{config.file.path}: {config.architecture}.rope.scaling.type is {shown(kind)}; "
         "Octavo knows none, linear, yarn, and longrope with its factor tensors"
     )
+
+
+def _factor(config: GGUFMetadata) -> float:
+    """Files of 2023 call it scale_linear. Some have a zero for none."""
+    key = next((key for key in ("rope.scaling.factor", "rope.scale_linear") if config.has(key)), "")
+    return config.number(key, **_FACTORS) if key and config.number(key) != 0 else 1.0
 
 
 def _longrope(

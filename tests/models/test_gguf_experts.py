@@ -151,9 +151,34 @@ def test_a_file_has_the_folders_tensors(folder: Path, tmp_path: Path) -> None:
         assert checkpoint.architecture.windows == original.architecture.windows
     for scale in ("embedding_scale", "residual_scale", "logits_scale"):
         assert getattr(checkpoint.architecture, scale) == pytest.approx(getattr(original.architecture, scale))
-    assert set(checkpoint.stored) == set(original.stored)
-    for name, tensor in original.stored.items():
-        assert np.array_equal(numbers(checkpoint.stored[name]), numbers(tensor)), name
+    assert_same(checkpoint, original)
+
+
+def test_gate_and_up_may_be_one_stack(folder: Path, tmp_path: Path) -> None:
+    kind, original = KINDS[folder.name], open_checkpoint(ModelConfig(model=str(folder)))
+    written = tensors(folder, kind, None)
+    for name in [name for name in written if "ffn_gate_exps" in name]:
+        both = [written.pop(each) for each in (name, name.replace("gate", "up"))]
+        written[name.replace("gate", "gate_up")] = np.concatenate([np.asarray(each) for each in both], axis=1)
+    path = write_gguf(tmp_path / "m.gguf", kind, metadata(original, kind), written)
+    assert_same(open_checkpoint(ModelConfig(model=str(path))), original)
+
+
+@pytest.mark.parametrize("folder", ["mixtral"], indirect=True)
+def test_each_expert_may_be_a_tensor(folder: Path, tmp_path: Path) -> None:
+    """As in files of Mixtral from early 2024."""
+    original, written = open_checkpoint(ModelConfig(model=str(folder))), tensors(folder, "llama", None)
+    for name in [name for name in written if name.endswith("_exps.weight")]:
+        stem, stack = name.removesuffix("_exps.weight"), np.asarray(written.pop(name))
+        written |= {f"{stem}.{expert}.weight": matrix for expert, matrix in enumerate(stack)}
+    path = write_gguf(tmp_path / "m.gguf", "llama", metadata(original, "llama"), written)
+    assert_same(open_checkpoint(ModelConfig(model=str(path))), original)
+
+
+def assert_same(one: Checkpoint, other: Checkpoint) -> None:
+    assert set(one.stored) == set(other.stored)
+    for name, tensor in other.stored.items():
+        assert np.array_equal(numbers(one.stored[name]), numbers(tensor)), name
 
 
 def numbers(tensor: StoredTensor) -> np.ndarray[Any, Any]:
