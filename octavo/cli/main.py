@@ -8,6 +8,7 @@ why), 130 stopped by Ctrl-C, 141 the reader of the output closed the pipe.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import re
 import sys
@@ -84,9 +85,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _REFUSED
 
 
+#: of a disk, and of a user's share of it
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
 def _told(error: BaseException) -> str:
     """The message on one line: line ends, terminal codes and lone surrogates are escaped. Only compiler output keeps
     its lines."""
+    if isinstance(error, OSError) and error.filename is None and error.errno in _NO_ROOM:
+        return f"an output cannot be written: {error.strerror}; free some space where it goes, or name another place"
     kept = "\n" if isinstance(error, BackendUnavailableError) else ""
     return "".join(c if c.isprintable() or c in kept else ascii(c)[1:-1] for c in str(error))
 

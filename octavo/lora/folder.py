@@ -22,7 +22,7 @@ from octavo.errors import ModelLoadError, UnsupportedModelError
 from octavo.kernels.adapters import AdaptedModule, AdaptedPart, AdapterTarget, FloatArray, ModuleWeights, Slices
 from octavo.kernels.reference.dequantize import convert, dequantize
 from octavo.kernels.tensor import DType, HostTensor
-from octavo.lora.adapter_config import AdapterConfig, read_adapter_config
+from octavo.lora.adapter_config import CONFIG_NAME, AdapterConfig, read_adapter_config
 from octavo.lora.tensor_pairs import check_complete, check_pair, tensor_pairs
 from octavo.lora_config import LoRADType
 from octavo.models.regular_file import is_there, read_regular, read_whole
@@ -109,6 +109,11 @@ def _taken(numbers: FloatArray, slices: Slices | None, axis: int) -> FloatArray:
 
 def _weights_path(folder: Path) -> Path:
     path = folder / WEIGHTS_NAME
+    if not is_there(path) and not is_there(folder / "adapter_model.bin"):
+        what = f"holds no {WEIGHTS_NAME}" if folder.is_dir() else "is no folder"
+        raise ModelLoadError(
+            f"{folder} {what}; allowed is an adapter's folder as PEFT saves it, with {WEIGHTS_NAME} and {CONFIG_NAME}"
+        )
     if not is_there(path) and is_there(folder / "adapter_model.bin"):
         raise ModelLoadError(
             f"{folder / 'adapter_model.bin'} is a pickle, which may run code when it is read; save the adapter again "

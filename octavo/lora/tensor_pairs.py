@@ -100,7 +100,7 @@ def check_pair(
         if tensor.shape != shape:
             raise ModelLoadError(
                 f"{path}: tensor {shown(name)} has shape {shown(list(tensor.shape))}; the model, and a rank of {rank} "
-                f"in {config.path.name}, give it {list(shape)}"
+                f"in {config.path.name}, give it {list(shape)}: is it another model's adapter?"
             )
         if tensor.dtype not in DENSE_DTYPES:
             raise UnsupportedModelError(

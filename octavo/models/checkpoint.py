@@ -129,7 +129,7 @@ class Checkpoint:
         if not _agree(found.shape, shape):
             raise ModelLoadError(
                 f"{self.label}: tensor {name!r} has shape {shown(list(found.shape))}, "
-                f"but the model's configuration asks for {list(shape)}"
+                f"but the model's configuration asks for {list(shape)}; take both from the same download"
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, TypeVar
 
 from octavo.errors import ModelLoadError
 from octavo.models.gguf_parts import first_parts, part_names
+from octavo.models.packaged import PACKAGED_MODELS
 
 #: the files of a model besides its weights: configuration, tokenizer, chat templates
 _SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
@@ -70,6 +72,11 @@ def _hub(name: str) -> Any:
     return huggingface_hub
 
 
+def _meant(name: str) -> str:
+    close = difflib.get_close_matches(name, PACKAGED_MODELS, 1)
+    return f"did you mean {close[0]!r}? Or " if close else ""
+
+
 def _ask(name: str, request: Callable[[], T]) -> T:
     """Turns the dozen kinds of errors that the hub library raises (names, licences, revisions, networks) into one."""
     try:
@@ -78,5 +85,6 @@ def _ask(name: str, request: Callable[[], T]) -> T:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ModelLoadError(
             f"model {name!r} is neither a file, a folder nor a packaged model here, and the hub did not provide it: "
-            f"{reason}; check the network, the name, `hf auth login` for gated models, or download it to a folder"
+            f"{reason}; {_meant(name)}check the network, the name, `hf auth login` for gated models, or download it "
+            "to a folder"
         ) from error

@@ -52,9 +52,11 @@ def read_regular(path: Path) -> bytes:
         if size > LARGEST_TEXT_BYTES:
             raise ModelLoadError(f"{path} has {size} bytes; allowed are {LARGEST_TEXT_BYTES}: download it again")
         try:
-            return file.read(LARGEST_TEXT_BYTES)
+            content = file.read(LARGEST_TEXT_BYTES)
         except OSError as error:
             raise ModelLoadError(f"{path} cannot be read: {error.strerror}") from None
+    _check_no_pointer(path, content)
+    return content
 
 
 def read_text(path: Path) -> str:
@@ -74,6 +76,17 @@ _KINDS = {
 }
 
 
+#: what stands in place of a large file in a repository that was cloned without git-lfs
+_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def _check_no_pointer(path: Path, content: bytes) -> None:
+    if content.startswith(_POINTER):
+        raise ModelLoadError(
+            f"{path} is a Git LFS pointer in place of the file: run `git lfs pull` in its folder, or download the file"
+        )
+
+
 def map_file(path: Path) -> NDArray[np.uint8]:
     """The whole file as a read-only view; the mapping lives as long as any view of it."""
     try:
@@ -83,6 +96,7 @@ def map_file(path: Path) -> NDArray[np.uint8]:
         raise ModelLoadError(f"{path} is empty: download or copy it again") from None
     except OSError as error:
         raise ModelLoadError(f"{path} cannot be mapped: {error.strerror}") from None
+    _check_no_pointer(path, mapping[: len(_POINTER)])
     return np.frombuffer(mapping, np.uint8)
 
 
@@ -90,6 +104,8 @@ def read_whole(path: Path) -> NDArray[np.uint8]:
     """The whole file in memory, where it stays as it is whatever becomes of the file."""
     with open_regular(path) as file:
         try:
-            return np.fromfile(file, np.uint8)
+            content = np.fromfile(file, np.uint8)
         except OSError as error:
             raise ModelLoadError(f"{path} cannot be read: {error.strerror}") from None
+    _check_no_pointer(path, content[: len(_POINTER)].tobytes())
+    return content

@@ -48,7 +48,10 @@ def parse_safetensors(path: Path, data: NDArray[np.uint8]) -> SafetensorsFile:
     """The tensors of a file's content, as views into that. path: for messages."""
     header_bytes = int.from_bytes(data[:8].tobytes(), "little")
     if data.nbytes < 8 or not 2 <= header_bytes <= min(data.nbytes - 8, _MAX_HEADER_BYTES):
-        raise ModelLoadError(f"{path}: the header is cut off or its length is not right; download the file again")
+        raise ModelLoadError(
+            f"{path} begins with {data[:8].tobytes()!r}: it is no safetensors file, or its header is cut off; download "
+            "the file again"
+        )
     try:
         header = json.loads(data[8 : 8 + header_bytes].tobytes(), object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
@@ -96,7 +99,10 @@ def _span(path: Path, name: str, entry: Any, num_bytes: int) -> tuple[int, int]:
     if not _are_sizes(shape) or len(shape) > _MAX_DIMS:
         raise ModelLoadError(f"{where} has shape {shown(shape)}, allowed are up to {_MAX_DIMS} sizes")
     if not _are_sizes(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1] <= num_bytes:
-        raise ModelLoadError(f"{where} has data_offsets {shown(offsets)}, outside {num_bytes} bytes of data")
+        raise ModelLoadError(
+            f"{where} has data_offsets {shown(offsets)}, outside {num_bytes} bytes of data; if the file is cut off, "
+            "download or copy it again"
+        )
     held = offsets[1] - offsets[0]
     needed = prod(shape) * BLOCK_FORMATS[_DTYPES[dtype]][1] if dtype in _DTYPES else 0
     if dtype in _DTYPES and held != needed:

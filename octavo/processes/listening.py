@@ -46,7 +46,8 @@ def _check_certificates(config: ServerConfig) -> None:
         context.load_cert_chain(config.ssl_certfile, config.ssl_keyfile)
     except OSError as error:  # ssl's own errors are of this kind
         raise ConfigError(
-            f"ssl_certfile {config.ssl_certfile} and ssl_keyfile {config.ssl_keyfile} cannot be used: {error}"
+            f"ssl_certfile {config.ssl_certfile} and ssl_keyfile {config.ssl_keyfile} cannot be used: {error}; "
+            "allowed are a certificate and its own key, as PEM"
         ) from None
     if config.ssl_ca_certs is not None:
         try:

@@ -7,6 +7,7 @@ process sends the interrupt.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -15,6 +16,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from octavo.cli.main import main
 
 #: interrupts at the n-th import, or, for a negative n, after -n seconds of processor time; counts from our first line
 DRIVER = """
@@ -182,6 +185,22 @@ def test_a_reader_that_leaves_early_is_no_traceback(argv: str) -> None:
         said = process.stderr.read()
     assert said == ""
     assert process.returncode == 141
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_is_full_in_the_midst_says_what_to_do(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write(argv: list[str]) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("octavo.cli.main._run", write)
+    assert main(["run"]) == 2
+    told = capsys.readouterr().err
+    assert told == (
+        f"octavo: error: an output cannot be written: {os.strerror(number)}; free some space where it goes, or name "
+        "another place\n"
+    )
 
 
 def test_a_full_disk_is_a_line() -> None:

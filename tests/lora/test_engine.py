@@ -153,7 +153,7 @@ def test_what_cannot_be_asked(llm: LLM, adapters: dict[str, LoRARequest], model:
         (7, "lora_request is 7, allowed are a LoRARequest"),
         ([adapters["all"]], "1 values for 3 prompts"),
         (LoRARequest("new", 9), "there is no adapter 'new'"),
-        (LoRARequest("new", 9, str(tmp_path / "none")), "cannot be loaded: .*adapter_model.safetensors cannot be read"),
+        (LoRARequest("new", 9, str(tmp_path / "none")), "cannot be loaded: .*none is no folder; allowed is an adapter"),
         (LoRARequest("new", adapters["all"].lora_int_id, "x"), "give each adapter a number of its own"),
         (LoRARequest("all", 77, "elsewhere"), "take another name, or set load_inplace"),
         (LoRARequest("wide", 9, str(wide)), "has rank 9, allowed is max_lora_rank = 8"),

@@ -165,8 +165,10 @@ def test_missing_files_and_pickles(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="is a pickle"):
         check(folder)
     (folder / "adapter_model.bin").unlink()
-    with pytest.raises(ModelLoadError, match="No such file"):
+    with pytest.raises(ModelLoadError, match=r"/a holds no adapter_model.safetensors; allowed is an adapter's folder"):
         check(folder)
+    with pytest.raises(ModelLoadError, match=r"/b is no folder; allowed is an adapter's folder as PEFT saves it"):
+        check(tmp_path / "b")
 
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8)

@@ -322,6 +322,8 @@ def test_what_the_hub_refuses_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(hub, "_hub", lambda name: Refusing())
     with pytest.raises(ModelLoadError, match="did not provide it: 401 Client Error; check the network, the name"):
         open_model("owner/secret")
+    with pytest.raises(ModelLoadError, match=r"401 Client Error; did you mean 'smollm2'\? Or check the network"):
+        open_model("smolm2")
 
 
 def test_opening_a_model_imports_nothing_heavy() -> None:

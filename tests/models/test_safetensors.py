@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from octavo.errors import ModelLoadError
+from octavo.models.regular_file import map_file, read_text, read_whole
 from octavo.models.safetensors import read_safetensors
 from octavo.models.weight_files import read_folder
 
@@ -34,6 +36,29 @@ def write(path: Path, header: Any, data: bytes = bytes(64)) -> Path:
 
 def entry(dtype: str = "F32", shape: Any = (4,), offsets: Any = (0, 16)) -> dict[str, Any]:
     return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
+
+
+@pytest.mark.parametrize("read", [read_safetensors, map_file, read_text, read_whole])
+def test_a_pointer_in_place_of_a_large_file_is_told(read: Callable[[Path], object], tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(ModelLoadError, match="is a Git LFS pointer in place of the file: run `git lfs pull`"):
+        read(path)
+
+
+def test_another_file_says_how_it_begins(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_text("<html>404 not found</html>")
+    with pytest.raises(
+        ModelLoadError, match=r"begins with b'<html>40': it is no safetensors file, or its header is cut"
+    ):
+        read_safetensors(path)
+
+
+def test_a_file_that_is_cut_off_says_what_to_do(tmp_path: Path) -> None:
+    path = write(tmp_path / "model.safetensors", {"a": entry(shape=(64,), offsets=(0, 256))})
+    with pytest.raises(ModelLoadError, match=r"outside 64 bytes of data; if the file is cut off, download or copy it"):
+        read_safetensors(path)
 
 
 def test_reads_what_the_safetensors_package_writes(tmp_path: Path) -> None:
