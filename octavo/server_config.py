@@ -8,6 +8,7 @@ from typing import Literal
 
 from octavo.checked_fields import checked, knob
 from octavo.errors import ConfigError
+from octavo.observe.machine import num_cores
 
 Role = Literal["both", "prefill", "decode"]
 
@@ -119,6 +120,12 @@ class ServerConfig:
     disable_log_stats: bool = knob(False, "do not log the engine's throughput every ten seconds")
 
     def __post_init__(self) -> None:
+        most = max(16, 8 * num_cores())
+        if self.api_server_count > most:
+            raise ConfigError(
+                f"api_server_count is {self.api_server_count}, allowed is 1 to {most}: each is a process, and "
+                f"{num_cores()} cores run them all"
+            )
         if self.uds is not None and self.host is not None:
             raise ConfigError(f"host is {self.host!r} and uds is {self.uds!r}, allowed is one of them")
         if (self.ssl_keyfile is None) != (self.ssl_certfile is None):

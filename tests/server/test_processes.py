@@ -200,6 +200,7 @@ def test_a_port_in_use_is_refused_before_anything_is_loaded(capsys: pytest.Captu
         ({"ssl_keyfile": "k"}, "https needs both"),
         ({"ssl_ca_certs": "k"}, "ssl_ca_certs is of no use"),
         ({"api_server_count": 0}, "api_server_count is 0"),
+        ({"api_server_count": 100_000}, "api_server_count is 100000, allowed is 1 to .* each is a process"),
         ({"shutdown_timeout": -1}, "shutdown_timeout is -1"),
     ],
 )
