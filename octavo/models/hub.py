@@ -13,7 +13,7 @@ from octavo.models.gguf_parts import first_parts, part_names
 from octavo.models.packaged import PACKAGED_MODELS
 
 #: the files of a model besides its weights: configuration, tokenizer, chat templates
-_SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
+_SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model", "tiktoken.model", "merges.txt", "vocab.txt"]
 _NAME = re.compile(r"(?P<repo>[\w.-]+(/[\w.-]+)?)(:(?P<file>[\w./-]+\.gguf))?")
 _LONGEST_NAME = 255
 

@@ -2,7 +2,8 @@
 
 tokenizer.json            the whole tokenizer, as the `tokenizers` library saves it; or
 vocab.json, merges.txt    the older form of byte-level BPE (OPT, GPT-2, Qwen); or
-tokenizer.model           SentencePiece's own file (Llama 2, Mistral, Gemma)
+tokenizer.model           SentencePiece's own file (Llama 2, Mistral, Gemma); or
+tiktoken.model            tiktoken's (Kimi K2)
 tokenizer_config.json     and others: special, added, begin and end tokens; see tokenizer_settings.py
 chat_template.jinja       the chat template, in newer folders; additional_chat_templates/*.jinja are more
 """
@@ -20,6 +21,7 @@ from octavo.errors import TokenizerError
 from octavo.models.regular_file import is_there, open_regular, read_text
 from octavo.observe.logging import LOGGER
 from octavo.shown import shown
+from octavo.text import tiktoken_model
 from octavo.text.sentencepiece_model import SentencePieceModel, read_sentencepiece_model
 from octavo.text.sentencepiece_tokenizer import (
     Pieces,
@@ -67,9 +69,13 @@ def _read_encoder(folder: Path, settings: TokenizerSettings) -> tuple[Tokenizer,
         model = read_sentencepiece_model(folder / "tokenizer.model")
         with collector_off():
             return _sentencepiece(model, settings), {f"{role}_token": text for role, text in model.roles.items()}
+    if is_there(folder / tiktoken_model.FILE):
+        with collector_off():
+            return tiktoken_model.tiktoken_encoder(folder / tiktoken_model.FILE, settings.added), {}
+    mistral = "; tekken.json is in Mistral's own format" if is_there(folder / "tekken.json") else ""
     raise TokenizerError(
-        f"{folder} has no tokenizer.json, no vocab.json with merges.txt and no tokenizer.model; pass tokenizer= a "
-        "folder that has one of them, or set skip_tokenizer_init"
+        f"{folder} has no tokenizer.json, no vocab.json with merges.txt, no tokenizer.model and no "
+        f"{tiktoken_model.FILE}{mistral}; pass tokenizer= a folder that has one of them, or set skip_tokenizer_init"
     )
 
 

@@ -23,6 +23,13 @@ _BY_CASE_WITH_ENDINGS = (
 )
 _LINE_ENDS_APART = rf"{_CONTRACTIONS}|{_NO_WORD}\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
 
+_NOT_HAN = r"&&[^\p{Han}]]"
+_KIMI_UPPER, _KIMI_LOWER = (letters.removesuffix("]") + _NOT_HAN for letters in (_UPPER, _LOWER))
+_KIMI = (
+    rf"\p{{Han}}+|{_NO_WORD}{_KIMI_UPPER}*{_KIMI_LOWER}+{_CONTRACTIONS}?"
+    rf"|{_NO_WORD}{_KIMI_UPPER}+{_KIMI_LOWER}*{_CONTRACTIONS}?|\p{{N}}{{1,3}}|{_PUNCTUATION_AND_SPACE}"
+)
+
 # DeepSeek's tokenizers split in several passes, each within the pieces of the pass before.
 _CASED_LETTERS = r"[\p{Lu}\p{Ll}\p{Lt}&&[^\x{1D400}-\x{1D7FF}]]"  # except mathematical ones
 _EAST_ASIAN = r"[\x{4E00}-\x{9FA5}\x{0800}-\x{4E00}\x{AC00}-\x{D7FF}]+"
@@ -63,6 +70,7 @@ _REGEX_CUTS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("deepseek-v3", "hunyuan-dense", "joyai-llm"), _DEEPSEEK_V3),
     "tekken": (_BY_CASE,),
     "seed-coder": (_LINE_ENDS_APART,),
+    "kimi-k2": (_KIMI,),
     "deepseek-llm": _DEEPSEEK_LLM,
     "deepseek-coder": _DEEPSEEK_CODER,
 }
