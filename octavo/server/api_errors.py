@@ -30,6 +30,10 @@ _TYPES: dict[int, tuple[str, str]] = {
 }
 
 
+#: advice to those whose prompt is too long, where their API has this field
+OR_CUT = " or set truncate_prompt_tokens"
+
+
 class ApiError(Exception):
     """A call that ends with this status. param: the field at fault. code: OpenAI's name for the reason."""
 
@@ -53,10 +57,10 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": self._type(0), "param": self.param, "code": self.code}}
 
     def anthropic_body(self) -> dict[str, Any]:
-        return {"type": "error", "error": {"type": self._type(1), "message": self.message}}
+        return {"type": "error", "error": {"type": self._type(1), "message": self.message.replace(OR_CUT, "")}}
 
     def ollama_body(self) -> dict[str, Any]:
-        return {"error": self.message}
+        return {"error": self.message.replace(OR_CUT, "")}
 
     def _type(self, api: int) -> str:
         return _TYPES.get(self.status, _TYPES[400 if self.status < 500 else 500])[api]

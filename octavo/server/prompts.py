@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from octavo.engine.input import Prompt
 from octavo.engine.pooled import pair_prompt
 from octavo.request import ModelInfo
-from octavo.server.api_errors import ApiError, bad_field
+from octavo.server.api_errors import OR_CUT, ApiError, bad_field
 from octavo.server.protocol import ChatCompletionRequest, GenerationRequest
 from octavo.server.serving import Serving
 from octavo.server.settings import ServerSettings
@@ -221,7 +221,7 @@ def _too_long(name: str, size: str, info: ModelInfo) -> ApiError:
     new = "" if info.pooled else " and one new token must fit"
     problem = (
         f"has {size}, allowed are {_most_tokens(info)}: the model's context is {info.max_model_len} tokens{new}; "
-        "shorten it or set truncate_prompt_tokens"
+        f"shorten it{OR_CUT}"
     )
     return bad_field(name, problem, "context_length_exceeded")
 

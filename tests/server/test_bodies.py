@@ -269,6 +269,7 @@ def test_deep_variables_fail_the_template_not_the_server() -> None:
         ({"stop_sequences": [""]}, "stop_sequences is"),
         ({"messages": [{"role": "system", "content": "x"}]}, "allowed are user and assistant"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "a block of type 'image'"),
+        ({"messages": [{"role": "user", "content": "x " * 5000}]}, "one new token must fit; shorten it$"),
     ],
 )
 def test_a_message_is_refused_in_anthropics_shape(fields: dict[str, object], message: str) -> None:

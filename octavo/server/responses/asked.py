@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from octavo.server.api_errors import ApiError, bad_field
+from octavo.server.api_errors import OR_CUT, ApiError, bad_field
 from octavo.server.protocol import ChatCompletionRequest
 from octavo.server.responses.conversation import messages_of
 from octavo.server.responses.protocol import SAMPLING, Item, ResponsesRequest, TextOptions
@@ -111,8 +111,10 @@ def summary(asked: ResponsesRequest) -> str | None:
     return found
 
 
-def in_its_words(error: ApiError) -> ApiError:
+def in_its_words(error: ApiError, asked: ResponsesRequest) -> ApiError:
     """An error about the chat, as one about the request."""
+    dropped = "" if asked.truncation == "auto" else ", or set truncation to auto, which drops its oldest items"
+    error.message = error.message.replace(OR_CUT, dropped)
     for ours, theirs in _FIELDS.items():
         if error.message.startswith((f"{ours} ", f"{ours}.", f"{ours}[")):
             error.message = theirs + error.message.removeprefix(ours)

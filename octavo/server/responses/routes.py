@@ -47,7 +47,7 @@ async def create_response(request: Request, serving: Serving) -> Response:
     try:
         call, reading = await _call(request, serving, asked, earlier)
     except (ApiError, OctavoError) as error:
-        raise in_its_words(as_api_error(error)) from None
+        raise in_its_words(as_api_error(error), asked) from None
     events = ResponseEvents(call, reading, _response(call, asked, is_kept), has_events=bool(asked.stream))
     items = input_items(asked) if is_kept else []
     if asked.background:
