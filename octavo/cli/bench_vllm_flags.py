@@ -55,7 +55,7 @@ SERVE_FLAGS: dict[str, NotHere] = {
 #: flags of `vllm bench throughput`
 THROUGHPUT_FLAGS: dict[str, NotHere] = {
     **_OF_DATASETS,
-    **dict.fromkeys(("disable_detokenize",), NotHere("no text is made of the tokens", is_idle=True)),
+    "disable_detokenize": NotHere("no text is made of the tokens", is_idle=True),
     "async_engine": NotHere("the engine runs in this process; octavo bench serve measures a server"),
     "use_beam_search": NotHere("octavo bench sharing measures beams"),
     "profile": ENGINE_OPTIONS["profiler_config"],
