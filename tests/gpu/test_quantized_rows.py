@@ -19,6 +19,7 @@ from octavo.kernels.cuda_cpp.compile import find_nvcc
 from octavo.kernels.cuda_cpp.dequantise import dequantise
 from octavo.kernels.cuda_cpp.quantized_format import why_not
 from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight
+from octavo.kernels.kv_layout import KVDType
 from octavo.kernels.parameters import Linear
 from octavo.kernels.reference.scaled import dequantize_scaled
 from octavo.kernels.scaled import ScaledFormat, ScaledTensor
@@ -258,17 +259,29 @@ def test_a_library_takes_blocks_where_it_can() -> None:
     for other, dtype, gpu in ((narrow, "bfloat16", hopper), (short, "bfloat16", hopper), (fits, "float16", hopper)):
         assert scaled_rows(other, dtype, gpu) is None
     assert scaled_rows(fits, "bfloat16", older) is None
-    few = {"dense": 192 * 1024, "codes": 32 * 1024, "scales": 4 + 32 * 8, "sums": 0, "told": 1}
+    few = {"dense": 192 * 1024, "codes": 32 * 1024, "scales": 4 + 32 * 8}
+    few |= {"sums": 132 * 256 * 128, "told": 133}
     assert scratch_shapes([fits, narrow], 10, "bfloat16", hopper) == few
-    assert scratch_shapes([fits], 40, "bfloat16", hopper) == few | {"dense": 0, "codes": 40960, "scales": 324}
+    assert scratch_shapes([fits], 40, "bfloat16", hopper) == few | {"dense": 40960, "codes": 40960, "scales": 324}
+    assert scratch_shapes([fits], 400, "bfloat16", hopper)["dense"] == 64 * 1024, "of rows that meet bfloat16"
 
 
-def test_blocks_have_room_to_exchange_sums_where_int4_meets_many_rows() -> None:
-    hopper, ampere = (GPU("a GPU", capability, 1 << 34, 132) for capability in ((9, 0), (8, 0)))
-    linear = linear_of(ScaledFormat("U4", (1, 128)), 256, 1024)
-    for dtype, gpu, blocks in (("bfloat16", hopper, 132), ("float16", hopper, 0), ("bfloat16", ampere, 0)):
-        shapes = scratch_shapes([linear], 10, dtype, gpu)
-        assert (shapes["sums"], shapes["told"]) == (blocks * 256 * 128, blocks + 1)
+@pytest.mark.parametrize(
+    ("form", "dtype", "capability", "is_wide"),
+    [
+        (ScaledFormat("U4", (1, 128)), "bfloat16", (9, 0), True),
+        (ScaledFormat("U4", (1, 128), has_zeros=True), "float16", (9, 0), True),
+        (ScaledFormat("U4", (1, 128)), "bfloat16", (8, 0), False),
+        (ScaledFormat("I8", (1, 0)), "float16", (9, 0), True),
+        (ScaledFormat("F8_E4M3", (1, 0)), "bfloat16", (9, 0), False),
+    ],
+)
+def test_blocks_have_room_to_exchange_sums_where_codes_meet_many_rows(
+    form: ScaledFormat, dtype: KVDType, capability: tuple[int, int], is_wide: bool
+) -> None:
+    gpu = GPU("a GPU", capability, 1 << 34, 132)
+    shapes = scratch_shapes([linear_of(form, 256, 1024)], 10, dtype, gpu)
+    assert (shapes["sums"], shapes["told"]) == ((132 * 256 * 128, 133) if is_wide else (0, 1))
 
 
 def test_more_than_four_rows_become_fp8() -> None:
