@@ -127,6 +127,16 @@ _GEMMA3_TEXT = {
 }
 
 
+def _mistral3(config: ConfigFile) -> dict[str, Any]:
+    """Mistral Small 3.1 and later, which also take images: the text part is a Mistral in a nested object."""
+    if not config.has("text_config"):
+        return mistral(config)
+    part, quantization = config.inside("text_config"), stated_quantization(config, "mistral")
+    part.refuse("model_type", "mistral")
+    part = ConfigFile(part.path, {"num_key_value_heads": 8, **part.values}, part.within)
+    return mistral(part) | {"quantization": stated_quantization(part, "mistral") or quantization}
+
+
 def _gpt2(config: ConfigFile) -> dict[str, Any]:
     config.refuse("add_cross_attention", False)
     config.refuse("scale_attn_weights", True)
@@ -204,12 +214,14 @@ FAMILIES: dict[str, FamilyReader] = {
     "Gemma2ForCausalLM": ("gemma2", _gemma2),
     "Gemma3ForCausalLM": ("gemma3", _gemma3),
     "Gemma3ForConditionalGeneration": ("gemma3", _gemma3),
+    "Mistral3ForConditionalGeneration": ("mistral", _mistral3),
     "Phi3ForCausalLM": ("phi3", _phi3),
     "GPT2LMHeadModel": ("gpt2", _gpt2),
     "OPTForCausalLM": ("opt", _opt),
 }
 #: for a config.json that names no class
 MODEL_TYPES: dict[str, FamilyReader] = {name: (name, read) for name, read in FAMILIES.values()}
+MODEL_TYPES |= {"mistral": FAMILIES["MistralForCausalLM"], "mistral3": FAMILIES["Mistral3ForConditionalGeneration"]}
 MODEL_TYPES |= {"gemma3_text": MODEL_TYPES["gemma3"], "granitemoeshared": MODEL_TYPES["granitemoe"]}
 MODEL_TYPES["kimi_k2"] = MODEL_TYPES["deepseek_v3"]
 #: models that embed texts

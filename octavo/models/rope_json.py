@@ -28,6 +28,7 @@ _REQUIRED = {
 _FACTORS = ("factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor")
 _FROM_ZERO = ("mscale", "mscale_all_dim")
 _LISTS = ("short_factor", "long_factor")
+_BESIDE_SCALING = ("rope_theta", "partial_rotary_factor")
 
 
 def rope_config(
@@ -52,12 +53,20 @@ def local_rope_config(config: ConfigFile) -> RopeConfig:
 
 
 def _given(config: ConfigFile, layer_type: str) -> ConfigFile:
+    """Model cards say to add a rope_scaling, which counts, as in transformers, though the file has rope_parameters; the
+    base is then still theirs."""
     given = config.inside("rope_parameters" if config.has("rope_parameters") else "rope_scaling")
-    return given.inside(layer_type) if layer_type and given.has(layer_type) else given
+    if layer_type and given.has(layer_type):
+        return given.inside(layer_type)
+    added = config.inside("rope_scaling")
+    if not added.values or added.within == given.within:
+        return given
+    kept = {key: given.values[key] for key in _BESIDE_SCALING if given.has(key)}
+    return ConfigFile(config.path, kept | added.values, added.within)
 
 
 def _rope_type(given: ConfigFile) -> str:
-    rope_type = given.values.get("rope_type", given.values.get("type", "default"))
+    rope_type = given.values.get("rope_type") or given.values.get("type") or "default"
     if rope_type not in ROPE_TYPES:
         raise UnsupportedModelError(
             f"{given.path}: {given.within.rstrip('.')}'s rope_type is {shown(rope_type)}; "

@@ -193,6 +193,36 @@ def test_the_text_part_of_gemma_3_leaves_out_what_is_as_in_its_class() -> None:
     assert not architecture.tie_word_embeddings
 
 
+SMALL: dict[str, Any] = {"model_type": "mistral", "head_dim": 32, "rope_theta": 1e9, "sliding_window": None}
+
+
+def test_the_text_part_of_mistral_small_is_a_mistral() -> None:
+    """Version 3.1 and later also take images."""
+    method = {"quant_method": "fp8", "activation_scheme": "static"}
+    values = {"architectures": ["Mistral3ForConditionalGeneration"], "quantization_config": method}
+    architecture = architecture_from_config(Path("config.json"), values | {"text_config": SIZES | SMALL})
+    plain = read("MistralForCausalLM", **SMALL, quantization_config=method)
+    assert architecture == plain
+    assert architecture.quantization is not None
+    other = values | {"text_config": SIZES | {"model_type": "ministral3"}}
+    with pytest.raises(UnsupportedModelError, match=r"text_config\.model_type is 'ministral3'; allowed: 'mistral'"):
+        architecture_from_config(Path("config.json"), other)
+
+
+def test_a_scaling_that_was_added_to_a_newer_file_counts() -> None:
+    """As model cards say; rope_parameters alone would hide it."""
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+    stated = {"rope_theta": 5e5, "rope_type": "default", "partial_rotary_factor": 0.5}
+    found = read("Qwen3ForCausalLM", rope_parameters=stated, rope_scaling=yarn)
+    assert found.rope == RopeConfig(theta=5e5, partial_rotary_factor=0.5, scaling=yarn)
+    assert read("Qwen3ForCausalLM", rope_parameters=stated, rope_scaling=None).rope == RopeConfig(
+        theta=5e5, partial_rotary_factor=0.5
+    )
+    assert read("Qwen3ForCausalLM", rope_scaling=yarn | {"rope_type": None, "type": "yarn"}).rope == RopeConfig(
+        scaling=yarn
+    )
+
+
 def test_what_the_text_part_says_wrong_is_named_with_its_place() -> None:
     broken = GEMMA_THAT_SEES | {"text_config": GEMMA_THAT_SEES["text_config"] | {"hidden_size": "2560"}}
     with pytest.raises(ModelLoadError, match=r"config.json: text_config.hidden_size is '2560'; allowed: 1 to"):

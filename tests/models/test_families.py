@@ -7,6 +7,7 @@ induction, have generated the same.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,7 @@ from octavo.cache.blocks import make_groups
 from octavo.config import ModelConfig
 from octavo.kernels.arrays import FloatArray
 from octavo.kernels.device import Device
+from octavo.kernels.reference.device import ReferenceDevice
 from octavo.kernels.registry import HOST_BACKENDS
 from octavo.models.architecture import Architecture
 from octavo.models.decoder import LayerSlot
@@ -29,7 +31,7 @@ from octavo.models.loader import open_checkpoint
 from octavo.models.registry import required_tensors
 from tests.conftest import TinyFolder
 from tests.models.drive import Driver, DriverSetting, greedy
-from tests.tiny_models import GEMMA, ONE_SETTING, TINY
+from tests.tiny_models import GEMMA, ONE_SETTING, SIZES, TINY
 
 NEW_TOKENS = 8
 #: Lengths around block sizes and windows; longrope's long factors start beyond 16 tokens.
@@ -161,4 +163,24 @@ def test_the_text_part_of_a_model_that_sees(
     assert caplog.messages == [f"{tmp_path}: only the model's text part is read: images are refused"]
     driver = Driver(backend, checkpoint.architecture, checkpoint, DriverSetting())
     assert_same_as_transformers(tmp_path, driver, random_prompts(PROMPT_LENS))
+    assert checkpoint.leftovers() == []
+
+
+def test_the_text_part_of_mistral_small(tmp_path: Path, one_torch_thread: None) -> None:
+    """Version 3.1 and later. It is the model of the same tensors that takes no images."""
+    text = SIZES | {"model_type": "mistral", "head_dim": 16, "sliding_window": None, "rope_theta": 1e5}
+    plain = tmp_path / "text"
+    config = transformers.MistralConfig(**{key: value for key, value in text.items() if key != "model_type"})
+    torch.manual_seed(0)
+    auto: Any = transformers.AutoModelForCausalLM
+    auto.from_config(config, dtype=torch.float32).save_pretrained(plain)
+    saved = load_file(plain / "model.safetensors")
+    named = {f"language_model.{name}": tensor for name, tensor in saved.items()}
+    image = {"multi_modal_projector.linear_1.weight": torch.ones(4, 4), "vision_tower.ln_pre.weight": torch.ones(4)}
+    save_file(named | image, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    written = {"architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral3", "text_config": text}
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    checkpoint = open_checkpoint(ModelConfig(model=str(tmp_path)))
+    driver = Driver(ReferenceDevice(), checkpoint.architecture, checkpoint, DriverSetting())
+    assert_same_as_transformers(plain, driver, random_prompts(PROMPT_LENS))
     assert checkpoint.leftovers() == []
