@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from math import inf, isfinite
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ _ACTIVATIONS: dict[str, Activation] = {
     "relu": "relu",
 }
 _REQUIRED: Any = object()
+_WHOLE = frozenset(one.name for one in fields(SamplingParams) if one.type in ("int", "int | None"))
 
 
 class ConfigFile:
@@ -187,6 +189,8 @@ def checked_defaults(path: Path, values: Mapping[str, Any], names: Mapping[str, 
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ModelLoadError(f"{path}: {key} is {shown(value)}; allowed: a number")
+        if name in _WHOLE and isinstance(value, float) and value.is_integer():
+            value = int(value)  # "top_k": 20.0
         try:
             checked: dict[str, Any] = {name: value}
             SamplingParams(**checked)

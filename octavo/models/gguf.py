@@ -106,7 +106,7 @@ def _read_tensor_info(cursor: Cursor) -> _TensorInfo:
     if type_id in _UNSUPPORTED_TYPES:
         raise UnsupportedModelError(
             f"{cursor.path}: tensor {shown(name)} has type {_UNSUPPORTED_TYPES[type_id]}; "
-            f"Octavo reads {', '.join(_TENSOR_TYPES.values())}"
+            f"Octavo reads {', '.join(_TENSOR_TYPES.values())}: take another file of the model, such as its Q4_K_M"
         )
     if type_id not in _TENSOR_TYPES:
         cursor.fail(f"has the unknown type {type_id}")

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from math import inf, isfinite
 from typing import Any
 
 from octavo.errors import ModelLoadError
 from octavo.models.config_file import LARGEST_NUMBER, LARGEST_SIZE, checked_defaults
 from octavo.models.gguf import GGUFFile
-from octavo.sampling_params import SamplingParams, known_to
+from octavo.sampling_params import known_to
 from octavo.shown import shown
 
 #: GGUF's sampling keys under SamplingParams' names
 _SAMPLING = {f"general.sampling.{theirs}": ours for theirs, ours in known_to("gguf").items()}
-_WHOLE = {one.name for one in fields(SamplingParams) if one.type == "int"}
 _KIND_NAMES = {int: "a whole number", str: "a text", (int, float): "a number"}
 _NO_TOKEN = (0xFFFF, 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF)
 _REQUIRED: Any = object()
@@ -73,8 +71,7 @@ class GGUFMetadata:
     def sampling_defaults(self) -> dict[str, Any]:
         """What the file recommends, under SamplingParams' names."""
         found = {key: self._number(key) for key in _SAMPLING if key in self.file.metadata}
-        whole = {key: int(value) if _SAMPLING[key] in _WHOLE else value for key, value in found.items()}
-        return checked_defaults(self.file.path, whole, _SAMPLING)
+        return checked_defaults(self.file.path, found, _SAMPLING)
 
     def text(self, key: str, default: str) -> str:
         return str(self._get(f"{self.architecture}.{key}", str, default))

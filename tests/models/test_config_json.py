@@ -11,7 +11,7 @@ import pytest
 from octavo.errors import ModelLoadError, UnsupportedModelError
 from octavo.kernels.mixture import Gate, Routing
 from octavo.models.architecture import Architecture, ExpertsConfig, LatentConfig, RopeConfig
-from octavo.models.config_file import ConfigFile
+from octavo.models.config_file import ConfigFile, checked_defaults
 from octavo.models.config_json import FAMILIES, architecture_from_config
 
 SIZES: dict[str, Any] = {
@@ -238,6 +238,14 @@ def test_end_tokens_beyond_the_vocabulary_are_left_out_with_a_warning(caplog: py
     values = {"architectures": ["LlamaForCausalLM"], **SIZES, "eos_token_id": 7}
     assert architecture_from_config(Path("config.json"), values, generation).eos_token_ids == ()
     assert "generation_config.json: eos_token_id names token 101" in caplog.text
+
+
+def test_whole_sampling_defaults_may_be_written_with_a_point() -> None:
+    names = {"top_k": "top_k", "max_new_tokens": "max_tokens", "temperature": "temperature"}
+    values = {"top_k": 20.0, "max_new_tokens": 2048.0, "temperature": 1.0}
+    found = checked_defaults(Path("generation_config.json"), values, names)
+    assert found == {"top_k": 20, "max_tokens": 2048, "temperature": 1.0}
+    assert [type(each) for each in found.values()] == [int, int, float]
 
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [

@@ -303,7 +303,9 @@ def test_hub_models_are_fetched_without_what_is_not_needed(
     fake = FakeHub(llama_folder)
     monkeypatch.setattr(hub, "_hub", lambda name: fake)
     assert open_model("owner/model", revision="v1").architecture.family == "llama"
-    assert fake.asked == ["owner/model@v1 *.safetensors *.json *.jinja tokenizer.model merges.txt vocab.txt"]
+    assert fake.asked == [
+        "owner/model@v1 *.safetensors *.json *.jinja tokenizer.model tiktoken.model merges.txt vocab.txt"
+    ]
 
     fake.folder = tmp_path
     write_gguf(tmp_path / "one.gguf", "llama", TINY_LLAMA, tiny_llama_tensors())
