@@ -16,7 +16,7 @@ if ON_GPU:
     pytest.skip("test_plan.py asks the same of the GPU", allow_module_level=True)
 
 from octavo.engine.options import engine_config
-from octavo.kernels.cuda import ledger, quantized_product
+from octavo.kernels.cuda import ledger, quantized_products
 from octavo.kernels.cuda.device import CudaDevice
 from octavo.kernels.cuda_cpp.quantized_format import why_not
 from octavo.kernels.ledger import Ledger, Measured
@@ -41,7 +41,7 @@ def test_quantised_matrices_are_in_the_ledger(
         form = linear.parts[0].scheme.format
         return None if form is None or any(why_not(form, *part.shape) for part in linear.parts) else form
 
-    for module in (quantized_product, ledger):
+    for module in (quantized_products, ledger):
         monkeypatch.setattr(module, "format_of", format_of)
     wide = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2}
     folder = make_tiny_model("llama", tmp_path / "wide", **wide)

@@ -284,6 +284,12 @@ def test_blocks_have_room_to_exchange_sums_where_codes_meet_many_rows(
     assert (shapes["sums"], shapes["told"]) == ((132 * 256 * 128, 133) if is_wide else (0, 1))
 
 
+def test_rows_that_are_gathered_have_room_beside_a_matrix_that_is_made_dense() -> None:
+    gpu = GPU("a GPU", (9, 0), 1 << 34, 132)
+    linear = linear_of(ScaledFormat("U4", (1, 128), is_sorted=True), 256, 1024)
+    assert scratch_shapes([linear], 10, "float16", gpu)["dense"] == (256 + 10) * 1024
+
+
 def test_more_than_four_rows_become_fp8() -> None:
     """Of matrices that a library multiplies then, and not by a GPU that lacks fp8."""
     hopper, ampere = (GPU("a GPU", capability, 1 << 34, 132) for capability in ((9, 0), (8, 0)))

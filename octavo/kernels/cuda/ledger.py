@@ -11,7 +11,7 @@ from octavo.kernels.attention_layer import AttentionLayer
 from octavo.kernels.cuda import attention_sizes, sizes
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda_cpp import shape as cuda_cpp
-from octavo.kernels.cuda_cpp.quantized_format import format_of, held_bytes
+from octavo.kernels.cuda_cpp.quantized_format import format_of, held_bytes, sorted_format_of
 from octavo.kernels.device import StepLimits
 from octavo.kernels.kv_layout import KV_ELEMENTS, LARGEST_CODE, KVDType, KVLayout
 from octavo.kernels.ledger import Contents, Entry, Ledger
@@ -94,9 +94,10 @@ def _weights(
 
 def _quantised(linear: Linear, dtype: KVDType, gpu: GPU, *, is_fixed: bool) -> list[tuple[int, str]]:
     """Bytes and formats of the pieces in which a product stays quantised; none: it is dense."""
-    form = format_of(linear, dtype, gpu, is_fixed=is_fixed)
+    form = format_of(linear, dtype, gpu, is_fixed=is_fixed) or sorted_format_of(linear, dtype, gpu, is_fixed=is_fixed)
     if form is not None:
-        return [(held_bytes(form, linear.out_features, linear.in_features), form.label)]
+        shape = linear.out_features, linear.in_features
+        return [(held_bytes(form, *shape, len(linear.parts)), form.label)]
     pieces = coded_format.pieces_of(linear, is_fixed=is_fixed)
     return [(coded_format.held_bytes(one, [part.shape for part in parts]), one.label) for parts, one in pieces]
 

@@ -32,7 +32,7 @@ from octavo.kernels.cuda.block_mover import DeviceMover
 from octavo.kernels.cuda.driver import GPU, has_hopper_kernels
 from octavo.kernels.cuda.mixture_launch import kernels_of
 from octavo.kernels.cuda.program import Program
-from octavo.kernels.cuda.quantized_product import QuantizedProducts
+from octavo.kernels.cuda.quantized_products import QuantizedProducts
 from octavo.kernels.cuda.rank_sums import RankSums
 from octavo.kernels.cuda.row_programs import Passes, first_for
 from octavo.kernels.cuda.shared import Shared

@@ -11,39 +11,27 @@ What that kernel does not take, or without nvcc: `coded_product.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
-from octavo.kernels.cuda.coded_product import CodedProduct, ScaledProduct
+from octavo.kernels.cuda.coded_product import ScaledProduct
 from octavo.kernels.cuda.driver import GPU
-from octavo.kernels.cuda.sizes import MAX_SPLIT, become_codes, most_few_rows, scaled_rows, scratch_shapes
-from octavo.kernels.cuda.weights import DeviceWeights
+from octavo.kernels.cuda.sizes import MAX_SPLIT, most_few_rows
 from octavo.kernels.cuda_cpp.dequantise import dequantise
 from octavo.kernels.cuda_cpp.int4_linear import Tiling
 from octavo.kernels.cuda_cpp.quantized_format import (
     FEW_CODE_ROWS,
-    LAYOUTS,
     MOST_WIDE_OF_FP8,
     MOST_WIDE_ROWS,
     fits,
-    format_of,
-    most_few_code_rows,
-    multiplies_wide,
     part_depth,
-    scales_of,
 )
 from octavo.kernels.cuda_cpp.quantized_linear import quantized_linear
 from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight
 from octavo.kernels.cuda_cpp.wide_codes import Exchange, wide_codes
-from octavo.kernels.cuda_cpp.wide_codes import prepare as prepare_wide_codes
-from octavo.kernels.kv_layout import KVDType
 from octavo.kernels.ops import Activation
-from octavo.kernels.parameters import Linear
-from octavo.kernels.triton.attention.memory import TORCH_DTYPE
-from octavo.kernels.triton.coded.coded_format import pieces_of
 from octavo.kernels.triton.elementwise import elementwise, norm
 from octavo.kernels.triton.linear.late_scales import come_late, put_scales
 from octavo.kernels.triton.linear.quantized import fp8_block_product, fp8_product
@@ -64,102 +52,6 @@ class Product(Protocol):
         self, x: torch.Tensor, total: torch.Tensor, norm_weight: torch.Tensor, eps: float, out: torch.Tensor,
         room: torch.Tensor | None,
     ) -> None: ...  # fmt: skip
-
-
-class QuantizedProducts:
-    """Those of a model, which share their scratch: one runs at a time. linears: of the whole model."""
-
-    @classmethod
-    def of(
-        cls, linears: Sequence[Linear], dtype: KVDType, max_rows: int, device: torch.device, gpu: GPU, *, is_fixed: bool
-    ) -> QuantizedProducts | None:
-        """None: all are dense."""
-        products = cls(linears, dtype, max_rows, device, gpu, is_fixed=is_fixed)
-        return products if products._formats or products._coded else None
-
-    def __init__(
-        self,
-        linears: Sequence[Linear],
-        dtype: KVDType,
-        max_rows: int,
-        device: torch.device,
-        gpu: GPU,
-        *,
-        is_fixed: bool,
-    ) -> None:
-        self._gpu, self._dtype = gpu, dtype
-        formats = {linear.name: format_of(linear, dtype, gpu, is_fixed=is_fixed) for linear in linears}
-        self._formats = {name: form for name, form in formats.items() if form is not None}
-        rest = {each.name: pieces_of(each, is_fixed=is_fixed) for each in linears if each.name not in self._formats}
-        self._coded = {name: pieces for name, pieces in rest.items() if pieces}
-        quantized = [linear for linear in linears if linear.name in self._formats or linear.name in self._coded]
-        shapes = scratch_shapes(quantized, max_rows, dtype, gpu)
-        self._dense = torch.empty(shapes["dense"], dtype=TORCH_DTYPE[dtype], device=device)
-        self._codes = torch.empty(shapes["codes"], dtype=torch.uint8, device=device)
-        self._scales = torch.empty(shapes["scales"], dtype=torch.float32, device=device)
-        self._scales[:4] = 1
-        sums = torch.empty(shapes["sums"], dtype=torch.float32, device=device)
-        self._exchange = Exchange(sums, torch.zeros(shapes["told"], dtype=torch.int32, device=device))
-
-    @property
-    def num_bytes(self) -> int:
-        """Of the scratch."""
-        tensors = self._dense, self._codes, self._scales, self._exchange.sums, self._exchange.told
-        return sum(each.nbytes for each in tensors)
-
-    def fuses(self, num_rows: int) -> Callable[[Linear, bool], bool]:
-        """Whether a product of so many rows, with a gate or without, takes what surrounds it."""
-
-        def fuses(weight: Linear, gated: bool) -> bool:
-            form = self._formats.get(weight.name)
-            if form is None:
-                return weight.name not in self._coded
-            kind, depth = scales_of(form), weight.in_features
-            if num_rows > most_few_code_rows(form, self._dtype, self._gpu):
-                return False
-            if LAYOUTS[form.code] == "int4":
-                group = form.block[1] if kind == "groups" else 0
-                given = group, depth, num_rows, self._gpu
-                return Tiling.of(*given, has_zeros=form.has_zeros, is_gated=gated) is not None
-            most = most_few_rows(scaled_rows(weight, self._dtype, self._gpu))
-            return num_rows <= most and fits(kind, num_rows, depth, self._gpu, is_gated=gated)
-
-        return fuses
-
-    def quantises(self, num_rows: int) -> Callable[[Linear], bool]:
-        """Whether rows become fp8 before a product in a program for so many, and in one kernel with what gives them."""
-
-        def quantises(weight: Linear) -> bool:
-            return weight.name in self._formats and become_codes(weight, num_rows, self._dtype, self._gpu)
-
-        return quantises
-
-    def deals(self, num_rows: int) -> Callable[[Linear], bool]:
-        """Whether a product in a program for so many rows reads such whose inputs are dealt, if they are not fewer."""
-
-        def deals(weight: Linear) -> bool:
-            form = self._formats.get(weight.name)
-            is_wide = form is not None and multiplies_wide(form, self._dtype, self._gpu)
-            return form is not None and is_wide and num_rows > most_few_code_rows(form, self._dtype, self._gpu)
-
-        return deals
-
-    def product(self, weight: Linear, weights: DeviceWeights) -> Product | None:
-        """None: the matrix is dense."""
-        form, pieces = self._formats.get(weight.name), self._coded.get(weight.name, ())
-        if form is None and not pieces:
-            return None
-        bias = weights.stacked(*weight.biases) if weight.biases else None
-        by = scaled_rows(weight, self._dtype, self._gpu)
-        scaled = None if by is None else _SCALED[by]
-        scratch = bias, self._dense, self._codes, self._scales[4:], self._gpu, scaled
-        if form is None:
-            return CodedProduct(tuple(weights.coded(*piece) for piece in pieces), *scratch)
-        exchange = self._exchange if multiplies_wide(form, self._dtype, self._gpu) else None
-        held, one = weights.quantized(weight.parts, form), self._scales[:1].squeeze(0)
-        if exchange is not None:
-            prepare_wide_codes(held, TORCH_DTYPE[self._dtype], self._gpu)
-        return QuantizedProduct(held, *scratch, one=one, exchange=exchange)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

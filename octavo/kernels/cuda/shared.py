@@ -18,7 +18,8 @@ from octavo.kernels.triton.experts.room import Room
 
 if TYPE_CHECKING:
     from octavo.kernels.cuda.adapters import DeviceAdapters
-    from octavo.kernels.cuda.quantized_product import Product, QuantizedProducts
+    from octavo.kernels.cuda.quantized_product import Product
+    from octavo.kernels.cuda.quantized_products import QuantizedProducts
     from octavo.kernels.cuda.rank_sums import RankSums
 
 

@@ -131,8 +131,8 @@ def mixture_codes(layers: Sequence[Mixture], max_rows: int, dtype: str, gpu: GPU
 
 def scratch_shapes(quantized: Sequence[Linear], max_rows: int, dtype: KVDType, gpu: GPU) -> dict[str, int]:
     """Elements of the scratch of quantised products of many rows. dense: of the model's type, for the largest matrix
-    that is made dense, or rows whose inputs are dealt. codes, scales: bytes and float32, for rows that become fp8.
-    sums, told: of 32 bits, for what blocks of one kernel tell each other."""
+    that is made dense, with rows whose inputs are gathered, or rows whose inputs are dealt. codes, scales: bytes and
+    float32, for rows that become fp8. sums, told: of 32 bits, for what blocks of one kernel tell each other."""
     made_dense, inputs, scales, blocks = [0], [0], [0], 0
     for linear in quantized:
         by = scaled_rows(linear, dtype, gpu)
@@ -141,7 +141,8 @@ def scratch_shapes(quantized: Sequence[Linear], max_rows: int, dtype: KVDType, g
             blocks = gpu.num_multiprocessors
             made_dense.append(min(max_rows, MOST_WIDE_OF_FP8) * linear.in_features)
         if by is None:
-            made_dense.append(linear.out_features * linear.in_features)
+            gathered = max_rows * linear.in_features if form is not None and form.is_sorted else 0
+            made_dense.append(linear.out_features * linear.in_features + gathered)
         else:
             inputs.append(linear.in_features)
             scales.append(linear.in_features // _FP8_BLOCK if by == "blocks" else 1)

@@ -22,7 +22,7 @@ from octavo.kernels.tensor import HostTensor, RandomTensor, StoredTensor
 
 if TYPE_CHECKING:
     from octavo.kernels.cuda.plain_codes import PlainCodes
-    from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight
+    from octavo.kernels.cuda_cpp.quantized_weight import OrderedWeight, QuantizedWeight
     from octavo.kernels.triton.coded.weight_stack import WeightStack
 
 _PIECE = 32 << 20
@@ -39,6 +39,7 @@ class DeviceWeights:
         self.parameters: dict[str, torch.Tensor] = {}
         self._stacks: dict[tuple[str, ...], torch.Tensor] = {}
         self._quantized: dict[tuple[str, ...], QuantizedWeight] = {}
+        self._ordered: dict[tuple[str, ...], list[OrderedWeight]] = {}
         self._coded: dict[tuple[str, ...], WeightStack] = {}
         self._angles: dict[RotaryTable, tuple[torch.Tensor, torch.Tensor]] = {}
         self._angle_bytes = 0
@@ -58,9 +59,25 @@ class DeviceWeights:
         if names not in self._quantized:
             weight = QuantizedWeight.of([*self._codes(parts, form)], form, self.dtype)
             self._quantized[names] = weight
-            rows = [part.shape[0] * len(weight.data) // weight.columns for part in parts]
-            self.parameters |= dict(zip(names, weight.data.split(rows), strict=True))
+            self._name_parts(parts, weight)
         return self._quantized[names]
+
+    def ordered(self, parts: tuple[Parameter, ...], form: ScaledFormat) -> list[OrderedWeight]:
+        """The same of matrices whose inputs are sorted, one below the other."""
+        from octavo.kernels.cuda_cpp.quantized_weight import OrderedWeight
+
+        names = tuple(part.name for part in parts)
+        if names not in self._ordered:
+            found, begin = OrderedWeight.all_of([*self._codes(parts, form)], form, self.dtype), 0
+            for weight, count in found:
+                own, begin = parts[begin : begin + count], begin + count
+                self._name_parts(own, weight.matrix)
+            self._ordered[names] = [weight for weight, _ in found]
+        return self._ordered[names]
+
+    def _name_parts(self, parts: tuple[Parameter, ...], weight: QuantizedWeight) -> None:
+        rows = [part.shape[0] * len(weight.data) // weight.columns for part in parts]
+        self.parameters |= {part.name: view for part, view in zip(parts, weight.data.split(rows), strict=True)}
 
     def coded(self, parts: tuple[Parameter, ...], form: ScaledFormat) -> WeightStack:
         """The same for Triton's kernels."""
@@ -123,8 +140,10 @@ class DeviceWeights:
 
     @property
     def num_bytes(self) -> int:
-        coded = [*(w.num_bytes for w in self._quantized.values()), *(w.num_bytes for w in self._coded.values())]
-        return self._angle_bytes + sum(whole.nbytes for whole in self._stacks.values()) + sum(coded)
+        ordered = [weight for weights in self._ordered.values() for weight in weights]
+        held: list[QuantizedWeight | WeightStack | OrderedWeight] = [*self._quantized.values(), *self._coded.values()]
+        stacks = sum(whole.nbytes for whole in self._stacks.values())
+        return self._angle_bytes + stacks + sum(each.num_bytes for each in [*held, *ordered])
 
     def forget_host(self) -> None:
         """Release the host's tensors and the upload buffers, after the last upload."""

@@ -13,6 +13,7 @@ Plans of memory read this file where there is no GPU, so it imports neither torc
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal
 
 from octavo.kernels.cuda.driver import GPU
@@ -52,11 +53,25 @@ def scales_of(form: ScaledFormat) -> Scales:
 def format_of(linear: Linear, dtype: KVDType, gpu: GPU, *, is_fixed: bool) -> ScaledFormat | None:
     """The format in which the kernel multiplies such a product; None: its matrices are made dense."""
     form = linear.parts[0].scheme.format
-    if form is None or any(part.scheme.format != form for part in linear.parts):
+    return None if form is None or form.is_sorted else _format_of(form, linear, dtype, gpu, is_fixed=is_fixed)
+
+
+def sorted_format_of(linear: Linear, dtype: KVDType, gpu: GPU, *, is_fixed: bool) -> ScaledFormat | None:
+    """The same of matrices whose inputs are sorted; these are gathered first. A rank's part of them has groups of any
+    size."""
+    form = linear.parts[0].scheme.format
+    if form is None or not form.is_sorted or linear.is_partial:
+        return None
+    return _format_of(form, linear, dtype, gpu, is_fixed=is_fixed)
+
+
+def _format_of(form: ScaledFormat, linear: Linear, dtype: KVDType, gpu: GPU, *, is_fixed: bool) -> ScaledFormat | None:
+    if any(part.scheme.format != form for part in linear.parts):
         return None
     if dtype == "float32" or is_fixed or gpu.is_interpreted or nvcc.find_nvcc() is None:
         return None
-    return None if any(why_not(form, *part.shape) for part in linear.parts) else form
+    plain = replace(form, is_sorted=False)
+    return None if any(why_not(plain, *part.shape) for part in linear.parts) else form
 
 
 def most_few_code_rows(form: ScaledFormat, dtype: str, gpu: GPU) -> int:
@@ -127,9 +142,9 @@ def _shared_bytes(stage_bytes: int, kind: Scales, num_rows: int, depth: int, is_
     return int(ENTRIES * stage_bytes * _ENTRY_BYTES[kind]) + sums + num_rows * (depth + ROW_GAP) * 2 + 4096
 
 
-def held_bytes(form: ScaledFormat, columns: int, depth: int) -> int:
-    """What a matrix takes on the device."""
-    codes = columns * depth // (2 if form.is_nibbles else 1)
+def held_bytes(form: ScaledFormat, columns: int, depth: int, num_parts: int = 1) -> int:
+    """What a matrix of so many parts takes on the device."""
+    codes = columns * depth // (2 if form.is_nibbles else 1) + (8 * depth * num_parts if form.is_sorted else 0)
     kind = scales_of(form)
     if kind == "outputs":
         return codes + 4 * columns

@@ -12,7 +12,7 @@ quantised on the device.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, isfinite, log2
 
 import torch
@@ -80,6 +80,50 @@ class QuantizedWeight:
             scales = torch.nn.functional.pad(scales, (0, -scales.shape[1] % 4)).contiguous()
         group = form.block[1] if kind == "groups" else 0
         return cls(layout, kind, data, scales, columns, depth, group, zeros, is_short, raised)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OrderedWeight:
+    """A matrix whose inputs are sorted. orders: int32 [parts, 2, in], of each part: the input that each column meets,
+    and the same of the places in which `triton/dealt.py` puts them. All parts have one order."""
+
+    matrix: QuantizedWeight
+    orders: torch.Tensor
+
+    @property
+    def order(self) -> torch.Tensor:
+        return self.orders[0, 0]
+
+    @property
+    def dealt_order(self) -> torch.Tensor:
+        return self.orders[0, 1]
+
+    @property
+    def num_bytes(self) -> int:
+        return self.matrix.num_bytes + self.orders.nbytes
+
+    @classmethod
+    def all_of(
+        cls, parts: Sequence[PlainCodes], form: ScaledFormat, dtype: torch.dtype
+    ) -> tuple[tuple[OrderedWeight, int], ...]:
+        """And how many parts each has. Neighbouring parts with one order become one weight."""
+        plain, found = replace(form, is_sorted=False), []
+        while parts:
+            orders = [_order(part) for part in parts]
+            same = next((i for i, order in enumerate(orders) if not torch.equal(order, orders[0])), len(parts))
+            both = torch.stack((orders[0], _dealt(orders[0]))).repeat(same, 1, 1)
+            found.append((cls(QuantizedWeight.of(parts[:same], plain, dtype), both), same))
+            parts = parts[same:]
+        return tuple(found)
+
+
+def _order(part: PlainCodes) -> torch.Tensor:
+    assert part.order is not None, "a format that sorts inputs has an order"
+    return part.order
+
+
+def _dealt(order: torch.Tensor) -> torch.Tensor:
+    return order.view(-1, 4, 4, 2).transpose(1, 2).reshape(-1)
 
 
 def _raised(scales: torch.Tensor) -> float:

@@ -1,4 +1,4 @@
-"""What products of many rows need around them: rows made fp8, or their inputs dealt."""
+"""What products need around them: rows made fp8, or their inputs dealt or gathered."""
 
 from __future__ import annotations
 
@@ -25,6 +25,15 @@ def deal_inputs(x: torch.Tensor, out: torch.Tensor, *, chained: bool = False) ->
     width = x.shape[1] // 2
     _deal_kernel[(len(x), triton.cdiv(width, _PAIRS))](
         x.view(torch.int32), out.view(torch.int32), width, x.stride(0) // 2, BLOCK=_PAIRS, CHAINED=chained,
+        launch_pdl=chained, num_warps=4,
+    )  # fmt: skip
+
+
+def gather_inputs(x: torch.Tensor, order: torch.Tensor, out: torch.Tensor, *, chained: bool = False) -> None:
+    """x [T, in] -> out [T, in], contiguous, of 16 bits: place i has input order[i]."""
+    width = x.shape[1]
+    _gather_kernel[(len(x), triton.cdiv(width, 2 * _PAIRS))](
+        x.view(torch.int16), order, out.view(torch.int16), width, x.stride(0), BLOCK=2 * _PAIRS, CHAINED=chained,
         launch_pdl=chained, num_warps=4,
     )  # fmt: skip
 
@@ -156,6 +165,16 @@ def _deal_kernel(x_ptr, out_ptr, width, x_stride, BLOCK: tl.constexpr, CHAINED: 
     wait_for_previous(CHAINED, EARLY=True)
     x = tl.load(x_ptr + row * x_stride + source, mask=pair < width)
     tl.store(out_ptr + row * width + pair, x, mask=pair < width)
+
+
+@triton.jit
+def _gather_kernel(x_ptr, order_ptr, out_ptr, width, x_stride, BLOCK: tl.constexpr, CHAINED: tl.constexpr):
+    row, place = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < width
+    source = tl.load(order_ptr + place, mask=inside, other=0)
+    wait_for_previous(CHAINED, EARLY=True)
+    x = tl.load(x_ptr + row * x_stride + source, mask=inside)
+    tl.store(out_ptr + row * width + place, x, mask=inside)
 
 
 @triton.jit
