@@ -149,6 +149,7 @@ def test_a_preempted_sequence_comes_back_with_its_adapter(
 
 def test_what_cannot_be_asked(llm: LLM, adapters: dict[str, LoRARequest], model: Path, tmp_path: Path) -> None:
     wide = write_adapter(tmp_path / "wide", model, rank=9)
+    answers(llm, adapters["all"])  # its number and its name are taken
     wrong: list[tuple[Any, str]] = [
         (7, "lora_request is 7, allowed are a LoRARequest"),
         ([adapters["all"]], "1 values for 3 prompts"),
