@@ -60,7 +60,7 @@ SLOW = {
     "observe": "metrics tracing",
     "text": "chat_template detokenizer folder_tokenizer gguf_tokenizer sentencepiece_merges template_process "
     "text_bounds tokenizer tokenizer_calls",
-    "quantization": "at_load malformed published schemes",
+    "quantization": "as_stored at_load malformed other_writers published published_configs schemes",
     "sampling": "columns",
     "structured": "engine rows schema_suite",
     "worker": "device_grammars plan",
