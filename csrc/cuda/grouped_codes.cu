@@ -2,15 +2,15 @@
 //
 //   y[pair] = x[pair / rows_of] W[expert]^T, or act(gate) * up; a pair is a row and one of its experts
 //
-// An expert's pairs are a list. A tile is 256 rows of its matrix, or 128 of the gate and their 128 of up, and up to 128
-// pairs. A persistent grid, one block a multiprocessor, takes every gridDim-th tile.
+// An expert's pairs are a list. A tile is 256 rows of its matrix, or 128 of the gate and their 128 of up, and up to PAIRS
+// pairs: 128, or as few as experts have. A persistent grid, BLOCKS a multiprocessor, takes every gridDim-th tile.
 //
 //   1 warpgroup loads     128 inputs a stage: codes by the copy engine, rows of the list, which lie apart, 16 bytes a
 //                         thread ──> a ring in shared memory
 //   2 warpgroups multiply 128 rows of the matrix each, as the first operand, which is in registers: sums are outputs by
 //                         pairs. Codes become numbers there; meanwhile the matrix units have the step before
 //
-// So numbers are made once for all pairs of a tile, and pairs are multiplied by 32.
+// So numbers are made once for all pairs of a tile, and pairs are multiplied by 32, or by 16.
 //
 // A thread of four has a unit of 32 inputs of each of its rows of the matrix. A product of 16 inputs takes four of each
 // such unit, as a word of codes has them. So the rows' inputs have been dealt (grouped_codes.py), 128 at a time:
@@ -25,8 +25,26 @@
 #include "narrow_product.cuh"
 #include "ring.cuh"
 
+#ifndef ELEMENT
+#define ELEMENT Bf16
+#endif
 #ifndef FORMAT
 #define FORMAT kFp4
+#endif
+#ifndef HAS_ZEROS
+#define HAS_ZEROS 0
+#endif
+// Whether scales are numbers of ELEMENT, and zero points 8
+#ifndef HAS_SHORT_SCALES
+#define HAS_SHORT_SCALES 0
+#endif
+// Of a tile: 16, 32 or 128
+#ifndef PAIRS
+#define PAIRS 128
+#endif
+// That share a multiprocessor: 1, or 2 with few pairs
+#ifndef BLOCKS
+#define BLOCKS 1
 #endif
 // The gate's kind, as `gated` numbers them
 #ifndef GATE
@@ -40,21 +58,25 @@ namespace octavo {
 namespace {
 
 constexpr bool kIsGated = GATE >= 0;
-constexpr int kPairs = 128, kMatrixRows = 256, kInputs = 128;  // of a tile; of a stage
+constexpr int kPairs = PAIRS, kWidth = kPairs < 32 ? kPairs : 32, kMatrixRows = 256, kInputs = 128;  // of a tile; of a stage
 constexpr int kColumns = kIsGated ? kMatrixRows / 2 : kMatrixRows;
-constexpr int kCodeBytes = kMatrixRows * Fragments<FORMAT>::kRowBytes, kPanelBytes = kPairs * 128;
-constexpr int kEntries = Fragments<FORMAT>::kBits == 4 ? 4 : 3;
+using Codes = Fragments<FORMAT, ELEMENT, HAS_ZEROS, HAS_SHORT_SCALES>;
+constexpr int kCodeBytes = kMatrixRows * Codes::kRowBytes, kPanelBytes = kPairs * 128;
+constexpr int kSharedBytes = (BLOCKS == 1 ? 227 : 113) * 1024, kBesideRing = 4864;
+constexpr int kMostEntries = (kSharedBytes - kBesideRing) / (kCodeBytes + 2 * kPanelBytes);
+constexpr int kEntries = kMostEntries < 8 ? kMostEntries : 8;
 constexpr int kLoaders = 128, kThreads = 384;
-constexpr int kLoaderRegisters = 56, kMultiplierRegisters = 224;  // as many in all as the threads begin with
+// As many in all as the threads begin with
+constexpr int kLoaderRegisters = BLOCKS == 1 ? 56 : 32, kMultiplierRegisters = BLOCKS == 1 ? 224 : 104;
 
 struct Launch {
   const int* counts;  // pairs of each expert
   const int* order;   // [experts][max_rows]: each expert's pairs
-  const Bf16* x;      // [rows][x_stride], dealt
+  const ELEMENT* x;   // [rows][x_stride], dealt
   const void* scales;
-  const int8_t* zeros;  // in the same places; or null: they are 8
-  const Bf16* bias;     // [experts][outputs], or null
-  Bf16* out;            // [pairs][out_stride]
+  const int8_t* zeros;  // HAS_ZEROS: in the same places; otherwise they are 8
+  const ELEMENT* bias;  // [experts][outputs], or null
+  ELEMENT* out;         // [pairs][out_stride]
   int64_t x_stride, out_stride;
   int max_rows, num_experts, rows_of, columns, depth, group, row_block, num_matrix_rows;
   float alpha, limit;
@@ -68,13 +90,14 @@ struct Shared {
   int pairs[2][kPairs];  // of a tile, and of the one before it
 };
 
-using Codes = Fragments<FORMAT>;
+static_assert(sizeof(Shared) <= kSharedBytes);
+
 using Tiles = Walk<kPairs, kColumns>;
 
 __device__ __forceinline__ int num_stages(const Launch& launch) { return (launch.depth + kInputs - 1) / kInputs; }
 
 // Pairs that are multiplied
-__device__ __forceinline__ int padded_pairs(const Tiles& walk) { return (walk.num_pairs() + 31) / 32 * 32; }
+__device__ __forceinline__ int padded_pairs(const Tiles& walk) { return (walk.num_pairs() + kWidth - 1) / kWidth * kWidth; }
 
 // A stage: eight threads have the 128 bytes of a panel's row
 struct Loader {
@@ -139,10 +162,14 @@ struct Multiplier {
     for (int turn = 0; walk.has_tile(); walk.next(), turn ^= 1) {
       const int num_pairs = padded_pairs(walk), at = threadIdx.x - kLoaders;
       const int pair = at < kPairs ? walk.pair(at) : -1;
-      if (num_pairs == 32) multiply<32>(walk);
-      else if (num_pairs == 64) multiply<64>(walk);
-      else if (num_pairs == 96) multiply<96>(walk);
-      else multiply<128>(walk);
+      if constexpr (kPairs == kWidth) {
+        multiply<kWidth>(walk);
+      } else {
+        if (num_pairs == 32) multiply<32>(walk);
+        else if (num_pairs == 64) multiply<64>(walk);
+        else if (num_pairs == 96) multiply<96>(walk);
+        else multiply<128>(walk);
+      }
       if (at < kPairs) shared.pairs[turn][at] = pair;
       named_barrier(1, kThreads - kLoaders);
       finish(walk, shared.pairs[turn]);
@@ -155,7 +182,7 @@ struct Multiplier {
     return place + product * 2 + half;
   }
 
-  template <int kWidth>
+  template <int kOfPairs>
   __device__ __forceinline__ void multiply(const Tiles& walk) {
     int rows[2][2];  // where their scales begin
     begin(walk, rows);
@@ -170,7 +197,7 @@ struct Multiplier {
       load(rows, stage + 1, next);
       shared.ring.wait_until_full(count);
       async_fence();  // rows came by ordinary copies
-      multiply_stage<kWidth>(shared_address(shared.codes[entry]), shared_address(shared.rows[entry]), scales, stage > 0);
+      multiply_stage<kOfPairs>(shared_address(shared.codes[entry]), shared_address(shared.rows[entry]), scales, stage > 0);
     }
     products_end(sums[0]);
     products_end(sums[1]);
@@ -195,7 +222,7 @@ struct Multiplier {
   }
 
   // Numbers of a step are made while the products of the step before run
-  template <int kWidth>
+  template <int kOfPairs>
   __device__ __forceinline__ void multiply_stage(uint32_t codes, uint32_t x, const typename Codes::Scale (&scales)[2][2],
                                                  bool has_before) {
     uint4 words[2][2];
@@ -215,8 +242,8 @@ struct Multiplier {
       }
       const uint64_t inputs = matrix(x + step / 4 * kPanelBytes + step % 4 * 32);
       products_begin();
-      multiply_add_narrow<Bf16, kWidth, kPairs>(sums[0], numbers[step % 2][0], inputs, step > 0 || has_before);
-      multiply_add_narrow<Bf16, kWidth, kPairs>(sums[1], numbers[step % 2][1], inputs, step > 0 || has_before);
+      multiply_add_narrow<ELEMENT, kOfPairs, kPairs>(sums[0], numbers[step % 2][0], inputs, step > 0 || has_before);
+      multiply_add_narrow<ELEMENT, kOfPairs, kPairs>(sums[1], numbers[step % 2][1], inputs, step > 0 || has_before);
       products_end_group();
       products_wait<1>();
       if (step == 0 && has_before) release(count - 1);
@@ -247,14 +274,14 @@ struct Multiplier {
       if (column >= num_pairs) continue;
       float y[2][2];
 #pragma unroll
-      for (int j = 0; j < 4; ++j) y[j / 2][j % 2] = sums[j / 2][i / 2][j % 2 * 2 + i % 2] + bias[j / 2][j % 2];
-      Bf16* to = launch.out + pairs[column] * launch.out_stride + walk.column() + place;
+      for (int j = 0; j < 4; ++j) y[j / 2][j % 2] = sums[j / 2][i / 2][j % 2 * 2 + i % 2] * Codes::kRaised + bias[j / 2][j % 2];
+      ELEMENT* to = launch.out + pairs[column] * launch.out_stride + walk.column() + place;
       if constexpr (kIsGated) {
         const float one = gated(y[0][0], y[0][1], GATE, launch.alpha, launch.limit);
         const float other = gated(y[1][0], y[1][1], GATE, launch.alpha, launch.limit);
-        *reinterpret_cast<uint32_t*>(to) = pack<Bf16>(is_there[0] ? one : 0, is_there[1] ? other : 0);
+        *reinterpret_cast<uint32_t*>(to) = pack<ELEMENT>(is_there[0] ? one : 0, is_there[1] ? other : 0);
       } else {
-        *reinterpret_cast<uint2*>(to) = {pack<Bf16>(y[0][0], y[0][1]), pack<Bf16>(y[1][0], y[1][1])};
+        *reinterpret_cast<uint2*>(to) = {pack<ELEMENT>(y[0][0], y[0][1]), pack<ELEMENT>(y[1][0], y[1][1])};
       }
     }
   }
@@ -263,9 +290,9 @@ struct Multiplier {
 }  // namespace
 }  // namespace octavo
 
-extern "C" __device__ const int octavo_shared_bytes = sizeof(octavo::Shared) + 1024;
+extern "C" __device__ const int octavo_shared_bytes = sizeof(octavo::Shared);
 
-extern "C" __global__ void __launch_bounds__(octavo::kThreads, 1)
+extern "C" __global__ void __launch_bounds__(octavo::kThreads, BLOCKS)
     octavo_grouped_codes(const __grid_constant__ octavo::Launch launch, const __grid_constant__ octavo::TensorMap map) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
   using namespace octavo;

@@ -7,6 +7,7 @@ namespace octavo {
 
 #define OCTAVO_ROW(i) "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])
 #define OCTAVO_FOUR(i) OCTAVO_ROW(i), OCTAVO_ROW(i + 1), OCTAVO_ROW(i + 2), OCTAVO_ROW(i + 3)
+#define OCTAVO_C16 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define OCTAVO_C32 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 #define OCTAVO_C64 \
   OCTAVO_C32 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
@@ -37,6 +38,7 @@ __device__ __forceinline__ void multiply_add_narrow(float (&c)[kMost / 8][4], co
 #define OCTAVO_PRODUCT(columns, ...)                                                                               \
   if constexpr (kColumns == columns && is_half<Element>) OCTAVO_TYPED("f16.f16", columns, __VA_ARGS__)             \
   if constexpr (kColumns == columns && !is_half<Element>) OCTAVO_TYPED("bf16.bf16", columns, __VA_ARGS__)
+  OCTAVO_PRODUCT(16, OCTAVO_C16, "%8", "%9", "%10", "%11", "%12", "%13", OCTAVO_ROW(0), OCTAVO_ROW(1))
   OCTAVO_PRODUCT(32, OCTAVO_C32, "%16", "%17", "%18", "%19", "%20", "%21", OCTAVO_FOUR(0))
   OCTAVO_PRODUCT(64, OCTAVO_C64, "%32", "%33", "%34", "%35", "%36", "%37", OCTAVO_FOUR(0), OCTAVO_FOUR(4))
   OCTAVO_PRODUCT(96, OCTAVO_C96, "%48", "%49", "%50", "%51", "%52", "%53", OCTAVO_FOUR(0), OCTAVO_FOUR(4), OCTAVO_FOUR(8))
@@ -57,6 +59,7 @@ __device__ __forceinline__ void multiply_add_narrow(float (&c)[kMost / 8][4], co
 
 #undef OCTAVO_ROW
 #undef OCTAVO_FOUR
+#undef OCTAVO_C16
 #undef OCTAVO_C32
 #undef OCTAVO_C64
 #undef OCTAVO_C96

@@ -87,7 +87,7 @@ def test_int4_linear(gpu: GPU) -> None:
 def test_experts() -> None:
     product = experts.Variant(torch.bfloat16, "E2M1", 32, False, False, 8, 32, True, Ring(4, 7, 2))
     wide = grouped_linear.Variant(torch.bfloat16, True, "clamped", has_bias=True)
-    codes = grouped_codes.CodesVariant("I8", None)
+    codes = grouped_codes.CodesVariant(torch.float16, "I8", False, True, None, grouped_codes.TILES[0])
     ring = fp4_experts.WarpRing(1, 2, 6, 2, 1, 12)
     one = fp4_experts.Fp4Variant(torch.bfloat16, False, 32, False, True, 4, 1, 1, "clamped", ring)
     tiling = one_row_format.Tiling(2, 10, 8, (8, 2), (6, 1), 1, 1, 2)

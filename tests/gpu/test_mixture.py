@@ -11,10 +11,11 @@ import torch
 
 from tests.gpu.device import DEVICE, ON_GPU, TOLERANCE, relative_error
 
+from benchmarks.kernels import gpu_quantized_experts  # isort: skip
 from octavo.kernels.cuda.driver import GPU, find_gpu  # isort: skip
 from octavo.kernels.cuda.mixture_launch import kernels_of  # isort: skip
 from octavo.kernels.cuda_cpp.compile import find_nvcc  # isort: skip
-from octavo.kernels.cuda_cpp.expert_format import why_not, why_not_codes, why_not_wide  # isort: skip
+from octavo.kernels.cuda_cpp.expert_format import least_pairs, rows_for, why_not, why_not_codes, why_not_wide  # isort: skip
 from octavo.kernels.kv_layout import KVDType  # isort: skip
 from octavo.kernels.scaled import ScaledFormat  # isort: skip
 from octavo.kernels.mixture import SILU, ExpertStack, Gate, Mixture, Routing  # isort: skip
@@ -190,7 +191,10 @@ def test_the_card_says_which_rows_are_whose() -> None:
     small, large = (made_parameters.mixture(TOP_TWO, 64, inner) for inner in (128, 2048))
 
     def card(few: str | None, wide: str | None, *layers: Mixture) -> str | None:
-        shared = SimpleNamespace(why_not_few=lambda layer: few, why_not_wide=lambda layer: wide)
+        shared = SimpleNamespace(
+            why_not_few=lambda layer: few, why_not_wide=lambda layer: wide,
+            few_rows=lambda layer: rows_for(layer, is_wide=wide is None),
+        )  # fmt: skip
         return kernels_of(layers, cast("Shared", shared))
 
     assert card(None, None) is None
@@ -198,6 +202,23 @@ def test_the_card_says_which_rows_are_whose() -> None:
     assert card(None, None, large) == "cuda for 49 rows an expert, triton"
     assert card("slots", None, small) == "cuda for 49 rows an expert, triton (slots)"
     assert card("no nvcc", "no nvcc", small) == "triton (no nvcc)"
+
+
+@pytest.mark.parametrize(
+    ("form", "is_wide", "most"),
+    [
+        *((ScaledFormat("U4", (1, 128)), True, 7), (ScaledFormat("U4", (1, 128)), False, 32)),
+        *((ScaledFormat("F8_E4M3", (128, 128)), True, 7), (ScaledFormat("F8_E4M3", (1, 0)), True, 32)),
+        *((ScaledFormat("E2M1", (1, 32)), True, 32), (None, True, 8)),
+    ],
+)
+def test_the_kernels_for_few_rows_end_where_the_others_begin(
+    form: ScaledFormat | None, is_wide: bool, most: int
+) -> None:
+    layer = gpu_quantized_experts.layer_of(gpu_quantized_experts.SHAPES["qwen3-30b-a3b"], form)
+    assert rows_for(layer, is_wide=is_wide) == range(1, most + 1)
+    codes = form is not None and form.code in ("U4", "F8_E4M3") and form.block[1] > 0
+    assert (least_pairs(layer) == 0.5) == codes
 
 
 def in_torch(x: torch.Tensor, experts: Experts, room: Room, logits: torch.Tensor | None = None) -> torch.Tensor:

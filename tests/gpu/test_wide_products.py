@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
@@ -13,7 +14,7 @@ from tests.gpu.device import ON_GPU, TOLERANCE, relative_error
 from octavo.kernels.cuda.driver import find_gpu  # isort: skip
 from octavo.kernels.cuda_cpp.compile import find_nvcc  # isort: skip
 from octavo.kernels.cuda.sizes import padded_inputs  # isort: skip
-from octavo.kernels.cuda_cpp.grouped_codes import multiply_codes  # isort: skip
+from octavo.kernels.cuda_cpp.grouped_codes import TILES, CodesTile, multiply_codes  # isort: skip
 from octavo.kernels.cuda_cpp.grouped_linear import WideProducts  # isort: skip
 from octavo.kernels.triton.linear.quantized import deal_spans  # isort: skip
 from octavo.kernels.mixture import SILU, Gate  # isort: skip
@@ -72,22 +73,42 @@ def test_fp8_rows_and_experts(columns: int, depth: int, gate: Gate | None) -> No
     assert relative_error(out, expected) < TOLERANCE[torch.bfloat16]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("tile", TILES, ids=str)
 @pytest.mark.parametrize("is_gated", [False, True])
 @pytest.mark.parametrize("form", CODES, ids=lambda form: form.label)
-def test_codes(form: ScaledFormat, is_gated: bool) -> None:
+def test_codes(form: ScaledFormat, is_gated: bool, tile: CodesTile, dtype: torch.dtype) -> None:
     """Tiles that are not whole; results of a gate are dealt, and zeros follow them. The gates are those of the mixtures
     below, whose kernels are the same."""
     gate = None if not is_gated else Gate("clamped", limit=1.0) if form.code == "E2M1" else SILU
-    gpu, columns, depth = products(torch.bfloat16).gpu, 384 if form.block[0] > 1 else 416, 896
+    gpu, columns, depth = products(dtype).gpu, 384 if form.block[0] > 1 else 416, 896
     outputs = columns if gate is None else 2 * columns
     coded, dense = stack_of(form, len(COUNTS), outputs, depth, num_parts=1)
-    (room, pairs), bias = lists(), torch.randn(len(COUNTS), outputs, device="cuda").bfloat16()
-    x = torch.randn(-(-sum(COUNTS) // ROWS_OF), depth, device="cuda").bfloat16()
+    (room, pairs), bias = lists(), torch.randn(len(COUNTS), outputs, device="cuda").to(dtype)
+    x = torch.randn(-(-sum(COUNTS) // ROWS_OF), depth, device="cuda").to(dtype)
     width = columns if gate is None else padded_inputs(columns)
-    out = torch.full((sum(COUNTS), width), torch.nan, device="cuda", dtype=torch.bfloat16)
-    multiply_codes(dealt(x), coded, bias, out, room, rows_of=ROWS_OF, gpu=gpu, gate=gate)
+    out = torch.full((sum(COUNTS), width), torch.nan, device="cuda", dtype=dtype)
+    multiply_codes(dealt(x), coded, bias, out, room, rows_of=ROWS_OF, gpu=gpu, gate=gate, tile=tile)
     expected = product_in_torch(x.float(), dense.data.float(), bias, pairs, gate)
-    assert relative_error(out, expected if gate is None else dealt(expected.bfloat16())) < TOLERANCE[torch.bfloat16]
+    assert relative_error(out, expected if gate is None else dealt(expected.to(dtype))) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("form", CODES[2:], ids=lambda form: form.label)
+def test_scales_of_16_bits(form: ScaledFormat, dtype: torch.dtype) -> None:
+    """They take fewer instructions."""
+    coded, _ = stack_of(form, len(COUNTS), 384, 896, num_parts=1)
+    assert coded.scales is not None
+    assert not coded.scale_types
+    rounded = replace(coded, scales=coded.scales.to(dtype).float())
+    x, (room, _) = torch.randn(-(-sum(COUNTS) // ROWS_OF), 896, device="cuda").to(dtype), lists()
+    results = []
+    for types in (frozenset[torch.dtype](), frozenset({dtype})):
+        out = torch.full((sum(COUNTS), 384), torch.nan, device="cuda", dtype=dtype)
+        weight = replace(rounded, scale_types=types)
+        multiply_codes(dealt(x), weight, None, out, room, rows_of=ROWS_OF, gpu=products(dtype).gpu, tile=TILES[0])
+        results.append(out)
+    assert relative_error(results[1], results[0].float()) < TOLERANCE[dtype]
 
 
 def dealt(x: torch.Tensor) -> torch.Tensor:
@@ -97,21 +118,21 @@ def dealt(x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.label)
-@pytest.mark.parametrize("num_rows", [300, 2000])
-def test_a_mixture_of_codes(form: ScaledFormat, num_rows: int) -> None:
-    """Codes become bfloat16 on their way; the few experts of a test have many rows each."""
-    why = [why_not_wide_codes(form, depth, "bfloat16") for depth in (HIDDEN, INNER)]
+@pytest.mark.parametrize(("num_rows", "dtype"), [(40, torch.float16), (300, torch.bfloat16), (2000, torch.bfloat16)])
+def test_a_mixture_of_codes(form: ScaledFormat, num_rows: int, dtype: torch.dtype) -> None:
+    """Codes become 16 bits on their way; the few experts of a test have many rows each."""
+    why = [why_not_wide_codes(form, depth) for depth in (HIDDEN, INNER)]
     if any(why):
         pytest.skip(str(why))
     case = CASES["gpt-oss"] if form.code == "E2M1" else CASES["mixtral"]
-    coded, dense = coded_experts(case, form, torch.bfloat16)
-    room, wide = room_for(case, torch.bfloat16), products(torch.bfloat16)
+    coded, dense = coded_experts(case, form, dtype)
+    room, wide = room_for(case, dtype), products(dtype)
     wide.prepare((coded.gate_up, coded.gate_up_bias), (coded.down, coded.down_bias), coded.layer.gate)
-    x = torch.randn(num_rows, HIDDEN, device="cuda", dtype=torch.bfloat16)
+    x = torch.randn(num_rows, HIDDEN, device="cuda", dtype=dtype)
     out = torch.full_like(x, torch.nan)
     mixture(x, None, out, coded, room, chained=True, wide=wide)
     is_fp8 = coded.gate_up.code == "F8_E4M3" and coded.gate_up.scales_outputs
-    assert relative_error(out, in_torch(x, dense, room)) < (0.06 if is_fp8 else 3 * TOLERANCE[torch.bfloat16])
+    assert relative_error(out, in_torch(x, dense, room)) < (0.06 if is_fp8 else 3 * TOLERANCE[dtype])
 
 
 def products(dtype: torch.dtype) -> WideProducts:

@@ -38,15 +38,22 @@ def _runs_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     kernel._map_of.cache_clear()
 
 
-def test_codes_of_bytes_and_a_bias() -> None:
+@pytest.mark.parametrize(
+    ("form", "tile"),
+    [(ScaledFormat("I8", (1, 128)), kernel.TILES[-1]), (ScaledFormat("U4", (1, 64), has_zeros=True), kernel.TILES[0])],
+    ids=["bytes", "nibbles"],
+)
+def test_codes_and_a_bias(form: ScaledFormat, tile: kernel.CodesTile) -> None:
     """Lists of any length, and tiles and stages that are not whole."""
     columns, depth = 288, 128
-    coded, dense = stack_of(ScaledFormat("I8", (1, 128)), len(COUNTS), columns, depth, num_parts=1)
-    x, bias = torch.randn(-(-sum(COUNTS) // ROWS_OF), depth).bfloat16(), torch.randn(len(COUNTS), columns).bfloat16()
+    dtype = torch.bfloat16 if form.code == "I8" else torch.float16
+    coded, dense = stack_of(form, len(COUNTS), columns, depth, num_parts=1)
+    x, bias = torch.randn(-(-sum(COUNTS) // ROWS_OF), depth).to(dtype), torch.randn(len(COUNTS), columns).to(dtype)
     room, pairs = lists()
-    out = torch.full((sum(COUNTS), columns), torch.nan, dtype=torch.bfloat16)
-    kernel.multiply_codes(dealt(x), coded, bias, out, room, rows_of=ROWS_OF, gpu=FEW_BLOCKS)
-    assert relative_error(out, product(x, dense.data, bias, pairs, ROWS_OF)) < 6e-3
+    out = torch.full((sum(COUNTS), columns), torch.nan, dtype=dtype)
+    kernel.multiply_codes(dealt(x), coded, bias, out, room, rows_of=ROWS_OF, gpu=FEW_BLOCKS, tile=tile)
+    allowed = 6e-3 if dtype == torch.bfloat16 else 1e-3
+    assert relative_error(out, product(x, dense.data, bias, pairs, ROWS_OF)) < allowed
 
 
 def test_a_mixture_of_mxfp4() -> None:
@@ -60,7 +67,7 @@ def test_a_mixture_of_mxfp4() -> None:
     room.results = torch.full((sum(COUNTS) * hidden,), torch.nan, dtype=torch.bfloat16)
     results = room.results.view(-1, hidden)
     given = [(coded, bias) for (coded, _), bias in zip(stacks, biases, strict=True)]
-    assert kernel.takes_codes(stacks[0][0], stacks[1][0], len(results), ROWS_OF, torch.bfloat16)
+    assert kernel.takes_codes(stacks[0][0], stacks[1][0], len(results), ROWS_OF)
     kernel.mixture_of_codes(x, *given, room, results, gate=gate, num_chosen=ROWS_OF, gpu=FEW_BLOCKS)
     middle = gated(product(x, stacks[0][1].data, biases[0], pairs, ROWS_OF), gate)
     assert relative_error(results, product(middle, stacks[1][1].data, biases[1], pairs, 1)) < 8e-3

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from octavo.kernels.cuda.shared import Shared
-from octavo.kernels.cuda_cpp.expert_format import least_pairs, rows_for
+from octavo.kernels.cuda_cpp.expert_format import least_pairs
 from octavo.kernels.cuda_cpp.grouped_linear import WideProducts
 from octavo.kernels.mixture import Mixture
 from octavo.kernels.parameters import Parameter
@@ -36,7 +36,7 @@ class MixtureLaunch:
             from octavo.kernels.cuda_cpp.experts import FewRowExperts
 
             self._few = FewRowExperts(self._experts, self._room, shared.gpu, weights.dtype)
-            self._few_rows = rows_for(layer)
+            self._few_rows = shared.few_rows(layer)
 
         self._wide: WideProducts | None = None
         if shared.why_not_wide(layer) is None:
@@ -81,7 +81,7 @@ def kernels_of(layers: Iterable[Mixture], shared: Shared) -> str | None:
     """For people: what multiplies experts. None: there are none."""
     found = list(layers)
     reasons = dict.fromkeys(why for layer in found if (why := shared.why_not_few(layer)) is not None)
-    ranges = dict.fromkeys(rows for layer in found if not reasons and (rows := rows_for(layer)))
+    ranges = dict.fromkeys(rows for layer in found if not reasons and (rows := shared.few_rows(layer)))
     cuda = [f"cuda for {rows.start} to {rows.stop - 1} rows" for rows in ranges]
     if found and all(shared.why_not_wide(layer) is None for layer in found):
         cuda += [f"cuda for {pairs} rows an expert" for pairs in dict.fromkeys(map(least_pairs, found))]

@@ -50,9 +50,13 @@ class Shared:
         """Why the kernel for experts of many rows each does not take a mixture."""
         return why_not_wide(layer, self.memory.dtype, self.gpu, is_fixed=self.is_fixed)
 
+    def few_rows(self, layer: Mixture) -> range:
+        """The numbers of rows that the kernels for few rows would be for."""
+        return rows_for(layer, is_wide=self.why_not_wide(layer) is None)
+
     def routes_norm(self, num_rows: int, layer: Mixture) -> bool:
         """Whether a mixture of so many rows, or one of more than one, takes the norm before it."""
-        return num_rows in rows_for(layer) and self.see is None and self.why_not_few(layer) is None
+        return num_rows in self.few_rows(layer) and self.see is None and self.why_not_few(layer) is None
 
     @property
     def fuses_sums(self) -> bool:

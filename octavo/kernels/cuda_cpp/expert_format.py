@@ -13,6 +13,7 @@ Plans of memory read this file where there is no GPU, so it imports neither torc
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda_cpp import compile as nvcc
@@ -29,9 +30,11 @@ BITS: dict[Code | None, int] = {None: 16, "F8_E4M3": 8, "I8": 8, "U4": 4, "E2M1"
 #: experts, each of which keeps all multiprocessors busy, Triton's are faster for dense weights, and for one row of
 #: codes, but not of E2M1
 MOST_ROWS: dict[Code | None, int] = {None: 8, "F8_E4M3": 32, "I8": 32, "U4": 32, "E2M1": 32}
-#: average length of an expert's list from which tiles of 128 rows are faster than Triton's smaller ones; and by bits of
-#: codes other than fp8 with scales of outputs
-LEAST_PAIRS, LEAST_CODED_PAIRS = 49, {4: 4, 8: 8}
+#: average length of an expert's list from which tiles of 128 rows are faster than Triton's smaller ones; and, of codes
+#: other than fp8 with scales of outputs, than both other kernels
+LEAST_PAIRS = 49
+LEAST_CODED_PAIRS: dict[Code, float] = {"U4": 0.5, "F8_E4M3": 0.5, "E2M1": 4, "I8": 8}
+_LEAST_WIDE_ROWS = 8  # of a step that those kernels take from others in CUDA C++
 _LARGE = 2048
 COMPUTERS = 8  # warps
 TILE_ROWS = (1, 8)  # of an expert, that are multiplied at once
@@ -108,30 +111,28 @@ def why_not_wide(layer: Mixture, dtype: KVDType, gpu: GPU, *, is_fixed: bool) ->
         form, columns, depth = coded_format.format_of(stack.parts), stack.out_features // halves, stack.in_features
         if columns % 32 or depth % 16:
             return f"experts of {columns} x {depth}; they take multiples of 32 x 16"
-        if form is not None and (reason := why_not_wide_codes(form, depth, dtype)) is not None:
+        if form is not None and (reason := why_not_wide_codes(form, depth)) is not None:
             return reason
     return None
 
 
-def why_not_wide_codes(form: ScaledFormat, depth: int, dtype: KVDType) -> str | None:
+def why_not_wide_codes(form: ScaledFormat, depth: int) -> str | None:
     """The same of experts' matrices of so many inputs."""
     group = form.block[1] or depth
     if form.code == "F8_E4M3" and form.block[0] <= 1 and group == depth:
         return None
     if form.code not in FORMATS or _has_other_scales(form) or form.is_sorted:
         return f"experts of {form.label}"
-    if dtype != "bfloat16":
-        return f"experts of {form.label} in {dtype}; they take bfloat16"
     if depth % 32 or group % 32 or (form.has_zeros and form.code != "U4"):
         return f"{form.label} of {depth} inputs; they take groups of 32, and zero points of 4 bits"
     return None
 
 
-def least_pairs(layer: Mixture) -> int:
-    """Average length of an expert's list from which the kernels for many rows are faster than Triton's."""
+def least_pairs(layer: Mixture) -> float:
+    """Average length of an expert's list from which the kernels for many rows are faster than others."""
     forms = [coded_format.format_of(stack.parts) for stack in (layer.gate_up, layer.down)]
     codes = [form.code for form in forms if form is not None and not _becomes_fp8(form)]
-    return LEAST_PAIRS if len(codes) < 2 else max(LEAST_CODED_PAIRS[BITS[code]] for code in codes)
+    return LEAST_PAIRS if len(codes) < 2 else max(LEAST_CODED_PAIRS[code] for code in codes)
 
 
 def _becomes_fp8(form: ScaledFormat) -> bool:
@@ -139,13 +140,20 @@ def _becomes_fp8(form: ScaledFormat) -> bool:
     return form.code == "F8_E4M3" and form.block[0] <= 1 and form.block[1] == 0
 
 
-def rows_for(layer: Mixture) -> range:
-    """The numbers of rows for which the kernels are faster than Triton's."""
+def rows_for(layer: Mixture, *, is_wide: bool) -> range:
+    """The numbers of rows for which the kernels are faster than Triton's, and than those for many rows of each expert,
+    if these take the layer (is_wide)."""
     forms = [coded_format.format_of(stack.parts) for stack in (layer.gate_up, layer.down)]
     codes = [None if form is None else form.code for form in forms]
     is_large = layer.down.in_features >= _LARGE
     least = 1 if not is_large or set(codes) == {"E2M1"} else 2
-    return range(least, 1 if is_large and None in codes else min(MOST_ROWS[code] for code in codes) + 1)
+    if is_large and None in codes:
+        return range(least, 1)
+    most = min(MOST_ROWS[code] for code in codes)
+    has_room = -(-layer.gate_up.in_features // 128) * 128 <= layer.routing.num_chosen * layer.gate_up.in_features
+    if is_wide and None not in codes and has_room:  # as grouped_codes.py asks
+        most = min(most, max(_LEAST_WIDE_ROWS, ceil(least_pairs(layer) * layer.num_own / layer.routing.num_chosen)) - 1)
+    return range(least, most + 1)
 
 
 def choice_macros(routing: Routing) -> tuple[int, bool]:

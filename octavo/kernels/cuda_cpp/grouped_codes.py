@@ -1,6 +1,7 @@
 """Launches csrc/cuda/grouped_codes.cu: many rows times the experts that they chose, whose weights are codes.
 
-Codes with scales become bfloat16 on their way to Hopper's matrix units; for steps in which an expert has many rows.
+Codes with scales become 16 bits on their way to Hopper's matrix units; for steps in which an expert has many rows, and
+with narrow tiles for those in which it has few.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from octavo.kernels.cuda.sizes import padded_inputs
 from octavo.kernels.cuda_cpp.compile import compile_kernel
 from octavo.kernels.cuda_cpp.expert_format import BITS, FORMATS, GATES, LEAST_CODED_PAIRS
 from octavo.kernels.cuda_cpp.module import Kernel, TensorMap
-from octavo.kernels.cuda_cpp.quantized_weight import address
+from octavo.kernels.cuda_cpp.quantized_weight import address, element
 from octavo.kernels.mixture import Gate, GateKind
 from octavo.kernels.scaled import Code
 from octavo.kernels.triton.coded.weight_stack import WeightStack
@@ -39,19 +40,64 @@ class _Launch(Structure):
 
 
 @dataclass(frozen=True, slots=True)
+class CodesTile:
+    """pairs: at most, of an expert. blocks: of threads that share a multiprocessor."""
+
+    pairs: int = 128
+    blocks: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class CodesVariant:
     """What the kernel is compiled for."""
 
+    dtype: torch.dtype
     code: Code
+    has_zeros: bool
+    has_short_scales: bool
     gate: GateKind | None
+    tile: CodesTile
+
+    @classmethod
+    def of(cls, weight: WeightStack, dtype: torch.dtype, gate: Gate | None, tile: CodesTile) -> CodesVariant:
+        assert weight.code is not None, "dense weights have a kernel of their own"
+        return cls(
+            dtype,
+            weight.code,
+            weight.zeros is not None,
+            weight.has_short_scales(dtype),
+            None if gate is None else gate.kind,
+            tile,
+        )
 
     def compile(self, gpu: GPU) -> bytes:
         macros: dict[str, str | int] = {
+            "ELEMENT": element(self.dtype),
             "FORMAT": FORMATS[self.code],
+            "HAS_ZEROS": int(self.has_zeros),
+            "HAS_SHORT_SCALES": int(self.has_short_scales),
+            "PAIRS": self.tile.pairs,
+            "BLOCKS": self.tile.blocks,
             "GATE": -1 if self.gate is None else GATES[self.gate],
             "IS_CHAINED": int(gpu.chains),
         }
         return compile_kernel("grouped_codes", macros, gpu.capability)
+
+
+NARROW, WIDE = CodesTile(16, 2), CodesTile(128, 1)
+TILES = NARROW, WIDE
+#: average length of an expert's list up to which narrow tiles are faster, as measured for these codes
+_MOST_NARROW: dict[Code, int] = {"U4": 8, "F8_E4M3": 8}
+
+
+def tiles_of(code: Code) -> tuple[CodesTile, ...]:
+    """Those that a matrix of these codes is multiplied by."""
+    return TILES if code in _MOST_NARROW else (WIDE,)
+
+
+def _tile_of(weight: WeightStack, num_pairs: int) -> CodesTile:
+    most = 0 if weight.code is None else _MOST_NARROW.get(weight.code, 0)
+    return NARROW if num_pairs <= most * weight.shape[0] else WIDE
 
 
 @cache
@@ -61,14 +107,14 @@ def codes_kernel(variant: CodesVariant, gpu: GPU) -> tuple[Kernel, int]:
     return kernel, kernel.take_shared()
 
 
-def takes_codes(gate_up: WeightStack, down: WeightStack, num_pairs: int, num_chosen: int, dtype: torch.dtype) -> bool:
+def takes_codes(gate_up: WeightStack, down: WeightStack, num_pairs: int, num_chosen: int) -> bool:
     """Whether to call `mixture_of_codes`."""
     num_experts, _, hidden = gate_up.shape
     codes = [each.code for each in (gate_up, down) if each.code is not None and not becomes_fp8(each)]
     has_room = padded_inputs(hidden) <= num_chosen * hidden
-    if len(codes) < 2 or not has_room or dtype != torch.bfloat16:
+    if len(codes) < 2 or not has_room:
         return False
-    return num_pairs >= max(LEAST_CODED_PAIRS[BITS[code]] for code in codes) * num_experts
+    return num_pairs >= max(LEAST_CODED_PAIRS[code] for code in codes) * num_experts
 
 
 def becomes_fp8(weight: WeightStack) -> bool:
@@ -86,20 +132,20 @@ def mixture_of_codes(
     gated = room.gated[: num_pairs * inner].view(num_pairs, inner)
     dealt = room.results[: num_rows * padded_inputs(hidden)].view(num_rows, -1)  # the results come later
     deal_spans(x, dealt, chained=gpu.chains)
-    multiply_codes(dealt, *gate_up, gated, room, rows_of=num_chosen, gpu=gpu, gate=gate)
-    multiply_codes(gated, *down, results, room, rows_of=1, gpu=gpu)
+    first, second = (_tile_of(weight, num_pairs) for weight, _ in (gate_up, down))
+    multiply_codes(dealt, *gate_up, gated, room, rows_of=num_chosen, gpu=gpu, gate=gate, tile=first)
+    multiply_codes(gated, *down, results, room, rows_of=1, gpu=gpu, tile=second)
 
 
 def multiply_codes(
     x: torch.Tensor, weight: WeightStack, bias: torch.Tensor | None, out: torch.Tensor, room: Room,
-    *, rows_of: int, gpu: GPU, gate: Gate | None = None,
+    *, rows_of: int, gpu: GPU, gate: Gate | None = None, tile: CodesTile = WIDE,
 ) -> None:  # fmt: skip
     """As `WideProducts.run`, of rows that `deal_spans` has dealt. With a gate the results are dealt, too."""
     num_experts, outputs, depth = weight.shape
     num_rows = num_experts * outputs
     assert x.shape[1] == padded_inputs(depth), f"rows of {x.shape[1]} times a weight of {depth} inputs"
-    assert weight.code is not None, "dense weights have a kernel of their own"
-    kernel, shared_bytes = codes_kernel(CodesVariant(weight.code, None if gate is None else gate.kind), gpu)
+    kernel, shared_bytes = codes_kernel(CodesVariant.of(weight, x.dtype, gate, tile), gpu)
     launch = _Launch(
         room.counts.data_ptr(), room.order.data_ptr(), x.data_ptr(), address(weight.scales), address(weight.zeros),
         address(bias), out.data_ptr(), x.stride(0), out.stride(0),
@@ -109,7 +155,7 @@ def multiply_codes(
     )  # fmt: skip
     units = _map_of(weight.data.data_ptr(), num_rows, depth, BITS[weight.code])
     kernel.launch(
-        gpu.num_multiprocessors, _THREADS, (launch, units),
+        gpu.num_multiprocessors * tile.blocks, _THREADS, (launch, units),
         shared_bytes=shared_bytes, stream=torch.cuda.current_stream().cuda_stream, chained=gpu.chains,
     )  # fmt: skip
 

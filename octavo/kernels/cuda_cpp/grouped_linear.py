@@ -16,7 +16,7 @@ import torch
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda_cpp.compile import compile_kernel
 from octavo.kernels.cuda_cpp.expert_format import GATES, LEAST_PAIRS
-from octavo.kernels.cuda_cpp.grouped_codes import CodesVariant, becomes_fp8, codes_kernel
+from octavo.kernels.cuda_cpp.grouped_codes import CodesVariant, becomes_fp8, codes_kernel, tiles_of
 from octavo.kernels.cuda_cpp.module import Kernel, TensorMap
 from octavo.kernels.cuda_cpp.quantized_weight import address, element
 from octavo.kernels.mixture import Gate, GateKind
@@ -86,12 +86,12 @@ class WideProducts:
     def prepare(self, gate_up: Factors, down: Factors, gate: Gate) -> None:
         """Compile and load the kernels, unless another layer's are the same."""
         kinds: set[Variant | CodesVariant] = set()
-        for (weight, bias), own in ((gate_up, gate.kind), (down, None)):
+        for (weight, bias), own in ((gate_up, gate), (down, None)):
             is_fp8 = becomes_fp8(weight)
             if weight.code is None or is_fp8:
-                kinds.add(Variant(self.dtype, is_fp8, own, bias is not None))
-            elif self.dtype == torch.bfloat16:
-                kinds.add(CodesVariant(weight.code, own))
+                kinds.add(Variant(self.dtype, is_fp8, None if own is None else own.kind, bias is not None))
+            else:
+                kinds.update(CodesVariant.of(weight, self.dtype, own, tile) for tile in tiles_of(weight.code))
         _prepare(frozenset(kinds), self.gpu)
 
     def takes(self, weight: WeightStack, num_pairs: int, row_scales: torch.Tensor | None) -> bool:

@@ -21,6 +21,7 @@ from octavo.kernels.scaled import Code, ScaledFormat, numbers_of
 from octavo.kernels.triton.coded.coded_format import UNIT, has_minimums, row_block, scale_bytes
 
 _SCALES = {1: torch.uint8, 2: torch.float16, 4: torch.float32}
+_MOST_SHORT = 2**17  # csrc/cuda/code_fragments.cuh: more would not fit with the power of two that is in a factor
 LOOKED_UP: tuple[Code, ...] = ("NF4", "IQ4_NL")
 
 
@@ -28,7 +29,8 @@ LOOKED_UP: tuple[Code, ...] = ("NF4", "IQ4_NL")
 class WeightStack:
     """shape: [experts, outputs, inputs]. code: None if data is dense, in that shape. scales [rows / row_block, inputs /
     group]: rounded up; zeros: int8, like them, or what is subtracted after scaling, in their type. order: int32, the
-    input that each column meets, for each part of each expert; None: in their order."""
+    input that each column meets, for each part of each expert; None: in their order. scale_types: the types of 16 bits
+    that hold all scales without rounding them."""
 
     shape: tuple[int, int, int]
     data: torch.Tensor
@@ -38,6 +40,7 @@ class WeightStack:
     group: int = 0
     row_block: int = 1
     order: torch.Tensor | None = None
+    scale_types: frozenset[torch.dtype] = frozenset()
 
     @classmethod
     def dense(cls, matrices: torch.Tensor) -> WeightStack:
@@ -71,12 +74,16 @@ class WeightStack:
             start = end
             orders += [] if part.order is None else [part.order]
         order = torch.cat(orders) if orders else None
-        return cls((1, rows, depth), data, form.code, scales, zeros, group, per, order)
+        return cls((1, rows, depth), data, form.code, scales, zeros, group, per, order, _types_of(scales))
 
     def split(self, num_experts: int) -> WeightStack:
         """The same rows as the matrices of so many experts."""
         _, rows, depth = self.shape
         return replace(self, shape=(num_experts, rows // num_experts, depth))
+
+    def has_short_scales(self, dtype: torch.dtype) -> bool:
+        """Whether numbers of this type of 16 bits hold the scales, and zero points, if any, are 8."""
+        return dtype in self.scale_types and self.zeros is None
 
     @property
     def num_bytes(self) -> int:
@@ -110,6 +117,12 @@ class WeightStack:
             "ROW_BLOCK": self.row_block,
             "ZEROS": "" if self.zeros is None else "codes" if self.zeros.dtype == torch.int8 else "minimums",
         }
+
+
+def _types_of(scales: torch.Tensor) -> frozenset[torch.dtype]:
+    if scales.dtype != torch.float32 or bool((scales.abs() >= _MOST_SHORT).any()):
+        return frozenset()
+    return frozenset(one for one in (torch.bfloat16, torch.float16) if bool((scales.to(one) == scales).all()))
 
 
 @cache

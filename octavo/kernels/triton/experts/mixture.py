@@ -10,7 +10,7 @@ outputs, a launch makes the rows fp8, too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -50,11 +50,14 @@ class Experts:
         """Uploads them, each expert's to its place in the stack."""
 
         router, bias = weights.stacked(*layer.router.parts), layer.bias
+        stacks = [_stack(each, weights) for each in (layer.gate_up, layer.down)]
+        if layer.slots is not None:  # experts with other scales may come
+            stacks = [replace(each, scale_types=frozenset()) for each in stacks]
         return cls(
             layer,
             *(router, _biases(layer.router, weights), None if bias is None else weights.vector(bias)),
-            *(_stack(layer.gate_up, weights), _biases(layer.gate_up, weights)),
-            *(_stack(layer.down, weights), _biases(layer.down, weights)),
+            *(stacks[0], _biases(layer.gate_up, weights)),
+            *(stacks[1], _biases(layer.down, weights)),
         )
 
     @property
@@ -123,7 +126,7 @@ def mixture(
         combine, residual, out, room, num_chosen=num_chosen, first_expert=first, num_own=layer.num_own,
         chained=chained, norm=norm,
     )  # fmt: skip
-    if wide is not None and takes_codes(experts.gate_up, experts.down, num_pairs, num_chosen, x.dtype):
+    if wide is not None and takes_codes(experts.gate_up, experts.down, num_pairs, num_chosen):
         results = room.results[: num_pairs * hidden].view(num_pairs, hidden)
         products = (experts.gate_up, experts.gate_up_bias), (experts.down, experts.down_bias)
         mixture_of_codes(x, *products, room, results, gate=layer.gate, num_chosen=num_chosen, gpu=wide.gpu)
