@@ -77,17 +77,19 @@ struct Fragments {
     const uint32_t all[4] = {words.x, words.y, words.z, words.w}, word = all[step % 4];
     const int nibble = is_odd * 2 + step / 4;
     if constexpr (kFormat == kFp4) return N::fma(fp4_pair<Element>(word, nibble), scale.factor, 0x80008000);
-    uint32_t numbers;
     if constexpr (kIsFused) {
       const uint32_t code = word >> (is_odd * 8) & (nibble % 2 ? 0x00f000f0 : 0x000f000f);
       return N::fma(code, nibble % 2 ? scale.rest : scale.factor, scale.minus);
-    } else if constexpr (kFormat == kInt4) {
-      numbers = nibble_pair(word >> (is_odd * 8), nibble % 2, scale);
     } else {
-      numbers = kFormat == kInt8 ? int8_pair<Element>(word ^ 0x80808080, is_odd) : fp8_placed(word, is_odd);
+      uint32_t numbers;
+      if constexpr (kFormat == kInt4) {
+        numbers = nibble_pair(word >> (is_odd * 8), nibble % 2, scale);
+      } else {
+        numbers = kFormat == kInt8 ? int8_pair<Element>(word ^ 0x80808080, is_odd) : fp8_placed(word, is_odd);
+      }
+      if (kHasShortScales) return N::fma(numbers, scale.factor, 0x80008000);
+      return N::fma(numbers, scale.factor, N::fma(numbers, scale.rest, 0x80008000));
     }
-    if (kHasShortScales) return N::fma(numbers, scale.factor, 0x80008000);
-    return N::fma(numbers, scale.factor, N::fma(numbers, scale.rest, 0x80008000));
   }
 
  private:
