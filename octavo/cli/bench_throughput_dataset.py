@@ -30,7 +30,7 @@ _FLAGS: tuple[_Flag, ...] = (
     (
         ("--output-len", "--random-output-len", "--sharegpt-output-len", "--custom-output-len"),
         *(whole_number, "N"),
-        "new tokens per sequence (128; with a file the length that it has for each answer)",
+        "new tokens per sequence (128); with a file by default the length that it has for each answer",
     ),
     (("--random-prefix-len", "--prefix-len"), whole_number, "N", "tokens of a prefix that all prompts share (0)"),
     (("--random-range-ratio",), number, "X", "lengths are from (1 - X) to (1 + X) times the mean (0)"),
@@ -49,8 +49,11 @@ def add_dataset_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("requests")
     shown = "{" + ",".join(DATASETS) + "}"
     group.add_argument("--dataset-name", type=dataset_name(DATASETS), metavar=shown, help=_HELP)
-    for names, kind, metavar, text in _FLAGS:
-        group.add_argument(*names, type=kind, metavar=metavar, help=text)
+    for (name, *others), kind, metavar, text in _FLAGS:
+        also = "".join(f"; or {other}" for other in others)
+        dest = group.add_argument(name, type=kind, metavar=metavar, help=text + also).dest
+        for other in others:
+            group.add_argument(other, type=kind, dest=dest, help=argparse.SUPPRESS)
     for name, text in datasets.OF_FILES.items():
         group.add_argument("--" + name.replace("_", "-"), action="store_true", default=None, help=text)
 

@@ -190,7 +190,7 @@ def checked_defaults(path: Path, values: Mapping[str, Any], names: Mapping[str, 
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ModelLoadError(f"{path}: {key} is {shown(value)}; allowed: a number")
         if name in _WHOLE and isinstance(value, float) and value.is_integer():
-            value = int(value)  # "top_k": 20.0
+            value = int(value)  # 20.0, as JSON of some languages has it
         try:
             checked: dict[str, Any] = {name: value}
             SamplingParams(**checked)
