@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from tests.gpu.device import DEVICE, ON_GPU, TOLERANCE, relative_error
 
 from octavo.errors import UnsupportedModelError  # isort: skip
 from octavo.kernels.cuda.block_codes import of_blocks  # isort: skip
+from octavo.kernels.cuda import coded_product  # isort: skip
 from octavo.kernels.cuda.coded_product import CodedProduct  # isort: skip
 from octavo.kernels.cuda.driver import GPU  # isort: skip
 from octavo.kernels.cuda.plain_codes import PlainCodes  # isort: skip
@@ -133,10 +135,19 @@ def test_ggufs_blocks_keep_their_numbers(dtype: DType) -> None:
         assert relative_error(out, F.linear(x.float(), dense)) < 2 * TOLERANCE[x.dtype]
 
 
-@pytest.mark.parametrize("is_sorted", [False, True])
-def test_a_product_of_stacked_parts(is_sorted: bool) -> None:
-    """With few rows and with many, with a bias, and before a norm. Each part may sort its inputs in its own order."""
-    form, depth, dtype = ScaledFormat("U4", (1, 32), is_sorted=is_sorted), 64, COMPUTED[0]
+@pytest.mark.parametrize(
+    ("form", "most"),
+    [
+        (ScaledFormat("U4", (1, 32)), MAX_ROWS),
+        (ScaledFormat("U4", (1, 32), is_sorted=True), MAX_ROWS),
+        (ScaledFormat("NF4", (1, 64)), 1),
+    ],
+    ids=lambda value: value.label if isinstance(value, ScaledFormat) else None,
+)
+def test_a_product_of_stacked_parts(form: ScaledFormat, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With few rows and with many, with a bias, and before a norm. Each part may sort its inputs in its own order. Of
+    codes that are looked up only one row meets the codes."""
+    depth, dtype, is_sorted = 64, COMPUTED[0], form.is_sorted
     parts = [random_matrix(form, (rows, depth), seed, size=depth**-0.5) for seed, rows in enumerate((16, 32))]
     groups = [parts] if not is_sorted else [[part] for part in parts]
     stacks = tuple(
@@ -147,7 +158,14 @@ def test_a_product_of_stacked_parts(is_sorted: bool) -> None:
     bias, scratch = torch.randn(48, device=DEVICE).to(dtype), torch.empty(48 * depth + 5, device=DEVICE, dtype=dtype)
     none = torch.empty(0, device=DEVICE)
     product = CodedProduct(stacks, bias, scratch, none, none, GPU("a GPU", (8, 0), 1 << 34, 1))
-    for rows in (3, MAX_ROWS + 1):
+    met: list[int] = []
+
+    def record(x: torch.Tensor, *given: Any, **how: Any) -> None:
+        met.append(len(x))
+        coded_linear(x, *given, **how)
+
+    monkeypatch.setattr(coded_product, "coded_linear", record)
+    for rows in (1, 3, MAX_ROWS + 1):
         x, out = torch.randn(rows, depth, device=DEVICE).to(dtype), torch.empty(rows, 48, device=DEVICE, dtype=dtype)
         product.run(x, out)
         expected = F.linear(x.float(), dense, bias.float())
@@ -157,6 +175,7 @@ def test_a_product_of_stacked_parts(is_sorted: bool) -> None:
         product.run_add_rms_norm(x, total, norm, 1e-6, out, None)
         assert relative_error(total, expected) < 2 * TOLERANCE[dtype]
         assert relative_error(out, F.rms_norm(expected, [48], norm, 1e-6)) < 3 * TOLERANCE[dtype]
+    assert set(met) == {rows for rows in (1, 3) if rows <= most}
 
 
 def test_groups_of_unequal_sizes_are_an_error() -> None:

@@ -1,7 +1,7 @@
 """Products with matrices that stay codes with scales, by Triton's kernels: without nvcc, and in more formats.
 
 rows        fp8 in bf16 models                                  all others
-up to 64    triton/coded/coded_linear.py, which adds a bias
+up to 64    triton/coded/coded_linear.py, which adds a bias; of codes that are looked up in a table only one
 more        rows become fp8, too; cuBLAS (`sizes.scaled_rows`)  made dense in the scratch; cuBLAS
 
 Nothing else is fused into them.
@@ -17,7 +17,7 @@ import torch
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.ops import Activation
 from octavo.kernels.triton.coded.coded_linear import MAX_ROWS, coded_linear, make_dense
-from octavo.kernels.triton.coded.weight_stack import WeightStack
+from octavo.kernels.triton.coded.weight_stack import LOOKED_UP, WeightStack
 from octavo.kernels.triton.elementwise import norm
 from octavo.kernels.triton.linear.skinny_linear import library_linear
 
@@ -48,7 +48,7 @@ class CodedProduct:
         assert norm_weight is None, "no norm is fused with codes"
         assert gate is None, "no gate is fused with codes"
         chained = self.gpu.chains
-        if len(x) <= MAX_ROWS:
+        if len(x) <= self._most_rows:
             for piece, columns, bias in self._columns(out):
                 coded_linear(x, piece, columns, bias=bias, chained=chained)
         elif self.scaled is not None:
@@ -70,6 +70,11 @@ class CodedProduct:
         """total += x W^T; out = its RMSNorm."""
         self.run(x, out)
         norm.add_rms_norm(out, total, norm_weight, eps, out, chained=self.gpu.chains)
+
+    @property
+    def _most_rows(self) -> int:
+        """That are multiplied by codes as they are."""
+        return 1 if any(piece.code in LOOKED_UP for piece in self.pieces) else MAX_ROWS
 
     def _columns(self, out: torch.Tensor) -> list[tuple[WeightStack, torch.Tensor, torch.Tensor | None]]:
         """Each piece with its columns of the result, and of the bias."""
